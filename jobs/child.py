@@ -1,0 +1,66 @@
+"""The training process: started in its own session with a clean environment, signalled and killed as a group.
+
+Owns the process and nothing it writes. Invariant: no secret of the worker reaches it, and no process of its
+group outlives `kill`. Start it from the main thread: the child asks to die with the thread that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_PASSED_ON = frozenset(
+    "PATH HOME USER LOGNAME LANG LANGUAGE TZ TMPDIR SHELL LD_LIBRARY_PATH LIBRARY_PATH CC CXX VIRTUAL_ENV "
+    "GRPO_MODEL_DIR GRPO_DATASET_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE "
+    "HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy".split()
+)
+_PASSED_ON_PREFIXES = (
+    *("LC_", "PYTHON", "XDG_", "SSL_CERT_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "OPENBLAS_"),
+    *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "TORCH", "PYTORCH_", "TRITON_", "VLLM_", "UNSLOTH_"),
+)
+
+
+class Child:
+    """A running training process."""
+
+    def __init__(self, argv: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+        with (folder / "stderr.log").open("ab") as output:
+            self._process = subprocess.Popen(  # noqa: S603 - the operator's launcher and our own paths, no shell
+                list(argv),
+                cwd=folder,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative where a signal ended it."""
+        return self._process.poll()
+
+    def terminate(self) -> None:
+        """Ask it to finish its step, checkpoint and leave."""
+        if self._process.poll() is None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """End the whole group now."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def clean_environment(parent: Mapping[str, str], cores: int | None = None) -> dict[str, str]:
+    """What a training process may know of its parent's environment; one core is left to the worker.
+
+    Two torch threads on two busy cores are several times slower than one.
+    """
+    kept = {key: value for key, value in parent.items() if key in _PASSED_ON or key.startswith(_PASSED_ON_PREFIXES)}
+    threads = max(1, (cores or os.cpu_count() or 1) - 1)
+    return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **kept}

@@ -1,0 +1,70 @@
+"""Uploaded data sets in the bucket: the rows, and a description of them written last.
+
+Owns their names and who may use them; what a row may hold is `grpo_core.datasets`'s to say. Invariant: a data
+set that can be found is whole and never changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ulid import ULID
+
+from grpo_core.datasets import DatasetSummary
+from jobs import layout
+from jobs.errors import NotFound
+from jobs.storage import ObjectStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRecord:
+    """One uploaded data set."""
+
+    id: str
+    owner: str
+    name: str | None
+    rows: int
+    bytes: int
+    sha256: str
+    columns: list[str]
+    created_at: datetime
+
+
+class DatasetStore:
+    """All uploads of one service."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    def put(self, path: Path, summary: DatasetSummary, owner: str, name: str | None) -> DatasetRecord:
+        """Store a checked file; returns its record."""
+        record = DatasetRecord(
+            id=f"ds-{ULID()}",
+            owner=owner,
+            name=name,
+            rows=summary.rows,
+            bytes=summary.bytes,
+            sha256=summary.sha256,
+            columns=list(summary.columns),
+            created_at=datetime.now(UTC),
+        )
+        self._store.upload(path, layout.dataset_rows(record.id))
+        body: dict[str, Any] = {**record.__dict__, "created_at": record.created_at.isoformat()}
+        self._store.put_json(layout.dataset(record.id), {"v": 1, **body})
+        return record
+
+    def get(self, dataset_id: str, owner: str) -> DatasetRecord:
+        """An owner's data set; raises `NotFound`."""
+        body = self._store.get_json(layout.dataset(dataset_id))
+        if body is None or body["owner"] != owner:
+            raise NotFound("data set", dataset_id)
+        body.pop("v")
+        body["created_at"] = datetime.fromisoformat(body["created_at"])
+        return DatasetRecord(**body)
+
+    def download(self, record: DatasetRecord, path: Path) -> None:
+        """Copy the rows to a file, checked against the recorded hash."""
+        self._store.download(layout.dataset_rows(record.id), path, record.sha256)

@@ -1,0 +1,60 @@
+"""The errors of `jobs`. The API turns each into one problem document; the worker logs and retries or gives up.
+
+JobsError
+├── NotFound            no such job or data set, or it is somebody else's
+├── Conflict            the job's state does not allow what was asked
+├── Fenced              this worker's epoch is over: it may write nothing more
+├── Rejected            a request that is well formed but cannot be accepted (names field and remedy)
+├── Unavailable         Valkey or object storage did not answer
+└── UnsafeStorage       the object store has no conditional writes
+"""
+
+from __future__ import annotations
+
+from grpo_core.spec import Problem
+
+
+class JobsError(Exception):
+    """Base of every error raised by `jobs`."""
+
+
+class NotFound(JobsError):
+    """There is no such thing, or it belongs to another owner: the two look the same on purpose."""
+
+    def __init__(self, what: str, name: str) -> None:
+        super().__init__(f"There is no {what} {name}; list yours to see what there is.")
+
+
+class Conflict(JobsError):
+    """The job's present state does not allow the change."""
+
+    def __init__(self, job_id: str, status: str, action: str) -> None:
+        self.status = status
+        super().__init__(f"Job {job_id} is {status}, so it cannot be {action}.")
+
+
+class Fenced(JobsError):
+    """Another epoch of this job has begun, or it has ended: this one may change nothing."""
+
+
+class Rejected(JobsError):
+    """The request is well formed, yet cannot be accepted."""
+
+    def __init__(self, *problems: Problem) -> None:
+        self.problems = list(problems)
+        super().__init__("; ".join(f"{p.pointer} {p.detail}. {p.remedy}" for p in problems))
+
+
+class Unavailable(JobsError):
+    """A server this service depends on did not answer; the same request may succeed later."""
+
+    def __init__(self, server: str, reason: str) -> None:
+        self.server = server
+        super().__init__(f"{server} did not answer ({reason}); try again shortly.")
+
+
+class UnsafeStorage(JobsError):
+    """The object store ignores `If-None-Match`, without which two runs could both claim a job.
+
+    Use AWS S3, SeaweedFS 4.42 or newer, or another store with conditional writes.
+    """

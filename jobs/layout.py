@@ -1,0 +1,66 @@
+"""The names of everything in the bucket: one function an object, so that no key is spelt out anywhere else.
+
+Invariant: keys are made from ids this service made itself, never from text a client sent.
+"""
+
+from __future__ import annotations
+
+JOBS = "jobs/"
+KEYS = "keys/"
+DATASETS = "datasets/"
+PROBE = "probe/"
+
+
+def job(job_id: str) -> str:
+    """What was asked for, put once before the client hears of the job."""
+    return f"{JOBS}{job_id}/job.json"
+
+
+def epochs(job_id: str) -> str:
+    """Prefix of the epoch tickets."""
+    return f"{JOBS}{job_id}/epochs/"
+
+
+def epoch(job_id: str, number: int) -> str:
+    """The ticket of one run of the job, put once: whoever puts it owns the number."""
+    return f"{epochs(job_id)}{number}.json"
+
+
+def controls(job_id: str) -> str:
+    """Prefix of the control orders."""
+    return f"{JOBS}{job_id}/control/"
+
+
+def control(job_id: str, number: int) -> str:
+    """One order to cancel, pause or resume, put once before the client hears that it was taken."""
+    return f"{controls(job_id)}{number:06d}.json"
+
+
+def outcome(job_id: str) -> str:
+    """How the job ended, put once: the strongest truth there is about it."""
+    return f"{JOBS}{job_id}/outcome.json"
+
+
+def run(job_id: str, number: int) -> str:
+    """Prefix of all that one epoch writes."""
+    return f"{JOBS}{job_id}/e{number}/"
+
+
+def manifest(job_id: str, number: int) -> str:
+    """Key, SHA-256 and size of every valid object of the job as of this epoch."""
+    return f"{JOBS}{job_id}/manifest-e{number}.json"
+
+
+def api_key(key_id: str) -> str:
+    """One API key's record, with its hash and never the key."""
+    return f"{KEYS}{key_id}.json"
+
+
+def dataset(dataset_id: str) -> str:
+    """The description of an uploaded data set."""
+    return f"{DATASETS}{dataset_id}/dataset.json"
+
+
+def dataset_rows(dataset_id: str) -> str:
+    """The rows of an uploaded data set."""
+    return f"{DATASETS}{dataset_id}/data.jsonl"

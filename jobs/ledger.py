@@ -1,0 +1,275 @@
+"""The job records in Valkey: create, read, list, and the one compare-and-set through which all else changes.
+
+Owns the Lua scripts and the shape of the keys. Knows nothing of storage or of Celery. Invariant: no field of a
+record is written outside a script, and only the server's clock is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from typing import Any, Literal
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from grpo_core import strict_json
+from jobs.errors import Unavailable
+from jobs.record import HELD, RECORD_VERSION, JobRecord, JobStatus, utc
+from jobs.settings import QueueSettings
+
+SOCKET_SECONDS = 3.0
+"""A hung server must not hang a request or a heartbeat."""
+
+Refusal = Literal["missing", "status", "epoch", "lease"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEvent:
+    """One event to append: `data` is any JSON object."""
+
+    type: str
+    data: Mapping[str, Any]
+    step: int = 0
+    time: str | None = None
+    """ISO 8601 UTC; None is the server's now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What a compare-and-set did."""
+
+    refusal: Refusal | None
+    status: JobStatus | None
+    """The job's status after the change, or as found when refused."""
+    epoch: int
+    shipped: int
+    """Events of the current run that were taken so far."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the change was made."""
+        return self.refusal is None
+
+
+class Ledger:
+    """All job records below one key prefix. Thread-safe; raises `Unavailable` when the server does not answer."""
+
+    def __init__(self, settings: QueueSettings) -> None:
+        self.prefix = settings.prefix
+        self._url = settings.redis_url.get_secret_value()
+
+    @cached_property
+    def client(self) -> redis.Redis:
+        """The connection pool, also used by the locks and registries beside this class."""
+        return redis.Redis.from_url(
+            self._url,
+            socket_timeout=SOCKET_SECONDS,
+            socket_connect_timeout=SOCKET_SECONDS,
+            socket_keepalive=True,
+            health_check_interval=15,
+            decode_responses=True,
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=2),
+        )
+
+    def ping(self) -> None:
+        """Ask the server for a sign of life."""
+        self._call(lambda: self.client.ping())
+
+    def create(self, record: JobRecord) -> bool:
+        """Write a new record; False where the id is taken."""
+        return bool(self._script("create", record.id, strict_json.dumps(_to_fields(record))))
+
+    def get(self, job_id: str) -> JobRecord | None:
+        """One record, or None."""
+        fields: dict[str, str] = self._call(lambda: self.client.hgetall(f"{self.prefix}:job:{job_id}"))
+        return _from_fields(fields) if fields else None
+
+    def claim(self, job_id: str, *, epoch: int, worker: str, lease_seconds: float) -> bool:
+        """Give a queued job to a worker at a new epoch; False where it is not to be had."""
+        return bool(self._script("claim", job_id, str(epoch), worker, str(int(lease_seconds * 1000))))
+
+    def change(
+        self,
+        job_id: str,
+        *,
+        from_statuses: Collection[JobStatus] | None = None,
+        epoch: int | None = None,
+        expired: bool = False,
+        to: JobStatus | None = None,
+        fields: Mapping[str, Any] | None = None,
+        lease_seconds: float | None = None,
+        events: Iterable[JobEvent] = (),
+        first_ordinal: int | None = None,
+        expire_events_seconds: float | None = None,
+    ) -> Change:
+        """Compare, then set: nothing happens unless status, epoch and lease are as named.
+
+        `first_ordinal` is the place of the first event in its run; events taken before are passed over.
+        """
+        event_list = list(events)
+        if to is not None and not any(event.type == "status" for event in event_list):
+            event_list.append(JobEvent(type="status", data={"status": to.value}))
+        order: dict[str, Any] = {
+            "from": sorted(from_statuses) if from_statuses is not None else None,
+            "epoch": epoch,
+            "expired": expired or None,
+            "to": to.value if to else None,
+            "set": {name: _to_text(value) for name, value in fields.items()} if fields else None,
+            "lease": int(lease_seconds * 1000) if lease_seconds is not None else None,
+            "first": first_ordinal,
+            "events": [_to_order(event) for event in event_list] or None,
+            "expire": int(expire_events_seconds * 1000) if expire_events_seconds is not None else None,
+        }
+        present = {key: value for key, value in order.items() if value is not None}
+        code, status, at_epoch, shipped = self._script("change", job_id, strict_json.dumps(present))
+        return Change(
+            refusal=None if code == "ok" else code,
+            status=JobStatus(status) if status else None,
+            epoch=int(at_epoch),
+            shipped=int(shipped),
+        )
+
+    def beat(self, job_id: str, *, epoch: int, lease_seconds: float | None) -> Change:
+        """Keep the lease, or with None only look; refused when the epoch is over."""
+        return self.change(job_id, from_statuses=HELD, epoch=epoch, lease_seconds=lease_seconds)
+
+    def list_ids(
+        self, owner: str, *, limit: int, before: str | None = None, status: JobStatus | None = None
+    ) -> list[str]:
+        """Ids of an owner's jobs, newest first, starting after `before`."""
+        key = f"{self.prefix}:owner:{owner}" + (f":{status.value}" if status else "")
+        top = f"({before}" if before else "+"
+        ids: list[str] = self._call(lambda: self.client.zrevrangebylex(key, top, "-", start=0, num=limit))
+        return ids
+
+    def get_many(self, job_ids: list[str]) -> list[JobRecord]:
+        """The records that exist among these, in order."""
+        if not job_ids:
+            return []
+
+        def read() -> list[dict[str, str]]:
+            pipeline = self.client.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipeline.hgetall(f"{self.prefix}:job:{job_id}")
+            return pipeline.execute()
+
+        return [_from_fields(fields) for fields in self._call(read) if fields]
+
+    def events(self, job_id: str, *, after: int, limit: int) -> list[dict[str, Any]]:
+        """Events numbered above `after`, in order."""
+        key = f"{self.prefix}:events:{job_id}"
+        entries: list[tuple[str, dict[str, str]]] = self._call(
+            lambda: self.client.xrange(key, min=f"({after}-0" if after else "-", count=limit)
+        )
+        return [_from_entry(entry_id, fields) for entry_id, fields in entries]
+
+    def has_events(self, job_id: str) -> bool:
+        """Whether the job's events are still in Valkey."""
+        return bool(self._call(lambda: self.client.exists(f"{self.prefix}:events:{job_id}")))
+
+    def expired_leases(self, limit: int = 100) -> list[str]:
+        """Ids of jobs whose lease has run out by the server's clock."""
+        return self._due("leases", 0, limit)
+
+    def unclaimed(self, seconds: float, limit: int = 100) -> list[str]:
+        """Ids of queued jobs not rung for so long."""
+        return self._due("queued", seconds, limit)
+
+    def mark_rung(self, job_id: str) -> None:
+        """Note that a worker was woken for a queued job just now."""
+        now = self.now_ms()
+        self._call(lambda: self.client.zadd(f"{self.prefix}:queued", {job_id: now}, xx=True))
+
+    def now_ms(self) -> int:
+        """The server's clock."""
+        seconds, micros = self._call(lambda: self.client.time())
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def _due(self, index: str, seconds: float, limit: int) -> list[str]:
+        latest = self.now_ms() - int(seconds * 1000)
+        ids: list[str] = self._call(
+            lambda: self.client.zrangebyscore(f"{self.prefix}:{index}", 0, latest, start=0, num=limit)
+        )
+        return ids
+
+    @cached_property
+    def _scripts(self) -> dict[str, Any]:
+        folder = files("jobs") / "scripts"
+        prelude = (folder / "prelude.lua").read_text()
+        names = ("create", "claim", "change")
+        return {name: self.client.register_script(prelude + (folder / f"{name}.lua").read_text()) for name in names}
+
+    def _script(self, name: str, job_id: str, *arguments: str) -> Any:
+        return self._call(lambda: self._scripts[name](keys=[self.prefix], args=[job_id, *arguments]))
+
+    def _call(self, function: Any) -> Any:
+        return guarded(function)
+
+
+def guarded(function: Any) -> Any:
+    """Run one exchange with Valkey; its failures become `Unavailable`."""
+    try:
+        return function()
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise Unavailable("Valkey", type(error).__name__) from error
+    except (redis.ReadOnlyError, redis.OutOfMemoryError, redis.BusyLoadingError) as error:
+        raise Unavailable("Valkey", str(error)) from error
+
+
+_JSON_FIELDS = ("spec", "metadata", "error")
+_TIME_FIELDS = ("created_at", "updated_at", "started_at", "finished_at")
+_INTEGER_FIELDS = ("epoch", "attempts", "step", "total_steps")
+_TEXT_FIELDS = ("id", "owner", "spec_sha256", "queue", "name", "phase", "worker", "manifest")
+
+
+def _to_text(value: Any) -> str:
+    """A field as Valkey holds it; None is the empty string."""
+    if value is None:
+        return ""
+    return strict_json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def _to_fields(record: JobRecord) -> dict[str, str]:
+    names = (*_TEXT_FIELDS, *_JSON_FIELDS, *_INTEGER_FIELDS, "status")
+    fields = {name: _to_text(getattr(record, name)) for name in names}
+    return {**fields, "v": str(RECORD_VERSION), "created_at": str(int(record.created_at.timestamp() * 1000))}
+
+
+def _from_fields(fields: dict[str, str]) -> JobRecord:
+    values: dict[str, Any] = {name: fields.get(name) or None for name in _TEXT_FIELDS}
+    values |= {name: json.loads(fields[name]) if fields.get(name) else None for name in _JSON_FIELDS}
+    values |= {name: int(fields.get(name) or 0) for name in _INTEGER_FIELDS}
+    values |= {name: utc(int(fields[name])) if fields.get(name) else None for name in _TIME_FIELDS}
+    reward = fields.get("reward")
+    values["metadata"] = values["metadata"] or {}
+    values["status"] = JobStatus(fields["status"])
+    values["reward"] = float(reward) if reward else None
+    return JobRecord(**values)
+
+
+def _to_order(event: JobEvent) -> dict[str, Any]:
+    body: dict[str, Any] = {"type": event.type, "step": str(event.step), "data": strict_json.dumps(dict(event.data))}
+    return {**body, "time": event.time} if event.time else body
+
+
+def _from_entry(entry_id: str, fields: dict[str, str]) -> dict[str, Any]:
+    time = fields["time"]
+    return {
+        "v": RECORD_VERSION,
+        "seq": int(entry_id.partition("-")[0]),
+        "epoch": int(fields["epoch"]),
+        "type": fields["type"],
+        "time": iso(int(time)) if time.isdecimal() else time,
+        "step": int(fields["step"]),
+        "data": json.loads(fields["data"]),
+    }
+
+
+def iso(milliseconds: int) -> str:
+    """RFC 3339 in UTC with milliseconds."""
+    return utc(milliseconds).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,45 @@
+-- The one way a record changes after it was created and outside a claim: compare, then set.
+-- ARGV[2] is a JSON object; all parts are optional:
+--   from      statuses the job must be in            epoch    the epoch it must be at
+--   expired   the lease must have run out            to       the new status
+--   set       fields to set, as strings              lease    ms from now until the lease runs out
+--   first     ordinal of the first event in its run  events   [{type, epoch, step, data, time}]
+--   expire    ms until the events may go
+-- Returns {'ok'|'missing'|'status'|'epoch'|'lease', status, epoch, events accepted of this run}.
+local order = cjson.decode(ARGV[2])
+local owner, status, epoch, shipped = unpack(redis.call('HMGET', job, 'owner', 'status', 'epoch', 'shipped'))
+shipped = tonumber(shipped or '0')
+if not status then return { 'missing', '', 0, 0 } end
+local function refuse(why) return { why, status, tonumber(epoch), shipped } end
+
+if order.epoch and order.epoch ~= tonumber(epoch) then return refuse('epoch') end
+if order.from then
+  local allowed = false
+  for _, name in ipairs(order.from) do allowed = allowed or name == status end
+  if not allowed then return refuse('status') end
+end
+local now = now_ms()
+if order.expired then
+  local expiry = redis.call('ZSCORE', prefix .. ':leases', id)
+  if expiry and tonumber(expiry) > now then return refuse('lease') end
+end
+
+for name, value in pairs(order.set or {}) do redis.call('HSET', job, name, value) end
+redis.call('HSET', job, 'updated_at', now)
+-- A worker that lost an answer sends its events again: those already taken are passed over.
+local ordinal = (order.first or 1) - 1
+for _, event in ipairs(order.events or {}) do
+  ordinal = ordinal + 1
+  if not order.first or ordinal > shipped then
+    emit(now, event.epoch or epoch, event.type, event.step, event.data, event.time)
+    if order.first then shipped = ordinal end
+  end
+end
+if order.first then redis.call('HSET', job, 'shipped', shipped) end
+if order.to and order.to ~= status then
+  set_status(now, owner, status, order.to)
+  status = order.to
+end
+if order.lease then redis.call('ZADD', prefix .. ':leases', now + order.lease, id) end
+if order.expire then redis.call('PEXPIRE', prefix .. ':events:' .. id, order.expire) end
+return { 'ok', status, tonumber(epoch), shipped }

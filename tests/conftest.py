@@ -1,0 +1,124 @@
+"""Real servers for the tests: one Valkey and one SeaweedFS for the whole session, started by the first test in need.
+
+Tests share them and keep apart by `prefix`. A fault test may stop or kill a server, and starts it again when done.
+"""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from deploy.local.ports import pick_port, pick_s3_port
+from deploy.local.process import Child, Service
+from deploy.local.seaweedfs import SeaweedFS
+from deploy.local.valkey import Valkey
+from jobs.settings import QueueSettings, StorageSettings
+
+
+class Server:
+    """A server that a test can end and bring back, on the same port and with the same data."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._child: Child | None = None
+
+    def start(self) -> None:
+        """Returns when it answers; starting a running server does nothing."""
+        if self._child is None or not self._child.alive():
+            self._child = Child(self._service)
+            self._child.wait_ready()
+
+    def stop(self) -> None:
+        """As an operator would: TERM, and everything is on disk."""
+        if self._child is not None:
+            self._child.stop()
+
+    def kill(self) -> None:
+        """As a crash would: KILL."""
+        if self._child is not None:
+            self._child.kill()
+
+    @property
+    def pid(self) -> int:
+        assert self._child is not None, "not started"
+        return self._child.pid
+
+
+class ValkeyServer(Server):
+    def __init__(self, config: Valkey) -> None:
+        super().__init__(config.service())
+        self.url = config.url
+        self.password = config.password
+        self.port = config.port
+
+
+class SeaweedFSServer(Server):
+    def __init__(self, config: SeaweedFS) -> None:
+        super().__init__(config.service())
+        self.endpoint = config.endpoint
+        self.port = config.port
+        self.access_key = config.access_key
+        self.secret_key = config.secret_key
+        self.bucket = config.bucket
+        self.region = config.region
+        self.client = config.client
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    folder = tmp_path_factory.mktemp("valkey")
+    server = ValkeyServer(
+        Valkey(data=folder / "data", port=pick_port(), password=secrets.token_urlsafe(24), log=folder / "valkey.log")
+    )
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFSServer]:
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    server = SeaweedFSServer(
+        SeaweedFS(
+            data=folder / "data",
+            port=pick_s3_port(),
+            access_key=secrets.token_hex(10),
+            secret_key=secrets.token_urlsafe(30),
+            log=folder / "seaweedfs.log",
+        )
+    )
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def prefix() -> str:
+    """The first part of this test's keys in Valkey; no other test has it."""
+    return f"t-{uuid.uuid4().hex[:16]}"
+
+
+@pytest.fixture
+def queue_settings(valkey: ValkeyServer, prefix: str) -> QueueSettings:
+    # Validated, not constructed: construction would also read the environment.
+    return QueueSettings.model_validate({"redis_url": valkey.url, "prefix": prefix})
+
+
+@pytest.fixture
+def storage_settings(seaweedfs: SeaweedFSServer) -> StorageSettings:
+    return StorageSettings.model_validate(
+        {
+            "endpoint": seaweedfs.endpoint,
+            "bucket": seaweedfs.bucket,
+            "region": seaweedfs.region,
+            "access_key": seaweedfs.access_key,
+            "secret_key": seaweedfs.secret_key,
+        }
+    )

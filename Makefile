@@ -1,0 +1,68 @@
+# Every target says what it does after `##`; `make help` lists them.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+# A folder or page with a CPU build of torch saves 3 GB of CUDA packages; pip's own setting is taken over.
+UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export UV_FIND_LINKS
+EXTRAS := --extra cpu --extra api --extra worker --extra local
+
+.PHONY: help
+help:  ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(VENV)/.ready  ## Install everything for a machine without a GPU into .venv, as locked
+
+$(VENV)/.ready: pyproject.toml uv.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	  echo "Python 3.11 to 3.13 with venv is needed (Debian: apt install python3-venv)."; exit 1; }
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@# torch is pruned and named apart: the lock's entry would always be the CUDA build of the package index.
+	$(BIN)/uv export --quiet --frozen $(EXTRAS) --prune torch --no-hashes --no-emit-project --output-file $(VENV)/requirements.txt
+	@echo "torch==2.13.0" >> $(VENV)/requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement $(VENV)/requirements.txt --editable .
+	@touch $@
+
+.PHONY: demo
+demo: setup  ## Train a tiny model through the whole service, and show what it learnt (3 minutes)
+	$(BIN)/python examples/demo.py
+
+.PHONY: test
+test: setup  ## Run every test that needs no GPU, with real Valkey and SeaweedFS
+	$(BIN)/python -m pytest -m "not gpu"
+
+.PHONY: check
+check: setup  ## Lint, format, types, import arrows, spelling: what must be clean before a commit
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/uv lock --check --no-find-links
+
+.PHONY: format
+format: setup  ## Put the code in its form
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+.PHONY: docs
+docs: setup  ## Write the pages that are made from the code
+	$(BIN)/python -m grpo_core.spec.docs > docs/spec.md
+
+.PHONY: up
+up: setup  ## Start the local stack: Valkey, SeaweedFS, the API and one CPU worker
+	$(BIN)/grpo up
+
+.PHONY: down
+down: setup  ## Stop the local stack; what it stored stays
+	$(BIN)/grpo down
+
+.PHONY: clean
+clean:  ## Remove what the targets made, the local stack's data included
+	rm -rf $(VENV) .grpo .pytest_cache .ruff_cache .hypothesis .import_linter_cache

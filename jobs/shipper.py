@@ -22,6 +22,8 @@ from jobs.storage import ObjectStore
 log = structlog.get_logger()
 
 SYNC_SECONDS = 3.0
+EVENTS_AT_ONCE = 500
+"""Events are sent in files of about so many, so that a long job leaves few; the rest goes at the end."""
 FINAL_FILES = ("metrics.jsonl", "report.json", "spec.json", "stderr.log")
 """Files that change until the run ends."""
 
@@ -64,7 +66,7 @@ class Shipper:
             self._send_checkpoint(checkpoint)
         for _, path in rollouts.step_files(self._folder / "rollouts"):
             self._send(path)
-        self._send_events()
+        self._send_events(at_least=EVENTS_AT_ONCE)
 
     def finish(self) -> list[ManifestEntry]:
         """Send everything the run left; returns all objects that may be read. Call it after `stop`."""
@@ -77,7 +79,7 @@ class Shipper:
         for name in FINAL_FILES:
             if (self._folder / name).exists():
                 self._send(self._folder / name, again=True)
-        self._send_events()
+        self._send_events(at_least=1)
         return [self._sent[path] for path in sorted(self._sent)]
 
     def _send_checkpoint(self, folder: Path) -> None:
@@ -109,9 +111,9 @@ class Shipper:
                 self._store.delete(self._prefix + self._name(path))
             path.unlink()
 
-    def _send_events(self) -> None:
-        """Send the events the ledger numbered since the last time."""
-        while events := self._ledger.events(self._job_id, after=self._last_event, limit=1000):
+    def _send_events(self, at_least: int) -> None:
+        """Send the events the ledger numbered since the last time, unless they are too few."""
+        while len(events := self._ledger.events(self._job_id, after=self._last_event, limit=1000)) >= at_least:
             first, last = events[0]["seq"], events[-1]["seq"]
             path = self._folder / events_name(first, last)
             path.write_text("".join(f"{strict_json.dumps(event)}\n" for event in events), encoding="utf-8")

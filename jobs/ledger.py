@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Any, Literal
 
 import redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
 from grpo_core import strict_json
@@ -77,8 +77,14 @@ class Ledger:
         )
 
     def ping(self) -> None:
-        """Ask the server for a sign of life."""
-        self._call(lambda: self.client.ping())
+        """Ask the server for a sign of life, once and briefly: who asks wants an answer, not success."""
+        self._call(lambda: self._impatient.ping())
+
+    @cached_property
+    def _impatient(self) -> redis.Redis:
+        return redis.Redis.from_url(
+            self._url, socket_timeout=1.0, socket_connect_timeout=1.0, retry=Retry(NoBackoff(), retries=0)
+        )
 
     def create(self, record: JobRecord) -> bool:
         """Write a new record; False where the id is taken."""

@@ -39,4 +39,4 @@ __all__ = [
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of a job spec."""
     schema = JobSpec.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "GRPO job spec", **schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "GRPO job spec"}

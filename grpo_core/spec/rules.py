@@ -1,7 +1,8 @@
 """Rules that span several fields of a spec: what would only fail after the model is loaded is refused here.
 
-Each rule reads a spec whose fields are valid one by one and yields the problems it finds. Invariant: a rule
-names the field to change and what to change it to; all rules run, so all problems are reported together.
+Each rule reads a spec whose fields are valid one by one and yields the problems it finds; its docstring is its
+line in docs/spec.md. Invariant: a rule names the field to change and what to change it to; all rules run, so all
+problems are reported together.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def check(spec: JobSpec) -> None:
 
 
 def _sequence_fits(spec: JobSpec) -> Iterator[Problem]:
+    """`sampling.max_prompt_tokens` + `sampling.max_completion_tokens` is at most `model.max_sequence`."""
     longest = spec.sampling.max_prompt_tokens + spec.sampling.max_completion_tokens
     if longest > spec.model.max_sequence:
         yield Problem(
@@ -41,6 +43,7 @@ def _sequence_fits(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _accumulation_divides(spec: JobSpec) -> Iterator[Problem]:
+    """`sampling.gradient_accumulation` divides the step's completions, and the GPUs share each part evenly."""
     total, parts = spec.completions_per_step, spec.sampling.gradient_accumulation
     if total % parts:
         divisors = [str(n) for n in range(1, total + 1) if total % n == 0]
@@ -60,6 +63,7 @@ def _accumulation_divides(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _rows_fill_a_step(spec: JobSpec) -> Iterator[Problem]:
+    """`data.max_rows` is at least `sampling.prompts_per_step`."""
     rows, prompts = spec.data.max_rows, spec.sampling.prompts_per_step
     if rows is not None and rows < prompts:
         yield Problem(
@@ -71,6 +75,7 @@ def _rows_fill_a_step(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _step_is_bounded(spec: JobSpec) -> Iterator[Problem]:
+    """A step draws at most 8,192 completions and 16,777,216 tokens, a job at most 100,000,000 completions."""
     completions = spec.completions_per_step
     tokens = completions * (spec.sampling.max_prompt_tokens + spec.sampling.max_completion_tokens)
     if completions > MAX_COMPLETIONS_PER_STEP:
@@ -98,6 +103,7 @@ def _step_is_bounded(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _something_is_rewarded(spec: JobSpec) -> Iterator[Problem]:
+    """At least one of `rewards.weights` is not 0."""
     if not any(spec.rewards.weights.model_dump().values()):
         yield Problem(
             pointer="/rewards/weights",
@@ -108,6 +114,8 @@ def _something_is_rewarded(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _dataset_name_fits_source(spec: JobSpec) -> Iterator[Problem]:
+    """`data.dataset` is a hub name or an upload's id, as `data.source` says; `data.subset` and `data.revision`
+    are the hub's."""
     name, source = spec.data.dataset, spec.data.source
     if source == "hub" and not re.fullmatch(HUB_NAME, name):
         yield Problem(
@@ -134,6 +142,7 @@ def _dataset_name_fits_source(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _columns_differ(spec: JobSpec) -> Iterator[Problem]:
+    """`data.question_column` and `data.answer_column` differ."""
     if spec.data.question_column == spec.data.answer_column:
         yield Problem(
             pointer="/data/answer_column",
@@ -144,6 +153,8 @@ def _columns_differ(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _cpu_jobs_ask_for_nothing_of_cuda(spec: JobSpec) -> Iterator[Problem]:
+    """With `resources.gpus` 0: optimizer `adamw_torch`, precision `auto`, engine `auto` or `trl`, no
+    `min_gpu_memory_gb`."""
     if spec.resources.gpus:
         return
     needs_cuda = {
@@ -169,6 +180,7 @@ def _cpu_jobs_ask_for_nothing_of_cuda(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _unsloth_takes_one_gpu(spec: JobSpec) -> Iterator[Problem]:
+    """Engine `unsloth` takes one GPU."""
     if spec.engine == "unsloth" and spec.resources.gpus > 1:
         yield Problem(
             pointer="/engine",
@@ -179,6 +191,7 @@ def _unsloth_takes_one_gpu(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _lora_scale_is_sane(spec: JobSpec) -> Iterator[Problem]:
+    """`lora.alpha` is at most 64 × `lora.rank`."""
     if spec.lora.alpha > 64 * spec.lora.rank:
         yield Problem(
             pointer="/lora/alpha",

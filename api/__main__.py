@@ -1,0 +1,8 @@
+"""`python -m api`: the command line, for where the `grpo` script is not installed."""
+
+from __future__ import annotations
+
+from api.cli import main
+
+if __name__ == "__main__":
+    main()

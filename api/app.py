@@ -1,0 +1,67 @@
+"""Puts the HTTP service together: routes, keys, problems, limits, the edge. Owns no behaviour of its own.
+
+Invariant: the application is made without touching the network; the lifespan starts and closes the job service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+from litestar.middleware import DefineMiddleware
+
+from api import openapi
+from api.auth import BearerAuth, check_scope
+from api.dependencies import PROVIDERS
+from api.edge import Edge
+from api.problems import handle
+from api.queries import check_query
+from api.routes import datasets, health, jobs, rewards, schema
+from api.settings import ApiSettings
+from jobs.service import JobService
+
+
+def create_app(service: JobService | None = None, settings: ApiSettings | None = None) -> Litestar:
+    """The application; without a service it makes one from the environment."""
+    settings = settings or ApiSettings()
+    app = Litestar(
+        route_handlers=[
+            jobs.ROUTER,
+            datasets.router(settings.max_dataset_bytes),
+            rewards.list_rewards,
+            health.health,
+            health.readiness,
+            schema.job_schema,
+            schema.script,
+        ],
+        dependencies=PROVIDERS,
+        exception_handlers={HTTPException: handle, Exception: handle},
+        guards=[check_scope, check_query],
+        middleware=[DefineMiddleware(BearerAuth)],
+        lifespan=[_lifespan],
+        logging_config=None,
+        openapi_config=openapi.config(),
+        request_max_body_size=settings.max_body_bytes,
+        state=State({"service": service or JobService.from_settings(), "settings": settings}),
+    )
+    app.asgi_handler = Edge(app.asgi_handler)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: Litestar) -> AsyncGenerator[None]:
+    service: JobService = app.state.service
+    settings: ApiSettings = app.state.settings
+    executor = ThreadPoolExecutor(max_workers=settings.threads, thread_name_prefix="request")
+    # The loop's own default has a thread for each core and a few more: too few for calls that mostly wait.
+    asyncio.get_running_loop().set_default_executor(executor)
+    await asyncio.to_thread(service.start)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(service.close)

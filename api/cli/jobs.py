@@ -1,0 +1,132 @@
+"""`grpo list`, `show`, `cancel` and `download`: look at jobs, end one, fetch what it left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from api.cli.output import EXIT_REFUSED, AsJson, CommandError, connected, print_json, say
+
+Pairs = Annotated[list[str] | None, Parameter(name="--metadata", negative="", help="Only jobs with this KEY=VALUE.")]
+
+
+def list_jobs(
+    *,
+    limit: int = 20,
+    cursor: str | None = None,
+    status: str | None = None,
+    metadata: Pairs = None,
+    json: AsJson = False,
+) -> None:
+    """List your jobs, newest first.
+
+    Parameters
+    ----------
+    limit
+        Jobs on a page, at most 100.
+    cursor
+        Where the page before said that the next one starts.
+    status
+        Only jobs in this state.
+    """
+    wanted = dict(_pair(text) for text in metadata or [])
+    with connected() as client:
+        page = client.list(limit=limit, cursor=cursor, status=status, metadata=wanted)
+    if json:
+        print_json(page)
+        return
+    for job in page["data"]:
+        say(f"{job['id']}  {job['status']:<10}  {_steps(job):>11}  {_reward(job):>7}  {job['name'] or ''}")
+    if page["next_cursor"]:
+        say(f"More: grpo list --cursor {page['next_cursor']}")
+
+
+def show(job_id: str, /, *, json: AsJson = False) -> None:
+    """Show one job: where it is, how far, and why it failed."""
+    with connected() as client:
+        job = client.get(job_id)
+    if json:
+        print_json(job)
+        return
+    say_job(job)
+
+
+def cancel(job_id: str, /, *, json: AsJson = False) -> None:
+    """Cancel a job. One that runs stops within seconds."""
+    with connected() as client:
+        job = client.cancel(job_id)
+    if json:
+        print_json(job)
+        return
+    say(f"{job['id']}: {job['status']}")
+
+
+def download(job_id: str, folder: Path, /, *, json: AsJson = False) -> None:
+    """Download what a job left and check every hash.
+
+    Parameters
+    ----------
+    folder
+        Where to write; files that are there already and right are kept.
+    """
+
+    def tell(path: str, done: int, size: int) -> None:
+        if done == size and not json:
+            say(f"  {path}  {size} bytes")
+
+    with connected() as client:
+        try:
+            files = client.download(job_id, folder, tell)
+        except OSError as error:
+            raise CommandError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    if json:
+        # The links are left out: they are keys to the files, and output ends up in logs.
+        names = ("path", "key", "size", "sha256")
+        print_json({"job": job_id, "folder": str(folder), "files": [{n: file[n] for n in names} for file in files]})
+        return
+    say(f"{len(files)} files in {folder}; every SHA-256 is as announced.")
+
+
+def say_job(job: dict[str, Any]) -> None:
+    """A job in lines."""
+    fields = {
+        "job": job["id"],
+        "name": job["name"],
+        "status": job["status"] + (f" ({job['phase']})" if job["phase"] else ""),
+        "step": _steps(job),
+        "reward": _reward(job),
+        "model": job["spec"]["model"]["name"],
+        "data": job["spec"]["data"]["dataset"],
+        "created": job["created_at"],
+        "started": job["started_at"],
+        "finished": job["finished_at"],
+    }
+    for name, value in fields.items():
+        if value:
+            say(f"{name:<9} {value}")
+    if job["error"]:
+        say_failure(job["error"])
+
+
+def say_failure(error: dict[str, Any]) -> None:
+    """Why a job failed, and what to do."""
+    say(f"{'error':<9} {error['code']} ({error['class']}): {error['message']}")
+    if error["hint"]:
+        say(f"{'':<9} {error['hint']}")
+
+
+def _steps(job: dict[str, Any]) -> str:
+    return f"{job['step']}/{job['total_steps']}"
+
+
+def _reward(job: dict[str, Any]) -> str:
+    return "" if job["reward"] is None else f"{job['reward']:.3f}"
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, mark, value = text.partition("=")
+    if not mark or not key:
+        raise CommandError(f"--metadata {text!r} is not KEY=VALUE.", EXIT_REFUSED)
+    return key, value

@@ -1,0 +1,29 @@
+"""`grpo api` and `grpo worker`: run one process of the service in the foreground."""
+
+from __future__ import annotations
+
+from api.cli.output import service_errors
+
+
+def api(*, host: str | None = None, port: int | None = None) -> None:
+    """Run the HTTP service until TERM.
+
+    Parameters
+    ----------
+    host
+        Address to listen on; GRPO_API_HOST, else 127.0.0.1.
+    port
+        Port to listen on; GRPO_API_PORT, else 8080.
+    """
+    with service_errors("api"):
+        from api.server import serve
+
+        serve(host, port)
+
+
+def worker() -> None:
+    """Run a worker until TERM; what it trains with comes from the extra cpu or cuda."""
+    with service_errors("worker"):
+        from jobs.__main__ import main
+
+        main()

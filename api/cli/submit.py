@@ -1,0 +1,139 @@
+"""`grpo submit`: reads a spec, changes it as told, submits it, and with `--wait` follows it to its end."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from api.cli.jobs import say_failure
+from api.cli.output import (
+    EXIT_CANCELLED,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_REFUSED,
+    AsJson,
+    CommandError,
+    InputFile,
+    connected,
+    print_json,
+    say,
+)
+
+EXIT_CODES = {"succeeded": 0, "failed": EXIT_FAILED, "cancelled": EXIT_CANCELLED}
+
+Changes = Annotated[
+    list[str] | None,
+    Parameter(name="--set", negative="", help="Set a field, as training.steps=20; the value is JSON, else text."),
+]
+
+
+def submit(
+    file: InputFile,
+    /,
+    *,
+    set: Changes = None,  # noqa: A002 - the option's name
+    wait: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    json: AsJson = False,
+) -> int:
+    """Submit a job. Exits 0 when it was accepted; with --wait: 0 succeeded, 1 failed, 2 refused, 3 cancelled.
+
+    Parameters
+    ----------
+    file
+        The spec as JSON; - is standard input.
+    wait
+        Follow the job to its end.
+    dry_run
+        Only check the spec and show what it would become.
+    """
+    spec = read_spec(file, set or [])
+    with connected() as client:
+        if dry_run:
+            _show_dry_run(client.dry_run(spec), as_json=json)
+            return 0
+        job = client.submit(spec)
+        if not wait:
+            _show_accepted(job, as_json=json)
+            return 0
+        job = _follow(client, job, as_json=json)
+    if json:
+        print_json(job)
+    return EXIT_CODES[job["status"]]
+
+
+def read_spec(file: str, changes: list[str]) -> Any:
+    """The spec in a file with `a.b=c` changes made; raises `CommandError` naming what cannot be read."""
+    from grpo_core import strict_json
+
+    try:
+        raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise CommandError(f"{file} cannot be read: {error.strerror or error}.", EXIT_REFUSED) from error
+    try:
+        spec = strict_json.loads(raw)
+    except strict_json.StrictJsonError as error:
+        raise CommandError(f"{file}: {error}", EXIT_REFUSED) from error
+    for change in changes:
+        set_field(spec, change)
+    return spec
+
+
+def set_field(spec: Any, change: str) -> None:
+    """Make one change, written `a.b=c`."""
+    from grpo_core import strict_json
+
+    path, mark, text = change.partition("=")
+    names = path.split(".")
+    if not mark or not all(names):
+        raise CommandError(f"--set {change!r} is not FIELD=VALUE, such as training.steps=20.", EXIT_REFUSED)
+    try:
+        value: Any = strict_json.loads(text)
+    except strict_json.StrictJsonError:
+        value = text
+    section = spec
+    for name in names[:-1]:
+        if isinstance(section, dict):
+            section = section.setdefault(name, {})
+    if not isinstance(section, dict):
+        raise CommandError(f"--set {change!r}: {'.'.join(names[:-1]) or 'the spec'} is not an object.", EXIT_REFUSED)
+    section[names[-1]] = value
+
+
+def _follow(client: Any, job: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
+    from api.cli.progress import show_progress
+
+    stream = sys.stderr if as_json else sys.stdout
+    try:
+        with show_progress(job, stream) as on_event:
+            job = client.wait(job["id"], on_event)
+    except KeyboardInterrupt:
+        # Only the looking on was interrupted.
+        message = f"Job {job['id']} goes on. See it with: grpo show {job['id']}; end it with: grpo cancel {job['id']}"
+        raise CommandError(message, EXIT_INTERRUPTED) from None
+    if not as_json:
+        say(f"{job['id']}: {job['status']}")
+        if job["error"]:
+            say_failure(job["error"])
+    return job
+
+
+def _show_accepted(job: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(job)
+        return
+    say(f"{job['id']}: {job['status']}")
+
+
+def _show_dry_run(result: dict[str, Any], *, as_json: bool) -> None:
+    import json
+
+    if as_json:
+        print_json(result)
+        return
+    say(json.dumps(result["spec"], indent=2, ensure_ascii=False))
+    for warning in result["warnings"]:
+        say(f"warning {warning['pointer']}: {warning['message']}")

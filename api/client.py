@@ -1,0 +1,241 @@
+"""The Python client: the API's routes as methods, following a job to its end, and downloads that check every hash.
+
+    ClientError
+    ├── NotConfiguredError       no address or no key was given
+    ├── UnreachableError    nobody answered, or the answer broke off
+    ├── ProblemError        the service refused: status, code, detail, and errors with field and remedy
+    └── DownloadError       a file that is not what the service said, or not safe to write
+
+Results are the API's JSON as dictionaries. No request that could change a job is ever sent twice. Invariant: the
+API key goes to the API only, never to object storage.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from api.client_errors import ClientError, DownloadError, NotConfiguredError, ProblemError, UnreachableError
+from api.download import Progress, save
+
+__all__ = ["ClientError", "DownloadError", "GrpoClient", "NotConfiguredError", "ProblemError", "UnreachableError"]
+
+Json = dict[str, Any]
+JsonList = list[Json]
+
+TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
+EVENTS_PER_CALL = 1000
+FORBIDDEN = 403
+
+_Answer = TypeVar("_Answer")
+
+
+class GrpoClient:
+    """Talks to one service with one key; close it, or use it in a `with` block."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        key: str | None = None,
+        timeout: float = 30.0,
+        *,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        url = url or os.environ.get("GRPO_URL", "")
+        key = key or os.environ.get("GRPO_API_KEY", "")
+        if not url.startswith(("http://", "https://")):
+            raise NotConfiguredError(
+                "Where is the service? Set GRPO_URL to its address, such as http://127.0.0.1:8080."
+            )
+        if not key or not key.isascii() or not key.isprintable():
+            raise NotConfiguredError("Who is asking? Set GRPO_API_KEY to a key that `grpo keys create` printed.")
+        self._url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {key}", "Accept": "application/json"}
+        self._api = httpx.Client(base_url=self._url, headers=headers, timeout=timeout, transport=transport)
+        self._storage = httpx.Client(timeout=timeout, transport=transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._api.close()
+        self._storage.close()
+
+    def submit(self, spec: Json) -> Json:
+        """Submit a job; returns it as accepted."""
+        return self._call("POST", "/jobs", json=spec)
+
+    def dry_run(self, spec: Json) -> Json:
+        """What a spec would become, with every warning; nothing is stored."""
+        return self._call("POST", "/jobs", json=spec, params={"dry_run": "true"})
+
+    def get(self, job_id: str) -> Json:
+        """One job as it is now."""
+        return self._call("GET", _job(job_id))
+
+    def list(
+        self,
+        *,
+        limit: int = 20,
+        cursor: str | None = None,
+        status: str | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> Json:
+        """A page of jobs, newest first; its `next_cursor` leads to the next."""
+        pairs = {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
+        return self._call("GET", "/jobs", params={**pairs, **_given(limit=limit, cursor=cursor, status=status)})
+
+    def cancel(self, job_id: str) -> Json:
+        """Cancel a job; returns it, `cancelled` or `cancelling`."""
+        return self._call("POST", _job(job_id, "cancel"))
+
+    def events(self, job_id: str, *, after: int = 0, limit: int = 100, types: Iterable[str] = ()) -> JsonList:
+        """Up to `limit` events numbered above `after`."""
+        params: Json = {"after": after, "limit": limit, "type": [*types]}
+        return self._call("GET", _job(job_id, "events"), params=params)["data"]
+
+    def metrics(self, job_id: str, *, after_step: int = 0) -> JsonList:
+        """The metrics of each logged step above `after_step`."""
+        return self._call("GET", _job(job_id, "metrics"), params={"after_step": after_step})["data"]
+
+    def artifacts(self, job_id: str) -> Json:
+        """The job's files in `data`, each with a short-lived link, and whether the list is `complete`."""
+        return self._call("GET", _job(job_id, "artifacts"))
+
+    def rewards(self) -> JsonList:
+        """The reward functions."""
+        return self._call("GET", "/rewards")["data"]
+
+    def upload_dataset(self, path: str | Path, *, name: str | None = None) -> Json:
+        """Upload a JSONL file; returns the data set, whose `id` a spec can name."""
+        path = Path(path)
+        with path.open("rb") as file:
+            return self._call(
+                "POST",
+                "/datasets",
+                params=_given(name=name),
+                content=iter(lambda: file.read(1024**2), b""),
+                headers={"Content-Type": "application/x-ndjson", "Content-Length": str(path.stat().st_size)},
+            )
+
+    def wait(
+        self,
+        job_id: str,
+        on_event: Callable[[Json], None] | None = None,
+        poll: float = 1.0,
+        *,
+        patience: float = 60.0,
+    ) -> Json:
+        """Follow a job until it has ended, telling `on_event` of each event once; returns the job.
+
+        A service that is away for less than `patience` seconds, as for a restart, is waited for.
+        """
+        after = 0
+        while True:
+            # The job before its events: then all that an ended job has said is read before this returns.
+            job = self._patiently(lambda: self.get(job_id), poll, patience)
+            for event in self._events_after(job_id, after, poll, patience):
+                after = event["seq"]
+                if on_event is not None:
+                    on_event(event)
+            if job["status"] in TERMINAL:
+                return job
+            time.sleep(poll)
+
+    def download(self, job_id: str, folder: str | Path, on_progress: Progress | None = None) -> JsonList:
+        """Save a job's files below `folder`, each checked against its announced hash; returns what was announced.
+
+        Files that are already there and right are not fetched again.
+        """
+        listing = self.artifacts(job_id)
+        if not listing["data"]:
+            reason = "left no files" if listing["complete"] else "has not ended: its files come then"
+            raise DownloadError(f"Job {job_id} {reason}.")
+        files = {artifact["path"]: artifact for artifact in listing["data"]}
+        for path in files:
+            try:
+                self._save(files[path], Path(folder), on_progress)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != FORBIDDEN:
+                    raise DownloadError(f"{path}: storage answered {error.response.status_code}.") from error
+                # The link has expired, as links do during long downloads: ask for new ones, once.
+                files = {artifact["path"]: artifact for artifact in self.artifacts(job_id)["data"]}
+                self._save_or_say_why(files[path], Path(folder), on_progress)
+        return listing["data"]
+
+    def _save(self, artifact: Json, folder: Path, on_progress: Progress | None) -> None:
+        try:
+            save(self._storage, artifact, folder, on_progress)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise UnreachableError(f"{artifact['path']}: object storage cannot be reached ({_why(error)}).") from error
+
+    def _save_or_say_why(self, artifact: Json, folder: Path, on_progress: Progress | None) -> None:
+        try:
+            self._save(artifact, folder, on_progress)
+        except httpx.HTTPStatusError as error:
+            raise DownloadError(f"{artifact['path']}: storage answered {error.response.status_code}.") from error
+
+    def _events_after(self, job_id: str, after: int, poll: float, patience: float) -> Iterator[Json]:
+        while True:
+            ask = partial(self.events, job_id, after=after, limit=EVENTS_PER_CALL)
+            events = self._patiently(ask, poll, patience)
+            yield from events
+            if len(events) < EVENTS_PER_CALL:
+                return
+            after = events[-1]["seq"]
+
+    def _patiently(self, ask: Callable[[], _Answer], poll: float, patience: float) -> _Answer:
+        """Ask a question that changes nothing again and again, until it is answered or patience ends."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return ask()
+            except (UnreachableError, ProblemError) as error:
+                is_passing = isinstance(error, UnreachableError) or error.status >= 500
+                if not is_passing or time.monotonic() > deadline:
+                    raise
+            time.sleep(poll)
+
+    def _call(self, method: str, path: str, **request: Any) -> Json:
+        try:
+            response = self._api.request(method, path, **request)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise UnreachableError(f"The service at {self._url} cannot be reached ({_why(error)}).") from error
+        body = _object_of(response)
+        if response.is_success and body is not None:
+            return body
+        if body is None or not response.is_error:
+            raise UnreachableError(f"{self._url} answered {response.status_code} with something that is not this API.")
+        raise ProblemError(response.status_code, body)
+
+
+def _job(job_id: str, *rest: str) -> str:
+    """The path of a job; quoted, so that no id can lead to another route."""
+    return "/".join(("/jobs", quote(job_id, safe=""), *rest))
+
+
+def _given(**params: Any) -> Json:
+    return {name: value for name, value in params.items() if value is not None}
+
+
+def _object_of(response: httpx.Response) -> Json | None:
+    try:
+        body = response.json()
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _why(error: Exception) -> str:
+    return str(error) or type(error).__name__

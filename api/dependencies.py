@@ -1,0 +1,34 @@
+"""What handlers are given by name: the job service behind the application, and the owner of the caller's key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Request
+from litestar.datastructures import State
+from litestar.di import NamedDependency, Provide
+from litestar.params import SkipValidation
+from litestar.types import Dependencies
+
+from jobs.keys import KeyRecord
+from jobs.service import JobService
+
+# Not validated, so that tests may inject another object with the same methods.
+Service = NamedDependency[SkipValidation[JobService]]
+Owner = NamedDependency[str]
+
+
+def service_of(state: State) -> Any:
+    """The service the application was made with."""
+    return state.service
+
+
+def owner_of(request: Request[KeyRecord, Any, Any]) -> str:
+    """Whose key the request came with: every look-up goes by it."""
+    return request.user.owner
+
+
+PROVIDERS: Dependencies = {
+    "service": Provide(service_of, sync_to_thread=False),
+    "owner": Provide(owner_of, sync_to_thread=False),
+}

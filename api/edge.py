@@ -1,0 +1,77 @@
+"""The outermost layer: gives every answer an id and its security headers, and writes one log line for each request.
+
+An ASGI wrapper around the whole application, since Litestar's middleware is not run for a path without a route.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from api.requests import REQUEST_ID_HEADER, allowed_methods, request_id
+
+if TYPE_CHECKING:
+    from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+log = structlog.get_logger(__name__)
+
+SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+)
+"""On every answer, unless a route sets its own."""
+
+_QUIET = frozenset({"/healthz", "/readyz"})
+
+
+class Edge:
+    """Wraps the ASGI application."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = time.perf_counter()
+        status = 0
+        path = scope["path"]
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = list(message["headers"])
+                if scope["method"] == "OPTIONS":
+                    headers = [(name, value) for name, value in headers if name.lower() != b"allow"]
+                    headers.append((b"allow", ", ".join(allowed_methods(scope)).encode()))
+                present = {name.lower() for name, _ in headers}
+                headers += [(name, value) for name, value in SECURITY_HEADERS if name not in present]
+                headers.append((REQUEST_ID_HEADER, request_id(scope).encode()))
+                message["headers"] = headers
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            self._log(scope, path, status, time.perf_counter() - begun)
+
+    @staticmethod
+    def _log(scope: Any, path: str, status: int, seconds: float) -> None:
+        write = log.debug if path in _QUIET and status < 500 else log.info
+        write(
+            "request",
+            method=scope["method"],
+            path=path[:200],
+            status=status,
+            ms=round(seconds * 1000, 1),
+            request_id=request_id(scope),
+            owner=getattr(scope.get("user"), "owner", None),
+        )

@@ -1,0 +1,194 @@
+"""The OpenAPI 3.1 document and its page: what Litestar derives from the handlers, made true where it cannot know.
+
+Owns the parts that handlers read by hand: request bodies, the metadata filter, the resolved spec in answers.
+Invariant: the body of POST /jobs is the job spec's own JSON Schema, not a copy of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any, cast
+
+from litestar import Request, Router
+from litestar.connection import ASGIConnection
+from litestar.exceptions import NotFoundException
+from litestar.handlers import BaseRouteHandler
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
+from litestar.openapi.spec import Components, License, SecurityScheme, Server
+
+from api.auth import PUBLIC
+from api.bodies import JSON, JSONL
+from grpo_core import __version__
+from grpo_core.spec import json_schema
+
+REF = "#/components/schemas/"
+
+DESCRIPTION = """\
+Trains LoRA adapters with GRPO from a JSON job.
+
+Every request needs `Authorization: Bearer KEY`, except the probes and this page. Errors are RFC 9457 problem
+documents: `code` says which, `errors` names every bad field with its remedy, `request_id` finds it in the log.
+"""
+
+PAGE = b"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>GRPO jobs: the API</title>
+</head>
+<body>
+<redoc spec-url="/schema/openapi.json" disable-search="true" hide-loading="true"></redoc>
+<script src="/schema/redoc.js"></script>
+<noscript>This page needs JavaScript. The document itself is at /schema/openapi.json.</noscript>
+</body>
+</html>
+"""
+
+# The script builds its style sheets as it runs, hence unsafe-inline for styles; no script but ours is ever run.
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class Document(JsonRenderPlugin):
+    """Serves the completed document at /schema/openapi.json."""
+
+    def __init__(self) -> None:
+        super().__init__(path="/openapi.json", media_type=cast("Any", JSON))
+        self._encoded: bytes | None = None
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:  # noqa: ARG002
+        """The document as JSON, made once."""
+        if self._encoded is None:
+            self._encoded = json.dumps(complete(openapi_schema), ensure_ascii=False).encode()
+        return self._encoded
+
+
+class Page(OpenAPIRenderPlugin):
+    """Serves the documentation page at /schema."""
+
+    def __init__(self) -> None:
+        super().__init__(path="/")
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:  # noqa: ARG002
+        """The page; the document is loaded by its script."""
+        return PAGE
+
+
+async def _only_known(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
+    """Litestar answers unknown addresses below /schema with a page of its own; here they are problems like others."""
+    if "path" in connection.path_params:
+        raise NotFoundException
+
+
+def config() -> OpenAPIConfig:
+    """What the application needs to know to describe itself."""
+    return OpenAPIConfig(
+        title="GRPO jobs",
+        version=__version__,
+        description=DESCRIPTION,
+        license=License(name="Apache-2.0", identifier="Apache-2.0"),
+        servers=[Server(url="/")],
+        components=Components(
+            security_schemes={
+                "key": SecurityScheme(type="http", scheme="bearer", description="A key from `grpo keys create`")
+            }
+        ),
+        security=[{"key": []}],
+        use_handler_docstrings=True,
+        render_plugins=[Document(), Page()],
+        openapi_router=Router(
+            "/schema",
+            route_handlers=[],
+            guards=[_only_known],
+            include_in_schema=False,
+            opt=dict(PUBLIC),
+            response_headers={"Content-Security-Policy": PAGE_POLICY},
+        ),
+    )
+
+
+def complete(derived: dict[str, Any]) -> dict[str, Any]:
+    """Litestar's document with the parts that it cannot derive."""
+    document = copy.deepcopy(derived)
+    schemas = document["components"]["schemas"]
+    schemas |= _spec_components()
+    for answer in ("Job", "DryRun"):
+        schemas[answer]["properties"]["spec"] = {"$ref": f"{REF}JobSpec"}
+    for operation in (method for path in document["paths"].values() for method in path.values()):
+        for parameter in operation.get("parameters", []):
+            parameter["schema"] = _sendable(parameter["schema"])
+        operation["parameters"] = [
+            *operation.get("parameters", []),
+            *_EXTRA_PARAMETERS.get(operation["operationId"], []),
+        ]
+        for answer in operation["responses"].values():
+            answer.setdefault("headers", {})["X-Request-Id"] = _REQUEST_ID
+        if operation["operationId"] in _BODIES:
+            operation["requestBody"] = _BODIES[operation["operationId"]]
+    return document
+
+
+def _sendable(schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter's schema without null, which no address can hold, and with whole bounds written as such."""
+    options: list[dict[str, Any]] = [option for option in schema.get("oneOf", []) if option.get("type") != "null"]
+    if options:
+        schema = {**options[0], **{key: value for key, value in schema.items() if key != "oneOf"}}
+    if isinstance(schema.get("type"), list):
+        schema = {**schema, "type": next(kind for kind in schema["type"] if kind != "null")}
+    if "enum" in schema:
+        schema = {**schema, "enum": [value for value in schema["enum"] if value is not None]}
+    return {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in schema.items()}
+
+
+def _spec_components() -> dict[str, Any]:
+    """The job spec and its sections as components: the same schemas with references to their new places."""
+    text = json.dumps(json_schema()).replace('"#/$defs/', f'"{REF}')
+    schema: dict[str, Any] = json.loads(text)
+    sections: dict[str, Any] = schema.pop("$defs")
+    schema.pop("$schema")
+    return {**sections, "JobSpec": schema}
+
+
+_REQUEST_ID = {"description": "Finds the request in the service's log", "schema": {"type": "string"}}
+
+_BODIES: dict[str, Any] = {
+    "submitJob": {
+        "required": True,
+        "description": "A job spec. Every field left out has the recipe's value.",
+        "content": {JSON: {"schema": {"$ref": f"{REF}JobSpec"}, "example": {"name": "the recipe"}}},
+    },
+    "uploadDataset": {
+        "required": True,
+        "description": "One JSON object a line, each with a question and an answer, as a rule under those names.",
+        "content": {
+            media_type: {
+                "schema": {"type": "string", "minLength": 2},
+                "example": '{"question": "6+6=?", "answer": "12"}\n',
+            }
+            for media_type in JSONL
+        },
+    },
+}
+
+_EXTRA_PARAMETERS: dict[str, list[Any]] = {
+    "listJobs": [
+        {
+            "name": "metadata",
+            "in": "query",
+            "description": "Only jobs with these pairs: metadata[key]=value",
+            "style": "deepObject",
+            "explode": True,
+            "schema": {
+                "type": "object",
+                "propertyNames": {"minLength": 1, "maxLength": 64, "pattern": r"^[^\x00-\x1f\x7f]+$"},
+                "additionalProperties": {"type": "string", "maxLength": 512},
+                "maxProperties": 16,
+            },
+        }
+    ]
+}

@@ -1,0 +1,262 @@
+"""The one place where errors become RFC 9457 problem documents, and the table of every code there is.
+
+Owns status, title and wording of what the API refuses; says nothing about what is an error. Invariants: whatever
+is raised, the answer is `application/problem+json` with a code from `PROBLEMS`, and an unforeseen error tells the
+client nothing but its request id.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+from urllib.parse import quote
+
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import (
+    ClientException,
+    HTTPException,
+    MethodNotAllowedException,
+    NotFoundException,
+    ValidationException,
+)
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
+from litestar.openapi import ResponseSpec
+
+from api.parameters import declared
+from api.requests import allowed_methods, request_id, stack_of
+from api.schemas import FieldProblem, ProblemDocument
+from grpo_core.datasets import DatasetError, DatasetTooLargeError
+from grpo_core.spec import Problem, SpecError
+from grpo_core.strict_json import StrictJsonError
+from jobs.errors import Conflict, NotFound, Rejected, Unavailable
+
+log = structlog.get_logger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_SECONDS = 2
+
+
+@dataclass(frozen=True)
+class ProblemType:
+    """One row of the table: what a code always means."""
+
+    status: int
+    title: str
+
+
+PROBLEMS: dict[str, ProblemType] = {
+    "bad_request": ProblemType(400, "The request cannot be read"),
+    "empty_body": ProblemType(400, "The body is empty"),
+    "invalid_json": ProblemType(400, "The body is not acceptable JSON"),
+    "bad_query": ProblemType(400, "A query parameter is wrong"),
+    "unauthorized": ProblemType(401, "A valid API key is needed"),
+    "forbidden": ProblemType(403, "The API key does not allow this"),
+    "not_found": ProblemType(404, "There is no such thing"),
+    "no_such_route": ProblemType(404, "There is no such address"),
+    "method_not_allowed": ProblemType(405, "This address takes other methods"),
+    "conflict": ProblemType(409, "The job's state does not allow this"),
+    "body_too_large": ProblemType(413, "The body is too large"),
+    "unsupported_media_type": ProblemType(415, "The body has the wrong content type"),
+    "invalid_spec": ProblemType(422, "The job spec has problems"),
+    "rejected": ProblemType(422, "The request cannot be accepted"),
+    "invalid_dataset": ProblemType(422, "The data set has problems"),
+    "internal": ProblemType(500, "The service failed"),
+    "unavailable": ProblemType(503, "A server this service depends on did not answer"),
+}
+"""Every problem code the API can answer with."""
+
+
+class ApiError(Exception):
+    """A refusal made by the API itself; carries its code and everything the answer says."""
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        errors: Iterable[FieldProblem] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.errors = list(errors)
+        self.headers = dict(headers or {})
+
+
+def type_uri(code: str) -> str:
+    """The stable name of a problem type."""
+    return f"urn:grpo:problem:{code}"
+
+
+def handle(request: Request[Any, Any, Any], error: Exception) -> Response[ProblemDocument]:
+    """Answer any exception raised while serving a request."""
+    problem = describe(error, request)
+    kind = PROBLEMS[problem.code]
+    document = ProblemDocument(
+        type=type_uri(problem.code),
+        title=kind.title,
+        status=kind.status,
+        detail=problem.detail,
+        code=problem.code,
+        # `quote`: the path was decoded, and an instance is a URI reference.
+        instance=quote(request.scope["path"]),
+        request_id=request_id(request.scope),
+        errors=problem.errors,
+    )
+    return Response(document, status_code=kind.status, media_type=MEDIA_TYPE, headers=problem.headers)
+
+
+@singledispatch
+def describe(error: Exception, _request: Request[Any, Any, Any]) -> ApiError:
+    """What to say about an error; one function for each family of errors is registered below."""
+    # The message is left out: it may quote a prompt or a key.
+    log.error("request.failed", error=type(error).__qualname__, stack=stack_of(error))
+    return ApiError(
+        "internal",
+        "An unforeseen error occurred. Try again; if it stays, report the request id to who runs this service.",
+    )
+
+
+@describe.register
+def _(error: ApiError, _request: Request[Any, Any, Any]) -> ApiError:
+    return error
+
+
+@describe.register
+def _(error: SpecError, _request: Request[Any, Any, Any]) -> ApiError:
+    return ApiError("invalid_spec", _count(error.problems, "the spec"), errors=map(field_problem, error.problems))
+
+
+@describe.register
+def _(error: Rejected, _request: Request[Any, Any, Any]) -> ApiError:
+    return ApiError("rejected", _count(error.problems, "the request"), errors=map(field_problem, error.problems))
+
+
+@describe.register
+def _(error: DatasetError, _request: Request[Any, Any, Any]) -> ApiError:
+    return ApiError("invalid_dataset", _count(error.problems, "the file"), errors=map(field_problem, error.problems))
+
+
+@describe.register
+def _(error: DatasetTooLargeError, _request: Request[Any, Any, Any]) -> ApiError:
+    return ApiError(
+        "body_too_large",
+        _count(error.problems, "the file"),
+        errors=map(field_problem, error.problems),
+        headers={"Connection": "close"},
+    )
+
+
+@describe.register
+def _(error: StrictJsonError, _request: Request[Any, Any, Any]) -> ApiError:
+    return ApiError("invalid_json", str(error))
+
+
+@describe.register
+def _(error: NotFound, _request: Request[Any, Any, Any]) -> ApiError:
+    return ApiError("not_found", str(error))
+
+
+@describe.register
+def _(error: Conflict, _request: Request[Any, Any, Any]) -> ApiError:
+    return ApiError("conflict", str(error))
+
+
+@describe.register
+def _(error: Unavailable, _request: Request[Any, Any, Any]) -> ApiError:
+    log.warning("dependency.unavailable", server=error.server)
+    detail = f"{error.server} did not answer, so nothing was decided. Send the same request again."
+    return ApiError("unavailable", detail, headers={"Retry-After": str(RETRY_SECONDS)})
+
+
+@describe.register
+def _(error: HTTPException, request: Request[Any, Any, Any]) -> ApiError:
+    """What Litestar itself raises and no function below knows: its own 5xx included."""
+    if isinstance(error, ClientException) or 400 <= error.status_code < 500:
+        return ApiError("bad_request", f"{error.detail.rstrip('.')}. Correct the request and send it again.")
+    return describe.dispatch(Exception)(error, request)
+
+
+@describe.register
+def _(_error: NotFoundException, request: Request[Any, Any, Any]) -> ApiError:
+    detail = f"Nothing is served at {request.scope['path']}. GET /schema/openapi.json lists every address."
+    return ApiError("no_such_route", detail)
+
+
+@describe.register
+def _(_error: MethodNotAllowedException, request: Request[Any, Any, Any]) -> ApiError:
+    methods = ", ".join(allowed_methods(request.scope))
+    detail = f"{request.scope['path']} does not take {request.method}. Use one of {methods}."
+    return ApiError("method_not_allowed", detail, headers={"Allow": methods})
+
+
+@describe.register
+def _(_error: RequestEntityTooLarge, request: Request[Any, Any, Any]) -> ApiError:
+    limit = request.route_handler.resolve_request_max_body_size()
+    # What is left of the body stays unread, so the connection is of no more use.
+    return ApiError(
+        "body_too_large",
+        f"The body is larger than the {limit} bytes accepted here. Send less.",
+        headers={"Connection": "close"},
+    )
+
+
+@describe.register
+def _(error: ValidationException, request: Request[Any, Any, Any]) -> ApiError:
+    """What Litestar finds wrong with the values of declared parameters."""
+    known = declared(request.route_handler)
+    extra: Any = error.extra or []
+    errors = [
+        bad_parameter(item["key"], item["message"], f"Give {known[item['key']].expected}.")
+        for item in extra
+        if item.get("key") in known
+    ]
+    return ApiError("bad_query", _count(errors, "the query"), errors=errors)
+
+
+def field_problem(problem: Problem) -> FieldProblem:
+    """A problem of the spec, a data set or a request in the form it has in an answer."""
+    return FieldProblem(pointer=problem.pointer, code=problem.code, detail=problem.detail, remedy=problem.remedy)
+
+
+def bad_parameter(name: str, message: str, remedy: str) -> FieldProblem:
+    """A query parameter whose value cannot be used."""
+    return FieldProblem(pointer="", parameter=name, code="bad_parameter", detail=f"{name}: {message}", remedy=remedy)
+
+
+def unknown_parameter(name: str, known: Iterable[str]) -> FieldProblem:
+    """A query parameter that the route does not have: a typo must not be ignored."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        remedy = f"Did you mean {close[0]}?"
+    else:
+        remedy = f"Remove it; the parameters here are {', '.join(names)}." if names else "Remove it."
+    return FieldProblem(
+        pointer="", parameter=name, code="unknown_parameter", detail=f"{name}: is not a parameter here", remedy=remedy
+    )
+
+
+def responses(*codes: str) -> dict[int, ResponseSpec]:
+    """The errors of a route for OpenAPI: those named, and the ones that every route with a key has."""
+    result: dict[int, ResponseSpec] = {}
+    for code in (*codes, "unauthorized", "forbidden", "internal", "unavailable"):
+        status = PROBLEMS[code].status
+        title = PROBLEMS[code].title
+        if status in result:
+            title = f"{result[status].description}; or: {title}"
+        result[status] = ResponseSpec(
+            ProblemDocument, generate_examples=False, description=title, media_type=MEDIA_TYPE
+        )
+    return result
+
+
+def _count(problems: list[Any], where: str) -> str:
+    """How many things are wrong, and where to read about them."""
+    number = "One thing is" if len(problems) == 1 else f"{len(problems)} things are"
+    return f"{number} wrong with {where}; `errors` names each field and its remedy."

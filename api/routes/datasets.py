@@ -1,0 +1,82 @@
+"""The routes below /datasets: upload a JSONL file, look at one. Uploads are streamed and never held whole in memory."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from litestar import Response, Router, get, post
+from litestar.concurrency import sync_to_thread
+from litestar.connection import ASGIConnection
+from litestar.datastructures import ResponseHeader
+from litestar.di import NamedDependency, Provide
+from litestar.handlers import BaseRouteHandler
+from litestar.params import PathParameter, QueryParameter, SkipValidation
+
+from api.auth import scope
+from api.bodies import Upload, receive_dataset
+from api.dependencies import Owner, Service
+from api.problems import responses
+from api.schemas import Dataset, dataset_of
+from grpo_core.spec import DATASET_ID
+from jobs.errors import NotFound
+
+DatasetId = Annotated[str, PathParameter(description="One of your data sets", schema_extra={"pattern": DATASET_ID})]
+Received = NamedDependency[SkipValidation[Upload]]
+
+
+async def check_id(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
+    """Guard: whatever could not be the id of a data set is not the id of a data set."""
+    dataset_id = connection.path_params.get("dataset_id")
+    if dataset_id is not None and not re.fullmatch(DATASET_ID, dataset_id):
+        raise NotFound("data set", dataset_id[:80])
+
+
+@post(
+    "/",
+    operation_id="uploadDataset",
+    summary="Upload a data set",
+    opt=scope("datasets:write"),
+    dependencies={"upload": Provide(receive_dataset)},
+    response_headers=[
+        ResponseHeader(name="Location", value="", description="The new data set", documentation_only=True)
+    ],
+    response_description="Every line was read and the file is stored",
+    responses=responses("bad_query", "body_too_large", "unsupported_media_type", "invalid_dataset"),
+)
+async def upload_dataset(
+    upload: Received,
+    owner: Owner,
+    service: Service,
+    name: Annotated[
+        str | None, QueryParameter(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$", description="A label")
+    ] = None,
+) -> Response[Dataset]:
+    """Store a JSONL file: one object a line, with a column for questions and one for answers."""
+    # Not a handler run in a thread: the upload's file is cleaned up by an asynchronous generator around this call.
+    record = await sync_to_thread(service.store_dataset, upload.path, upload.summary, owner, name)
+    return Response(dataset_of(record), status_code=201, headers={"Location": f"/datasets/{record.id}"})
+
+
+@get(
+    "/{dataset_id:str}",
+    operation_id="getDataset",
+    summary="Look at a data set",
+    opt=scope("jobs:read"),
+    responses=responses("bad_query", "not_found"),
+    sync_to_thread=True,
+)
+def get_dataset(dataset_id: DatasetId, owner: Owner, service: Service) -> Dataset:
+    """What is known of an uploaded file."""
+    return dataset_of(service.get_dataset(dataset_id, owner))
+
+
+def router(max_bytes: int) -> Router:
+    """The routes, with uploads of up to so many bytes."""
+    return Router(
+        "/datasets",
+        route_handlers=[upload_dataset, get_dataset],
+        guards=[check_id],
+        request_max_body_size=max_bytes,
+        tags=["datasets"],
+    )

@@ -1,0 +1,48 @@
+"""The probes: /healthz says that the process answers, /readyz that jobs can be accepted. Neither needs a key."""
+
+from __future__ import annotations
+
+from litestar import Response, get
+from litestar.openapi import ResponseSpec
+
+from api.auth import PUBLIC
+from api.dependencies import Service
+from api.schemas import Health, Readiness
+
+
+@get(
+    "/healthz",
+    operation_id="health",
+    summary="The process answers",
+    tags=["probes"],
+    opt=PUBLIC,
+    security=[{}],
+    sync_to_thread=False,
+)
+def health() -> Health:
+    """For a liveness probe: touches nothing, so a lost server does not restart the API."""
+    return Health()
+
+
+@get(
+    "/readyz",
+    operation_id="readiness",
+    summary="Jobs can be accepted",
+    tags=["probes"],
+    opt=PUBLIC,
+    security=[{}],
+    responses={503: ResponseSpec(Readiness, generate_examples=False, description="A server does not answer")},
+    sync_to_thread=True,
+)
+def readiness(service: Service) -> Response[Readiness]:
+    """For a readiness probe: asks Valkey and the object store."""
+    checks = service.health()
+    ready = all(verdict == "ok" for verdict in checks.values())
+    return Response(
+        # The verdict is enough for a probe; why a server is away is in the log, not for people without a key.
+        Readiness(
+            status="ready" if ready else "not_ready",
+            checks={name: "ok" if verdict == "ok" else "no answer" for name, verdict in checks.items()},
+        ),
+        status_code=200 if ready else 503,
+    )

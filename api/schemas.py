@@ -1,0 +1,302 @@
+"""What the API answers, field by field. A record gains a field here or it stays inside.
+
+msgspec structs, because these are built and encoded for every request; what is asked for is `grpo_core.spec`.
+Invariant: times are aware UTC, so they are written as RFC 3339 with a Z.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType, field
+
+from grpo_core.rewards import RewardInfo
+from jobs.datasets import DatasetRecord
+from jobs.record import TERMINAL, JobRecord, JobStatus, Phase
+from jobs.service import Artifact, SpecWarning
+
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class FieldProblem(Struct, frozen=True, kw_only=True):
+    """One thing wrong with a request, and what to do about it."""
+
+    pointer: Annotated[str, Meta(description="RFC 6901 pointer into the body; empty for the whole of it")]
+    code: str
+    detail: str
+    remedy: str
+    parameter: Annotated[str | UnsetType, Meta(description="Name of the query parameter, where one is wrong")] = UNSET
+
+
+class ProblemDocument(Struct, frozen=True, kw_only=True):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: Annotated[str, Meta(description="What happened this time, and what to do")]
+    code: Annotated[str, Meta(description="Stable name of the problem; `type` holds it too")]
+    instance: str
+    request_id: str
+    errors: list[FieldProblem] = []
+
+
+class JobLinks(Struct, frozen=True, kw_only=True):
+    """Where the rest of a job is."""
+
+    self: str
+    events: str
+    metrics: str
+    artifacts: str
+
+
+class JobError(Struct, frozen=True, kw_only=True):
+    """Why a job failed."""
+
+    code: str
+    kind: Annotated[str, Meta(description="What kind of failure it is, such as oom or dataset")] = field(name="class")
+    message: str
+    hint: Annotated[str, Meta(description="What to change")]
+    retryable: Annotated[bool, Meta(description="The same job may succeed when submitted again")]
+
+
+class Job(Struct, frozen=True, kw_only=True):
+    """A job as its owner sees it."""
+
+    id: str
+    object: Literal["job"] = "job"
+    owner: str
+    status: JobStatus
+    phase: Phase | None
+    name: str | None
+    metadata: dict[str, str]
+    spec: Annotated[dict[str, Any], Meta(description="The resolved spec, every value explicit")]
+    spec_sha256: Sha256
+    epoch: Annotated[int, Meta(ge=0, description="The run that holds or last held the job; 0 before the first")]
+    attempts: Annotated[int, Meta(ge=0, description="Runs lost without a new checkpoint")]
+    step: Annotated[int, Meta(ge=0)]
+    total_steps: Annotated[int, Meta(ge=0)]
+    progress: Annotated[float, Meta(ge=0, le=1)]
+    reward: Annotated[float | None, Meta(description="Mean total reward of the last step")]
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: JobError | None
+    links: JobLinks
+
+
+class JobList(Struct, frozen=True, kw_only=True):
+    """Some of your jobs, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Job]
+    has_more: bool
+    next_cursor: Annotated[str | None, Meta(description="Give it as `cursor` for the next page")]
+
+
+class Warning(Struct, frozen=True, kw_only=True):  # noqa: A001 - the name in the OpenAPI document
+    """Something that will be accepted and may surprise."""
+
+    pointer: str
+    code: str
+    message: str
+
+
+class DryRun(Struct, frozen=True, kw_only=True):
+    """What a spec would become; nothing was stored."""
+
+    object: Literal["dry_run"] = "dry_run"
+    spec: Annotated[dict[str, Any], Meta(description="The resolved spec, every value explicit")]
+    spec_sha256: Sha256
+    warnings: list[Warning]
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """Something that happened to a job."""
+
+    v: int
+    seq: Annotated[int, Meta(ge=1, description="Number within the job; never reused")]
+    epoch: int
+    type: str
+    time: str
+    step: int
+    data: dict[str, Any]
+
+
+class EventList(Struct, frozen=True, kw_only=True):
+    """Events in order."""
+
+    object: Literal["list"] = "list"
+    data: list[Event]
+    next_after: Annotated[int, Meta(description="Give it as `after` for what comes next")]
+
+
+class MetricList(Struct, frozen=True, kw_only=True):
+    """One entry a logged step, in order."""
+
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]]
+
+
+class ArtifactFile(Struct, frozen=True, kw_only=True):
+    """One stored file and a short-lived link to it."""
+
+    path: Annotated[str, Meta(description="Relative path, as `grpo download` writes it")]
+    key: Annotated[str, Meta(description="Key in the bucket")]
+    size: Annotated[int, Meta(ge=0)]
+    sha256: Sha256
+    url: Annotated[str, Meta(description="Presigned; works without a key until `expires_at`")]
+    expires_at: datetime
+
+
+class ArtifactList(Struct, frozen=True, kw_only=True):
+    """What a job has left in storage."""
+
+    object: Literal["list"] = "list"
+    data: list[ArtifactFile]
+    complete: Annotated[bool, Meta(description="The job has ended and nothing will be added")]
+
+
+class Dataset(Struct, frozen=True, kw_only=True):
+    """An uploaded data set."""
+
+    id: str
+    object: Literal["dataset"] = "dataset"
+    owner: str
+    name: str | None
+    rows: Annotated[int, Meta(ge=0)]
+    bytes: Annotated[int, Meta(ge=0)]
+    sha256: Sha256
+    columns: list[str]
+    created_at: datetime
+
+
+class Reward(Struct, frozen=True, kw_only=True):
+    """A reward function that a spec can weigh."""
+
+    name: str
+    mode: Literal["fixed", "published"]
+    most: float
+    least: Annotated[float | None, Meta(description="null: unbounded below")]
+    description: str
+    columns: Annotated[list[str], Meta(description="Data set columns it needs")]
+
+
+class RewardList(Struct, frozen=True, kw_only=True):
+    """Every reward function."""
+
+    object: Literal["list"] = "list"
+    data: list[Reward]
+
+
+class Health(Struct, frozen=True, kw_only=True):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(Struct, frozen=True, kw_only=True):
+    """Whether jobs can be accepted now."""
+
+    status: Literal["ready", "not_ready"]
+    checks: Annotated[dict[str, str], Meta(description="By server: ok, or what is wrong")]
+
+
+def job_of(record: JobRecord) -> Job:
+    """The public form of a job."""
+    here = f"/jobs/{record.id}"
+    return Job(
+        id=record.id,
+        owner=record.owner,
+        status=record.status,
+        phase=record.phase,
+        name=record.name,
+        metadata=record.metadata,
+        spec=record.spec,
+        spec_sha256=record.spec_sha256,
+        epoch=record.epoch,
+        attempts=record.attempts,
+        step=record.step,
+        total_steps=record.total_steps,
+        progress=_progress(record),
+        reward=record.reward,
+        created_at=record.created_at,
+        updated_at=record.updated_at,
+        started_at=record.started_at,
+        finished_at=record.finished_at,
+        error=_error_of(record.error),
+        links=JobLinks(self=here, events=f"{here}/events", metrics=f"{here}/metrics", artifacts=f"{here}/artifacts"),
+    )
+
+
+def warning_of(warning: SpecWarning) -> Warning:
+    """The public form of a warning."""
+    return Warning(pointer=warning.pointer, code=warning.code, message=warning.message)
+
+
+def event_of(event: dict[str, Any]) -> Event:
+    """The public form of an event, as `docs/run-folder.md` has it."""
+    return Event(
+        v=event["v"],
+        seq=event["seq"],
+        epoch=event["epoch"],
+        type=event["type"],
+        time=event["time"],
+        step=event["step"] or 0,
+        data=event["data"],
+    )
+
+
+def artifacts_of(artifacts: list[Artifact], record: JobRecord) -> ArtifactList:
+    """The public form of what a job has left."""
+    files = [
+        ArtifactFile(path=a.path, key=a.key, size=a.size, sha256=a.sha256, url=a.url, expires_at=a.expires_at)
+        for a in artifacts
+    ]
+    return ArtifactList(data=files, complete=record.status in TERMINAL)
+
+
+def dataset_of(record: DatasetRecord) -> Dataset:
+    """The public form of an uploaded data set."""
+    return Dataset(
+        id=record.id,
+        owner=record.owner,
+        name=record.name,
+        rows=record.rows,
+        bytes=record.bytes,
+        sha256=record.sha256,
+        columns=record.columns,
+        created_at=record.created_at,
+    )
+
+
+def reward_of(info: RewardInfo) -> Reward:
+    """The public form of a reward function."""
+    return Reward(
+        name=info.name,
+        mode=info.mode,
+        most=info.most,
+        least=info.least,
+        description=info.description,
+        columns=list(info.columns),
+    )
+
+
+def _progress(record: JobRecord) -> float:
+    if record.status is JobStatus.SUCCEEDED:
+        return 1.0
+    return round(min(1.0, record.step / record.total_steps), 4) if record.total_steps else 0.0
+
+
+def _error_of(error: dict[str, Any] | None) -> JobError | None:
+    if error is None:
+        return None
+    return JobError(
+        code=error.get("code", ""),
+        kind=error.get("class", "internal"),
+        message=error.get("message", ""),
+        hint=error.get("hint", ""),
+        retryable=error.get("retryable", False),
+    )

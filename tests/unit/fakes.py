@@ -1,0 +1,199 @@
+"""An in-memory stand-in for `jobs.service.JobService`: the same methods and errors, no server."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from ulid import ULID
+
+from grpo_core.datasets import DatasetSummary
+from grpo_core.spec import JobSpec, Problem
+from jobs.datasets import DatasetRecord
+from jobs.errors import Conflict, NotFound, Rejected
+from jobs.keys import SCOPES, KeyRecord
+from jobs.record import TERMINAL, JobRecord, JobStatus, new_job_id
+from jobs.service import Artifact, Page, SpecWarning
+
+ALICE = "grpo_alice-key"
+BOB = "grpo_bob-key"
+READER = "grpo_reader-key"
+
+
+def bearer(key: str = ALICE) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+class FakeJobService:
+    """Keeps everything in dictionaries; `fail` makes every call raise what it holds."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, JobRecord] = {}
+        self.uploads: dict[str, tuple[DatasetRecord, bytes]] = {}
+        self.job_events: dict[str, list[dict[str, Any]]] = {}
+        self.job_artifacts: dict[str, list[Artifact]] = {}
+        self.verdicts = {"valkey": "ok", "storage": "ok"}
+        self.fail: Exception | None = None
+        self.running = False
+        self.known_keys = {
+            ALICE: key_record("alice"),
+            BOB: key_record("bob"),
+            READER: key_record("alice", ["jobs:read"]),
+        }
+
+    def start(self) -> None:
+        self.running = True
+
+    def close(self) -> None:
+        self.running = False
+
+    def authenticate(self, key: str) -> KeyRecord | None:
+        return self.known_keys.get(key)
+
+    def submit(self, spec: JobSpec, owner: str) -> JobRecord:
+        self.warnings(spec, owner)
+        record = make_record(owner=owner, spec=spec)
+        self.jobs[record.id] = record
+        return record
+
+    def warnings(self, spec: JobSpec, owner: str) -> list[SpecWarning]:
+        self._check()
+        if spec.data.source == "upload" and spec.data.dataset not in self.uploads:
+            remedy = "Upload it first."
+            raise Rejected(
+                Problem(pointer="/data/dataset", code="no_such_dataset", detail="does not exist", remedy=remedy)
+            )
+        return [SpecWarning(pointer="/resources", code="no_worker", message="No worker is connected.")]
+
+    def get(self, job_id: str, owner: str) -> JobRecord:
+        self._check()
+        record = self.jobs.get(job_id)
+        if record is None or record.owner != owner:
+            raise NotFound("job", job_id)
+        return record
+
+    def list_jobs(
+        self, owner: str, *, limit: int, cursor: str | None, status: JobStatus | None, metadata: dict[str, str]
+    ) -> Page[JobRecord]:
+        self._check()
+        mine = [
+            record
+            for record in sorted(self.jobs.values(), key=lambda r: r.id, reverse=True)
+            if record.owner == owner
+            and (cursor is None or record.id < cursor)
+            and (status is None or record.status is status)
+            and metadata.items() <= record.metadata.items()
+        ]
+        return Page(items=mine[:limit], next_cursor=mine[limit - 1].id if len(mine) > limit else None)
+
+    def cancel(self, job_id: str, owner: str) -> JobRecord:
+        record = self.get(job_id, owner)
+        if record.status in TERMINAL:
+            raise Conflict(job_id, record.status.value, "cancelled")
+        status = JobStatus.CANCELLED if record.status is JobStatus.QUEUED else JobStatus.CANCELLING
+        return self.put(record, status=status)
+
+    def events(
+        self, job_id: str, owner: str, *, after: int, limit: int, types: Collection[str] = ()
+    ) -> list[dict[str, Any]]:
+        self.get(job_id, owner)
+        found = [e for e in self.job_events.get(job_id, []) if e["seq"] > after and (not types or e["type"] in types)]
+        return found[:limit]
+
+    def metrics(self, job_id: str, owner: str, *, after_step: int = 0) -> list[dict[str, Any]]:
+        events = self.events(job_id, owner, after=0, limit=10**6, types={"metric"})
+        return [{**event["data"], "step": event["step"]} for event in events if event["step"] > after_step]
+
+    def artifacts(self, job_id: str, owner: str) -> list[Artifact]:
+        self.get(job_id, owner)
+        return self.job_artifacts.get(job_id, [])
+
+    def store_dataset(self, path: Path, summary: DatasetSummary, owner: str, name: str | None) -> DatasetRecord:
+        self._check()
+        record = DatasetRecord(
+            id=f"ds-{ULID()}",
+            owner=owner,
+            name=name,
+            rows=summary.rows,
+            bytes=summary.bytes,
+            sha256=summary.sha256,
+            columns=summary.columns,
+            created_at=datetime.now(UTC),
+        )
+        self.uploads[record.id] = (record, path.read_bytes())
+        return record
+
+    def get_dataset(self, dataset_id: str, owner: str) -> DatasetRecord:
+        self._check()
+        found = self.uploads.get(dataset_id)
+        if found is None or found[0].owner != owner:
+            raise NotFound("data set", dataset_id)
+        return found[0]
+
+    def health(self) -> dict[str, str]:
+        return self.verdicts
+
+    # What tests arrange.
+
+    def reset(self) -> None:
+        """Forget everything, so that one application can serve many tests."""
+        running = self.running
+        self.__init__()
+        self.running = running
+
+    def put(self, record: JobRecord, **changes: Any) -> JobRecord:
+        """Store a record, changed."""
+        changed = JobRecord(**{**record.__dict__, **changes})
+        self.jobs[record.id] = changed
+        return changed
+
+    def add_event(self, job_id: str, kind: str, *, step: int = 0, **data: Any) -> None:
+        """Append an event."""
+        events = self.job_events.setdefault(job_id, [])
+        time = "2026-01-02T03:04:05.678Z"
+        events.append(
+            {"v": 1, "seq": len(events) + 1, "epoch": 1, "type": kind, "time": time, "step": step, "data": data}
+        )
+
+    def add_artifact(self, job_id: str, path: str, content: bytes) -> Artifact:
+        """Append a stored file."""
+        artifact = Artifact(
+            path=path,
+            key=f"jobs/{job_id}/e1/{path}",
+            size=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            url=f"http://storage.test/{path}?X-Amz-Signature=secret",
+            expires_at=datetime.now(UTC) + timedelta(minutes=15),
+        )
+        self.job_artifacts.setdefault(job_id, []).append(artifact)
+        return artifact
+
+    def _check(self) -> None:
+        if self.fail is not None:
+            raise self.fail
+
+
+def key_record(owner: str, scopes: list[str] | None = None) -> KeyRecord:
+    return KeyRecord(id=f"key-{owner}", owner=owner, scopes=scopes or list(SCOPES), created_at=datetime.now(UTC))
+
+
+def make_record(*, owner: str = "alice", spec: JobSpec | None = None, **fields: Any) -> JobRecord:
+    spec = spec or JobSpec()
+    now = datetime.now(UTC)
+    values: dict[str, Any] = {
+        "id": new_job_id(),
+        "owner": owner,
+        "status": JobStatus.QUEUED,
+        "spec": spec.as_dict(),
+        "spec_sha256": spec.digest(),
+        "created_at": now,
+        "updated_at": now,
+        "queue": "grpo-cpu",
+        "name": spec.name,
+        "metadata": dict(spec.metadata),
+        "total_steps": spec.training.steps,
+    }
+    return JobRecord(**{**values, **fields})

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from litestar import Litestar
+from litestar.testing import TestClient
+
+from api.app import create_app
+from api.settings import ApiSettings
+from tests.unit.fakes import FakeJobService, bearer
+
+Client = TestClient[Litestar]
+JSON = {"Content-Type": "application/json"}
+JSONL = {"Content-Type": "application/x-ndjson"}
+ROW = b'{"question": "6+6=?", "answer": "12"}\n'
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"training": {"steps": NaN}}', "NaN"),
+        (b'{"optimizer": {"learning_rate": Infinity}}', "Infinity"),
+        (b'{"optimizer": {"learning_rate": 1e999}}', "too large"),
+        (b'{"training": {"steps": ' + b"9" * 5000 + b"}}", "digits"),
+        (b'{"name": "a", "name": "b"}', "twice"),
+        (b'{"lora": {"rank": 1, "rank": 2}}', "twice"),
+        (b"[" * 100_000, "nested"),
+        (b"[" * 50_000 + b"]" * 50_000, "nested"),
+        (b'{"a":' * 40 + b"1" + b"}" * 40, "nested"),
+        (b'{"name": "\\ud800"}', "surrogate"),
+        (b'{"\\udfff": 1}', "surrogate"),
+        (b'{"name": "a\\u0000b"}', "NUL"),
+        (b'{"name": "\xff"}', "UTF-8"),
+        (b'{"name": "a"', "not JSON"),
+        (b"{} {}", "not JSON"),
+        (b"\x00", "not JSON"),
+        (b"name=a", "not JSON"),
+        ('{"name": "a"}'.encode("utf-16"), "UTF-8"),
+    ],
+)
+def test_what_is_not_strict_json_is_a_400_that_says_why(client: Client, body: bytes, says: str) -> None:
+    answer = client.post("/jobs", content=body, headers=JSON)
+    assert answer.status_code == 400
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["code"] == "invalid_json"
+    assert says in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("body", [b"", b" \n"])
+@pytest.mark.parametrize("headers", [{}, JSON])
+def test_an_empty_body_is_told_how_to_ask_for_the_recipe(client: Client, body: bytes, headers: dict[str, str]) -> None:
+    answer = client.post("/jobs", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (400, "empty_body")
+    assert "{}" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b'"text"', b"3", b"true"])
+def test_a_spec_is_an_object(client: Client, body: bytes) -> None:
+    answer = client.post("/jobs", content=body, headers=JSON)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_spec")
+    assert answer.json()["errors"][0]["pointer"] == ""
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "text/json", "é"],
+)
+def test_a_wrong_content_type_is_a_415_that_names_the_right_one(client: Client, content_type: str) -> None:
+    answer = client.post("/jobs", content=b"{}", headers={"Content-Type": content_type.encode()})  # type: ignore[dict-item]
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+    assert "application/json" in answer.json()["detail"]
+    assert answer.headers["accept-post"] == "application/json"
+
+
+@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON"])
+def test_spellings_of_the_content_type(client: Client, content_type: str) -> None:
+    assert client.post("/jobs", content=b"{}", headers={"Content-Type": content_type}).status_code == 201
+
+
+def test_a_large_body_is_refused_with_and_without_its_length(client: Client) -> None:
+    body = b'{"name": "' + b"a" * 256 * 1024 + b'"}'
+    for content in (body, iter([body[:100_000], body[100_000:200_000], body[200_000:]])):
+        answer = client.post("/jobs", content=content, headers=JSON)
+        assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+        assert "262144" in answer.json()["detail"]
+
+
+def test_a_body_just_within_the_limit_is_read(client: Client) -> None:
+    body = b'{"name": "' + b"a" * 200 + b'"}'
+    answer = client.post("/jobs", content=body + b" " * (256 * 1024 - len(body)), headers=JSON)
+    assert answer.json()["code"] == "invalid_spec"  # for the name's length
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.binary(max_size=300))
+def test_random_bytes_are_refused_and_never_fail(client: Client, body: bytes) -> None:
+    for path, headers in (("/jobs", JSON), ("/datasets", JSONL)):
+        answer = client.post(path, content=body, headers=headers)
+        assert 400 <= answer.status_code < 500
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+_JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+_SECTIONS = st.sampled_from(
+    ["name", "metadata", "model", "lora", "optimizer", "training", "sampling", "loss", "rewards", "data", "engine"]
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(spec=st.dictionaries(_SECTIONS | st.text(max_size=5), _JSON_VALUES, max_size=4))
+def test_random_specs_never_fail(client: Client, spec: dict[str, object]) -> None:
+    answer = client.post("/jobs?dry_run=true", content=json.dumps(spec).encode(), headers=JSON)
+    assert answer.status_code in (200, 400, 422)
+    if answer.status_code == 422:
+        assert all(error["remedy"] for error in answer.json()["errors"])
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(path=st.text(max_size=30), query=st.text(max_size=30))
+def test_random_addresses_never_fail(client: Client, path: str, query: str) -> None:
+    # Quoted by hand: httpx would refuse some of these itself.
+    quoted = "".join(f"%{byte:02X}" for byte in path.encode("utf-8", "replace"))
+    asked = "".join(f"%{byte:02X}" for byte in query.encode("utf-8", "replace"))
+    for prefix in ("/", "/jobs/", "/datasets/", "/schema/"):
+        assert client.get(f"{prefix}{quoted}?{asked}=1").status_code < 500
+
+
+def test_a_data_set_is_checked_and_stored_as_it_was_sent(client: Client, service: FakeJobService) -> None:
+    answer = client.post("/datasets?name=sums", content=ROW * 3, headers=JSONL)
+    dataset = answer.json()
+    assert answer.status_code == 201
+    assert answer.headers["location"] == f"/datasets/{dataset['id']}"
+    expected = {"object": "dataset", "owner": "alice", "name": "sums", "rows": 3, "bytes": len(ROW) * 3}
+    assert expected.items() <= dataset.items()
+    assert dataset["columns"] == ["question", "answer"]
+    assert service.uploads[dataset["id"]][1] == ROW * 3
+    assert client.get(f"/datasets/{dataset['id']}").json() == dataset
+
+
+def test_a_data_set_may_come_in_pieces(client: Client, service: FakeJobService) -> None:
+    body = ROW * 1000
+    pieces = iter([body[start : start + 777] for start in range(0, len(body), 777)])
+    dataset = client.post("/datasets", content=pieces, headers={"Content-Type": "application/jsonl"}).json()
+    assert dataset["rows"] == 1000
+    assert service.uploads[dataset["id"]][1] == body
+
+
+def test_bad_lines_of_a_data_set_are_named(client: Client, service: FakeJobService) -> None:
+    answer = client.post("/datasets", content=ROW + b"nonsense\n" + ROW + b'{"question": NaN}\n', headers=JSONL)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_dataset")
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/lines/2", "/lines/4"]
+    assert service.uploads == {}
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/csv", ""])
+def test_a_data_set_is_jsonl(client: Client, content_type: str) -> None:
+    answer = client.post("/datasets", content=ROW, headers={"Content-Type": content_type})
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+
+
+def test_an_empty_data_set_is_refused(client: Client) -> None:
+    assert client.post("/datasets", content=b"", headers=JSONL).json()["errors"][0]["code"] == "empty"
+
+
+@pytest.mark.parametrize("name", ["", "a" * 101, "a%00b", "a%0Ab"])
+def test_a_bad_name_of_a_data_set_is_named(client: Client, name: str) -> None:
+    answer = client.post(f"/datasets?name={name}", content=ROW, headers=JSONL)
+    assert answer.status_code == 400
+    assert answer.json()["errors"][0]["parameter"] == "name"
+
+
+def test_the_bounds_of_data_sets_are_settings() -> None:
+    limits = ApiSettings.model_validate({"max_dataset_bytes": 2000, "max_dataset_rows": 5})
+    with TestClient(create_app(FakeJobService(), limits)) as client:  # type: ignore[arg-type]
+        client.headers.update(bearer())
+        for body in (ROW * 6, ROW * 100, b'{"question": "' + b"x" * 3000 + b'"}'):
+            for content in (body, iter([body])):
+                answer = client.post("/datasets", content=content, headers=JSONL)
+                assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+        assert client.post("/datasets", content=ROW * 5, headers=JSONL).status_code == 201
+
+
+@pytest.mark.parametrize("dataset_id", ["x", "ds-01ARZ3NDEKTSV4RRFFQ69G5FAV", "..%2f..%2fetc"])
+def test_a_data_set_that_is_not_there(client: Client, dataset_id: str) -> None:
+    assert client.get(f"/datasets/{dataset_id}").status_code == 404
+
+
+def test_data_sets_of_others_are_not_there(client: Client, service: FakeJobService) -> None:
+    theirs = client.post("/datasets", content=ROW, headers={**JSONL, **bearer("grpo_bob-key")}).json()
+    assert theirs["owner"] == "bob"
+    assert client.get(f"/datasets/{theirs['id']}").status_code == 404

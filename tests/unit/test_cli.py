@@ -1,0 +1,421 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import structlog
+from litestar import Litestar
+from litestar.testing import TestClient
+
+import api.client
+from api.cli import main
+from api.cli.progress import BLOCKS, sparkline
+from jobs.errors import NotFound
+from jobs.keys import KeyRecord
+from jobs.record import JobStatus
+from tests.unit.fakes import ALICE, FakeJobService, key_record, make_record
+
+GOOD = "<reasoning>\n6+6 is 12\n</reasoning>\n<answer>\n12\n</answer>\n"
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        assert self.out.count("\n") == 1, f"one line of JSON and nothing else: {self.out!r}"
+        return json.loads(self.out)
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `grpo` with these words."""
+
+    def run_words(*words: str, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        captured = capsys.readouterr()
+        return Result(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run_words
+
+
+@pytest.fixture
+def online(
+    client: TestClient[Litestar], service: FakeJobService, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FakeJobService]:
+    """The commands talk to the application on a fake service; storage has what its artifacts announce."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "storage.test":
+            return httpx.Response(200, content=service.contents[request.url.path])
+        response = client.request(
+            request.method, str(request.url.raw_path, "ascii"), content=request.read(), headers=dict(request.headers)
+        )
+        return httpx.Response(response.status_code, content=response.content, headers=response.headers)
+
+    service.contents = {}  # type: ignore[attr-defined]
+    monkeypatch.setenv("GRPO_URL", "http://api.test")
+    monkeypatch.setenv("GRPO_API_KEY", ALICE)
+    original = api.client.GrpoClient
+    monkeypatch.setattr(api.client, "GrpoClient", lambda: original(transport=httpx.MockTransport(answer)))
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    # The service's log lines are not the command's output.
+    with structlog.testing.capture_logs():
+        yield service
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> str:
+    file = tmp_path / "spec.json"
+    file.write_text('{"training": {"steps": 20}}')
+    return str(file)
+
+
+def ends(monkeypatch: pytest.MonkeyPatch, service: FakeJobService, status: JobStatus, **fields: Any) -> None:
+    """Whatever is submitted ends at once."""
+    submit = service.submit
+
+    def submit_and_end(*arguments: Any) -> Any:
+        record = submit(*arguments)
+        for step in (1, 2):
+            service.add_event(record.id, "metric", step=step, reward=step / 2)
+        service.put(record, status=status, **fields)
+        return record
+
+    monkeypatch.setattr(service, "submit", submit_and_end)
+
+
+# Rewards, without a service.
+
+
+def test_rewards_list(run: Run) -> None:
+    names = ["correctness", "integer", "strict_format", "soft_format", "xml_count"]
+    assert [reward["name"] for reward in run("rewards", "list", "--json").json["data"]] == names
+    assert [line.split()[0] for line in run("rewards", "list", "--mode", "published").out.splitlines()] == names
+
+
+@pytest.mark.parametrize(("mode", "soft", "total"), [("fixed", 0.5, 4.0), ("published", 0.0, 3.5)])
+def test_rewards_score(run: Run, tmp_path: Path, mode: str, soft: float, total: float) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"completion": GOOD, "answer": "12"}, {"completion": "12", "answer": 12}]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    result = run("rewards", "score", str(file), "--mode", mode)
+    first, second = [json.loads(line) for line in result.out.splitlines()]
+    assert list(first) == ["correctness", "integer", "strict_format", "soft_format", "xml_count", "total"]
+    assert (first["correctness"], first["soft_format"], first["total"]) == (2.0, soft, total)
+    assert second["correctness"] == (2.0 if mode == "published" else 0.0)
+
+
+def test_rewards_score_reads_standard_input(run: Run) -> None:
+    line = json.dumps({"completion": GOOD, "answer": "12"}).encode()
+    assert len(run("rewards", "score", "-", stdin=line + b"\n\n" + line).out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"nonsense",
+        b"[]",
+        b'{"completion": "x"}',
+        b'{"answer": "x"}',
+        b'{"completion": 3, "answer": "x"}',
+        b'{"completion": "x", "answer": [1]}',
+        b'{"completion": "x", "answer": NaN}',
+        b'{"completion": "\\ud800", "answer": "x"}',
+        b"\xff\xfe",
+    ],
+)
+def test_a_bad_line_is_named(run: Run, bad: bytes) -> None:
+    good = json.dumps({"completion": GOOD, "answer": "12"}).encode()
+    result = run("rewards", "score", "-", stdin=good + b"\n" + bad + b"\n" + good)
+    assert result.code == 2
+    assert "Line 2:" in result.err
+    assert len(result.out.splitlines()) == 1, "what came before is scored"
+
+
+def test_a_missing_file_is_one_sentence(run: Run) -> None:
+    result = run("rewards", "score", "/nowhere/rows.jsonl")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "/nowhere/rows.jsonl cannot be read" in result.err
+
+
+# Jobs.
+
+
+def test_submit_prints_the_job(run: Run, online: FakeJobService, spec: str) -> None:
+    result = run("submit", spec, "--json")
+    assert (result.code, result.json["total_steps"]) == (0, 20)
+    assert run("submit", spec).out.startswith("job-")
+    assert len(online.jobs) == 2
+
+
+def test_submit_makes_changes(run: Run, online: FakeJobService, spec: str) -> None:
+    changes = ["training.steps=5", "name=my run", "metadata.team=a=b", "lora.rank=8", "model.revision=null"]
+    words = [word for change in changes for word in ("--set", change)]
+    job = run("submit", spec, *words, "--json").json
+    assert (job["total_steps"], job["name"], job["metadata"]) == (5, "my run", {"team": "a=b"})
+    assert job["spec"]["lora"]["rank"] == 8
+
+
+@pytest.mark.parametrize("change", ["steps", "=5", "training..steps=5", "training.steps.x=1", ".=1"])
+def test_a_change_that_makes_no_sense_is_refused(run: Run, online: FakeJobService, spec: str, change: str) -> None:
+    result = run("submit", spec, "--set", change)
+    assert result.code == 2
+    assert change in result.err
+    assert online.jobs == {}
+
+
+def test_submit_reads_standard_input(run: Run, online: FakeJobService) -> None:
+    assert run("submit", "-", "--json", stdin=b"{}").json["status"] == "queued"
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", '{"name": "a", "name": "b"}', '{"training": {"steps": NaN}}'])
+def test_a_file_that_is_not_json_is_refused(run: Run, online: FakeJobService, text: str) -> None:
+    assert run("submit", "-", stdin=text.encode()).code == 2
+    assert online.jobs == {}
+
+
+def test_a_refused_spec_prints_every_field_with_its_remedy(run: Run, online: FakeJobService) -> None:
+    body = b'{"training": {"steps": 0}, "lora": {"rnk": 1}}'
+    result = run("submit", "-", stdin=body)
+    assert (result.code, result.out) == (2, "")
+    assert "/training/steps: " in result.err
+    assert "Did you mean rank?" in result.err
+    errors = run("submit", "-", "--json", stdin=body).json["error"]["errors"]
+    assert {error["pointer"] for error in errors} == {"/training/steps", "/lora/rnk"}
+
+
+def test_dry_run(run: Run, online: FakeJobService, spec: str) -> None:
+    result = run("submit", spec, "--dry-run")
+    assert "warning /resources: No worker is connected." in result.out
+    assert run("submit", spec, "--dry-run", "--json").json["spec"]["training"]["steps"] == 20
+    assert online.jobs == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(JobStatus.SUCCEEDED, 0), (JobStatus.FAILED, 1), (JobStatus.CANCELLED, 3)]
+)
+def test_wait_exits_as_the_job_ended(
+    run: Run, online: FakeJobService, spec: str, monkeypatch: pytest.MonkeyPatch, status: JobStatus, code: int
+) -> None:
+    error = {"code": "cuda_oom", "class": "oom", "message": "full", "hint": "Lower lora.rank.", "retryable": False}
+    ends(monkeypatch, online, status, error=error if status is JobStatus.FAILED else None)
+    result = run("submit", spec, "--wait")
+    assert result.code == code
+    assert "step 2/20  reward 1.000" in result.out
+    assert ("Lower lora.rank." in result.out) is (status is JobStatus.FAILED)
+
+
+def test_wait_with_json_prints_the_job_alone(
+    run: Run, online: FakeJobService, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends(monkeypatch, online, JobStatus.SUCCEEDED)
+    result = run("submit", spec, "--wait", "--json")
+    assert result.json["status"] == "succeeded"
+    assert "step 2/20" in result.err
+
+
+def test_list_show_and_cancel(run: Run, online: FakeJobService) -> None:
+    record = online.put(make_record(name="first", metadata={"team": "a"}), step=3, reward=0.5)
+    online.put(make_record())
+    assert len(run("list", "--json").json["data"]) == 2
+    assert [job["id"] for job in run("list", "--metadata", "team=a", "--json").json["data"]] == [record.id]
+    assert run("list", "--limit", "1").out.count("\n") == 2
+    assert "first" in run("show", record.id).out
+    assert run("show", record.id, "--json").json["id"] == record.id
+    assert run("cancel", record.id).out == f"{record.id}: cancelled\n"
+    again = run("cancel", record.id)
+    assert (again.code, "cannot be cancelled" in again.err) == (2, True)
+
+
+def test_a_bad_option_of_list_is_named(run: Run, online: FakeJobService) -> None:
+    result = run("list", "--status", "done")
+    assert result.code == 2
+    assert "status: " in result.err
+
+
+def test_download(run: Run, online: FakeJobService, tmp_path: Path) -> None:
+    record = online.put(make_record(), status=JobStatus.SUCCEEDED)
+    content = b"adapter"
+    online.add_artifact(record.id, "adapter/a.bin", content)
+    online.contents["/adapter/a.bin"] = content  # type: ignore[attr-defined]
+    folder = tmp_path / "out"
+    result = run("download", record.id, str(folder), "--json").json
+    assert result["files"][0]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert "Signature" not in json.dumps(result)
+    assert (folder / "adapter/a.bin").read_bytes() == content
+    online.contents["/adapter/a.bin"] = b"tamper!"  # type: ignore[attr-defined]
+    failed = run("download", record.id, str(tmp_path / "other"))
+    assert failed.code == 1
+    assert "not what the service announced" in failed.err
+
+
+def test_upload(run: Run, online: FakeJobService, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"question": "6+6", "answer": "12"}\n')
+    dataset = run("datasets", "upload", str(file), "--name", "sums", "--json").json
+    assert (dataset["rows"], dataset["name"]) == (1, "sums")
+    file.write_text("nonsense\n")
+    result = run("datasets", "upload", str(file))
+    assert result.code == 2
+    assert "/lines/1: " in result.err
+
+
+def test_what_others_wrote_cannot_steer_the_terminal(run: Run, online: FakeJobService) -> None:
+    record = online.put(make_record(name="a\x1b[2Jb\u202e"))
+    assert "\x1b" not in run("show", record.id).out
+    assert "\u202e" not in run("list").out
+
+
+def test_no_service_is_one_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRPO_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("GRPO_API_KEY", ALICE)
+    result = run("list")
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "http://127.0.0.1:9 cannot be reached" in result.err
+    monkeypatch.delenv("GRPO_URL")
+    assert "GRPO_URL" in run("list").err
+
+
+# Keys, in the storage.
+
+
+class FakeKeys:
+    def __init__(self) -> None:
+        self.records: list[KeyRecord] = []
+
+    def create(self, owner: str, scopes: Any, *, name: str | None, expires_at: Any) -> tuple[str, KeyRecord]:
+        if "bad" in scopes:
+            raise ValueError("Unknown scopes ['bad']; use some of jobs:read.")
+        record = key_record(owner, list(scopes))
+        record = KeyRecord(**{**record.__dict__, "name": name, "expires_at": expires_at})
+        self.records.append(record)
+        return "grpo_new-key", record
+
+    def list(self, owner: str | None) -> list[KeyRecord]:
+        return [record for record in self.records if owner in (None, record.owner)]
+
+    def revoke(self, key_id: str) -> KeyRecord:
+        return next(record for record in self.records if record.id == key_id)
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> FakeKeys:
+    store = FakeKeys()
+
+    class Stand:
+        keys = store
+
+    monkeypatch.setattr("jobs.service.JobService.from_settings", Stand)
+    return store
+
+
+def test_keys(run: Run, keys: FakeKeys) -> None:
+    made = run("keys", "create", "--owner", "carol", "--scope", "jobs:read", "--expires-in-days", "7", "--json").json
+    assert (made["key"], made["owner"], made["scopes"]) == ("grpo_new-key", "carol", ["jobs:read"])
+    assert made["expires_at"].endswith("Z")
+    assert run("keys", "create", "--owner", "dave").out.startswith("grpo_new-key\n")
+    assert keys.records[1].scopes == ["jobs:read", "jobs:write", "datasets:write"]
+    listed = run("keys", "list", "--owner", "carol", "--json").json["data"]
+    assert [key["owner"] for key in listed] == ["carol"]
+    assert "key" not in listed[0]
+    assert "carol" in run("keys", "list").out
+    assert run("keys", "revoke", "key-carol", "--json").json["id"] == "key-carol"
+
+
+def test_a_bad_scope_is_refused(run: Run, keys: FakeKeys) -> None:
+    result = run("keys", "create", "--owner", "carol", "--scope", "bad")
+    assert (result.code, keys.records) == (2, [])
+    assert "jobs:read" in result.err
+
+
+def test_an_unknown_key_is_one_sentence(run: Run, keys: FakeKeys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(key_id: str) -> KeyRecord:
+        raise NotFound("key", key_id)
+
+    monkeypatch.setattr(keys, "revoke", refuse)
+    result = run("keys", "revoke", "key-x")
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "There is no key key-x" in result.err
+
+
+# The program itself.
+
+
+def test_a_setting_that_cannot_be_used_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRPO_API_PORT", "http")
+    result = run("api")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "GRPO_API_PORT" in result.err
+
+
+def test_a_stack_that_cannot_start_is_one_sentence(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+    result = run("up", "--data", str(tmp_path))
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "--data" in result.err
+    assert run("down", "--data", str(tmp_path / "none"), "--json").json == {"stopped": False}
+
+
+def test_every_command_has_help(run: Run) -> None:
+    from api.cli import _COMMANDS
+
+    for words, _target, sentence in _COMMANDS:
+        result = run(*words.split(), "--help")
+        assert (result.code, bool(sentence)) == (0, True)
+        assert "Usage: grpo" in result.out
+        if words not in ("api", "worker"):
+            assert "--json" in result.out, words
+
+
+def test_a_usage_error_exits_2(run: Run) -> None:
+    assert run("bogus").code == 2
+    assert run("show").code == 2
+
+
+def test_it_starts_without_what_a_command_does_not_need() -> None:
+    code = (
+        "import sys; from api.cli import main\n"
+        "try: main(['rewards', 'list'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('litestar', 'boto3', 'celery', 'redis', 'httpx', 'torch') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([], ""),
+        ([1.0], BLOCKS[0]),
+        ([2.0, 2.0], BLOCKS[0] * 2),
+        ([0.0, 1.0], BLOCKS[0] + BLOCKS[-1]),
+        ([-1.0, 0.0, 1.0], BLOCKS[0] + BLOCKS[4] + BLOCKS[-1]),
+    ],
+)
+def test_sparkline(values: list[float], text: str) -> None:
+    assert sparkline(values) == text
+
+
+def test_a_long_sparkline_keeps_its_width_and_shape() -> None:
+    line = sparkline([float(step) for step in range(1000)], width=8)
+    assert line == BLOCKS

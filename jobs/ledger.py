@@ -73,7 +73,7 @@ class Ledger:
             socket_keepalive=True,
             health_check_interval=15,
             decode_responses=True,
-            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=2),
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=1),
         )
 
     def ping(self) -> None:

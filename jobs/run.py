@@ -23,6 +23,7 @@ from jobs import journal
 from jobs.archive import Archive, Ending, Manifest, Outcome
 from jobs.child import Child, clean_environment
 from jobs.datasets import DatasetStore
+from jobs.ending import hand_back, settle
 from jobs.errors import Fenced, NotFound, Unavailable
 from jobs.lease import Lease
 from jobs.ledger import JobEvent, Ledger
@@ -30,7 +31,6 @@ from jobs.outbox import Outbox
 from jobs.record import HELD, JobRecord
 from jobs.shipper import Shipper
 from jobs.storage import ObjectStore
-from jobs.sweeper import hand_back, settle
 from jobs.tail import EventTail
 
 log = structlog.get_logger()

@@ -24,6 +24,7 @@ from grpo_core.spec import JobSpec, Problem
 from jobs import journal
 from jobs.archive import Archive, Outcome
 from jobs.datasets import DatasetRecord, DatasetStore
+from jobs.ending import settle
 from jobs.errors import Conflict, JobsError, NotFound, Rejected, Unavailable
 from jobs.keys import KeyRecord, KeyStore
 from jobs.ledger import Ledger
@@ -33,7 +34,7 @@ from jobs.record import TERMINAL, JobRecord, JobStatus, new_job_id
 from jobs.registry import WorkerRegistry
 from jobs.settings import QueueSettings, StorageSettings
 from jobs.storage import ObjectStore
-from jobs.sweeper import Sweeper, settle
+from jobs.sweeper import Sweeper
 
 LIST_SCAN = 200
 """Records looked through at a time when a list is filtered by metadata."""

@@ -24,6 +24,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from jobs import journal, scratch
 from jobs.archive import Archive
 from jobs.datasets import DatasetStore
+from jobs.ending import settle
 from jobs.errors import Fenced, Unavailable
 from jobs.gpus import Gpu, find_gpus
 from jobs.ledger import Ledger
@@ -34,7 +35,7 @@ from jobs.registry import EXPIRY_SECONDS, WorkerInfo, WorkerRegistry
 from jobs.run import JobRun, Toolbox
 from jobs.settings import QueueSettings, StorageSettings
 from jobs.storage import ObjectStore
-from jobs.sweeper import Sweeper, settle
+from jobs.sweeper import Sweeper
 
 log = structlog.get_logger()
 

@@ -1,0 +1,129 @@
+"""`python -m grpo_core train spec.json --out run/`: one job in one process, without any service.
+
+Owns the command line and the process's environment; the run itself is `training`. Exits with the codes of
+`errors.EXIT_CODES`, 0 when done and 75 when asked to stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from grpo_core import strict_json
+from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_CODES
+from grpo_core.lifetime import StoppedEarly, StopRequest, die_with_parent
+from grpo_core.runfolder import RunFolder, write_json
+from grpo_core.spec import JobSpec, SpecError, parse_spec
+
+_BAD_REQUEST = EXIT_CODES["user_config"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, run the job, return the exit code."""
+    options = _parser().parse_args(arguments)
+    die_with_parent()
+    stop = StopRequest()
+    try:
+        stop.listen()
+        return _train(options.spec, RunFolder(options.out), options.epoch, stop)
+    except StoppedEarly:
+        return EXIT_CHECKPOINTED
+
+
+def _train(spec_file: Path, folder: RunFolder, epoch: int, stop: StopRequest) -> int:
+    spec = _read_spec(spec_file)
+    if spec is None:
+        return _BAD_REQUEST
+    if folder.is_used():
+        _complain(f"{folder.root} already holds a run; choose another folder with --out.")
+        return _BAD_REQUEST
+    if not folder.spec.exists():
+        write_json(folder.spec, spec.as_dict())
+    _prepare_environment()
+    from grpo_core.training import run
+
+    return run(spec, folder, epoch=epoch, stop=stop, listener=_Progress(spec.training.steps))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m grpo_core", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    train = commands.add_parser("train", help="run one job in this process")
+    train.add_argument("spec", type=Path, metavar="SPEC", help="the job spec, a JSON file")
+    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run folder, made if need be")
+    train.add_argument("--epoch", type=_positive, default=1, metavar="N", help="number of this run of the job")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("is counted from 1")
+    return value
+
+
+def _read_spec(file: Path) -> JobSpec | None:
+    """The spec, or None after saying what is wrong with it."""
+    try:
+        return parse_spec(strict_json.loads(file.read_bytes()))
+    except OSError as error:
+        _complain(f"{file}: {error.strerror}.")
+    except strict_json.StrictJsonError as error:
+        _complain(f"{file}: {error}")
+    except SpecError as error:
+        for problem in error.problems:
+            _complain(f"{file}: {problem.pointer or '/'} {problem.detail}. {problem.remedy}")
+    return None
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _prepare_environment() -> None:
+    """What must be set before torch and its friends are imported; what the caller set is kept."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # One core is left to whoever watches: on two busy cores, two threads were up to ten times slower than one.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+class _Progress:
+    """Says in one line what each event means to whoever started the run by hand."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        line = self._line(event["type"], event["data"])
+        if line:
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+
+    def _line(self, type_: str, data: dict[str, Any]) -> str:
+        match type_:
+            case "status":
+                return f"{data['phase']} ..."
+            case "metric":
+                return (
+                    f"step {data['step']}/{self._steps}: reward {data['reward']:.3f}, loss {data['loss']:.4f}, "
+                    f"{data['completion_tokens_mean']:.0f} tokens, {data['seconds']['total']:.2f} s"
+                )
+            case "checkpoint":
+                return f"wrote {data['path']}"
+            case "warning" | "log":
+                return data["message"]
+            case "error":
+                return f"failed ({data['class']}): {data['message']}\n{data['hint']}".rstrip()
+            case _:
+                return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

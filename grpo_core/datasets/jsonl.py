@@ -1,0 +1,276 @@
+"""JSONL data sets: checked while they arrive, and read by a run.
+
+A JSONL file is the user's to mend, so every bad line of it is named, up to `MAX_PROBLEMS`. Invariant: memory is
+bounded by one line and by what is kept, whatever is fed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from grpo_core import strict_json
+from grpo_core.datasets.rows import (
+    MAX_BYTES,
+    MAX_COLUMNS,
+    MAX_FIELD_CHARACTERS,
+    MAX_ROWS,
+    DatasetError,
+    DatasetTooLargeError,
+    Row,
+    error,
+    problem,
+    require_columns,
+    text_of,
+)
+from grpo_core.spec import DataSection, Problem, pointer_of
+
+MAX_LINE_BYTES = 256 * 1024
+MAX_COLUMN_NAME = 128
+MAX_PROBLEMS = 20
+"""Bad lines that are named before reading stops."""
+
+_READ_BYTES = 64 * 1024
+_BOM = b"\xef\xbb\xbf"
+_WHITE_SPACE = b" \t\r\n"
+_LINE_REMEDY = 'Put one JSON object on each line, such as {"question": "6+6=?", "answer": "12"}.'
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSummary:
+    """What a checked JSONL file holds."""
+
+    rows: int
+    bytes: int
+    sha256: str
+    columns: list[str]
+    """Columns with text or a number in every row, in order of first appearance: what a job may name."""
+
+
+class JsonlChecker:
+    """Checks a JSONL data set as it arrives, in memory bounded by one line.
+
+    `feed` raises as soon as the file is too large or 20 lines are bad, `finish` for fewer bad lines. Accepted: UTF-8
+    with or without a byte order mark, LF or CRLF, blank lines (they are no rows), columns of any JSON type; at least
+    two of them must hold text or a finite number in every row.
+    """
+
+    def __init__(
+        self, *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES, max_line_bytes: int = MAX_LINE_BYTES
+    ) -> None:
+        self._max_rows = max_rows
+        self._max_bytes = max_bytes
+        self._lines = _LineSplitter(max_line_bytes)
+        self._problems = _LineProblems()
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+        self._rows = 0
+        self._columns: list[str] = []
+        self._incomplete: dict[str, int] = {}
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes, split anywhere."""
+        self._bytes += len(chunk)
+        if self._bytes > self._max_bytes:
+            raise _too_large("too_many_bytes", f"the file has more than {self._max_bytes} bytes")
+        self._hash.update(chunk)
+        self._take(self._lines.feed(chunk))
+
+    def finish(self) -> DatasetSummary:
+        """Say what was fed, or raise for the bad lines in it."""
+        self._take(self._lines.finish())
+        self._problems.raise_any()
+        if not self._rows:
+            raise error("empty", "the file has no rows", _LINE_REMEDY)
+        if len(self._columns) < 2:
+            raise error("no_columns", self._why_no_columns(), "Give every line a question and an answer.")
+        return DatasetSummary(
+            rows=self._rows, bytes=self._bytes, sha256=self._hash.hexdigest(), columns=list(self._columns)
+        )
+
+    def _take(self, lines: Iterable[_Line]) -> None:
+        for line in lines:
+            try:
+                record = _parse(line)
+            except _BadLineError as bad:
+                self._problems.add(line.number, bad)
+                continue
+            if record is not None:
+                self._add(line.number, record)
+
+    def _add(self, number: int, record: dict[str, Any]) -> None:
+        self._rows += 1
+        if self._rows > self._max_rows:
+            raise _too_large("too_many_rows", f"the file has more than {self._max_rows} rows")
+        if self._rows == 1:
+            self._columns = list(record)
+        lost = [name for name in self._columns if text_of(record.get(name)) is None]
+        for name in lost:
+            self._columns.remove(name)
+            self._incomplete[name] = number
+
+    def _why_no_columns(self) -> str:
+        lost = ", ".join(f"{name} has none in line {number}" for name, number in list(self._incomplete.items())[:5])
+        return "fewer than two columns hold text or a number in every row" + (f" ({lost})" if lost else "")
+
+
+def read_jsonl(data: DataSection, path: Path) -> list[Row]:
+    """The rows of a whole file; every line must have the job's two columns."""
+    rows: list[Row] = []
+    problems = _LineProblems()
+    seen: dict[str, None] = {}
+    for line in _file_lines(path):
+        if data.max_rows is not None and len(rows) >= data.max_rows:
+            break
+        try:
+            record = _parse(line)
+            if record is None:
+                continue
+            seen |= dict.fromkeys(list(record)[: MAX_COLUMNS - len(seen)])
+            rows.append(_row_of(data, len(rows), record))
+        except _BadLineError as bad:
+            if seen and not rows:
+                require_columns(data, list(seen))
+            problems.add(line.number, bad)
+    problems.raise_any()
+    if not rows:
+        raise error("empty", "the file has no rows", _LINE_REMEDY)
+    return rows
+
+
+def _file_lines(path: Path) -> Iterator[_Line]:
+    splitter = _LineSplitter(MAX_LINE_BYTES)
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_READ_BYTES):
+                yield from splitter.feed(chunk)
+    except OSError as reason:
+        detail = f"the file {path.name!r} cannot be read: {reason.strerror or reason}"
+        raise error("unreadable_file", detail, "Check data.dataset.") from reason
+    yield from splitter.finish()
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    number: int
+    """From 1, as editors count."""
+    raw: bytes | None
+    """None: longer than accepted."""
+    limit: int
+
+
+class _BadLineError(Exception):
+    def __init__(self, code: str, detail: str, remedy: str = _LINE_REMEDY) -> None:
+        super().__init__(detail)
+        self.code, self.detail, self.remedy = code, detail, remedy
+
+
+class _LineProblems:
+    """The bad lines so far; raises once there are enough to stop."""
+
+    def __init__(self) -> None:
+        self._found: list[Problem] = []
+
+    def add(self, number: int, bad: _BadLineError) -> None:
+        pointer = pointer_of(("lines", number))
+        self._found.append(Problem(pointer=pointer, code=bad.code, detail=bad.detail[:300], remedy=bad.remedy))
+        if len(self._found) >= MAX_PROBLEMS:
+            self.raise_any()
+
+    def raise_any(self) -> None:
+        if self._found:
+            raise DatasetError(list(self._found)) from None
+
+
+class _LineSplitter:
+    """Cuts chunks into lines; holds at most one line, and of an over-long line nothing."""
+
+    def __init__(self, max_line_bytes: int) -> None:
+        self._limit = max_line_bytes
+        self._held = bytearray()
+        self._overflown = False
+        self._number = 0
+
+    def feed(self, chunk: bytes) -> Iterator[_Line]:
+        start = 0
+        while (end := chunk.find(b"\n", start)) >= 0:
+            self._hold(chunk, start, end)
+            yield self._line()
+            start = end + 1
+        self._hold(chunk, start, len(chunk))
+
+    def finish(self) -> Iterator[_Line]:
+        if self._held or self._overflown:
+            yield self._line()
+
+    def _hold(self, chunk: bytes, start: int, end: int) -> None:
+        if self._overflown or len(self._held) + end - start > self._limit:
+            self._overflown = True
+            self._held.clear()
+        else:
+            self._held += memoryview(chunk)[start:end]
+
+    def _line(self) -> _Line:
+        self._number += 1
+        raw = None if self._overflown else bytes(self._held)
+        if raw is not None and self._number == 1:
+            raw = raw.removeprefix(_BOM)
+        self._held.clear()
+        self._overflown = False
+        return _Line(self._number, raw, self._limit)
+
+
+def _parse(line: _Line) -> dict[str, Any] | None:
+    """The object on a line, None for a blank one; raises `_BadLineError`."""
+    if line.raw is None:
+        raise _BadLineError("line_too_long", f"is longer than {line.limit} bytes", "Shorten or remove it.")
+    if not line.raw.strip(_WHITE_SPACE):
+        return None
+    try:
+        record = strict_json.loads(line.raw)
+    except strict_json.StrictJsonError as reason:
+        raise _BadLineError("bad_json", _json_detail(reason)) from reason
+    if not isinstance(record, dict):
+        raise _BadLineError("not_an_object", "is not a JSON object")
+    _check_columns(cast("dict[str, Any]", record))
+    return cast("dict[str, Any]", record)
+
+
+def _json_detail(reason: strict_json.StrictJsonError) -> str:
+    """Without the parser's own line number, which is always 1 here."""
+    cause = reason.__cause__
+    if isinstance(cause, json.JSONDecodeError):
+        return f"is not JSON: {cause.msg} at column {cause.colno}"
+    return f"cannot be read: {str(reason).rstrip('.')}"
+
+
+def _check_columns(record: dict[str, Any]) -> None:
+    if len(record) > MAX_COLUMNS:
+        raise _BadLineError(
+            "too_many_columns", f"has {len(record)} columns; at most {MAX_COLUMNS} are accepted", "Drop some."
+        )
+    for name, value in record.items():
+        if not 0 < len(name) <= MAX_COLUMN_NAME:
+            detail = f"has a column name of {len(name)} characters"
+            raise _BadLineError("bad_column_name", detail, f"Use names of 1 to {MAX_COLUMN_NAME} characters.")
+        if isinstance(value, str) and len(value) > MAX_FIELD_CHARACTERS:
+            detail = f"has {len(value)} characters in {name!r}; at most {MAX_FIELD_CHARACTERS} are accepted"
+            raise _BadLineError("field_too_long", detail, "Shorten the text or remove the line.")
+
+
+def _row_of(data: DataSection, index: int, record: dict[str, Any]) -> Row:
+    question, answer = text_of(record.get(data.question_column)), text_of(record.get(data.answer_column))
+    for name, text in ((data.question_column, question), (data.answer_column, answer)):
+        if text is None:
+            raise _BadLineError(
+                "no_value", f"has no text or number in the column {name!r}", "Fill it in or remove the line."
+            )
+    return Row(index, cast("str", question), cast("str", answer))
+
+
+def _too_large(code: str, detail: str) -> DatasetTooLargeError:
+    return DatasetTooLargeError([problem(code, detail, "Send fewer rows, or split the file.")])

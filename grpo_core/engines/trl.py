@@ -1,0 +1,315 @@
+"""The `trl` engine: TRL's GRPOTrainer with a PEFT adapter, on a CPU or one GPU, rollouts by transformers.
+
+Owns loading the model and building the trainer; the loop is TRL's, the hook is in `trainer`. Invariant: the KL
+reference is always the base model, also for a run that starts from a checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers.trainer_callback import PrinterCallback
+from trl.trainer.grpo_config import GRPOConfig
+
+from grpo_core.checkpoints import load_adapter, write_adapter
+from grpo_core.datasets import Row
+from grpo_core.engines import EngineName, RunContext, logprobs
+from grpo_core.engines.settings import adapter_settings, require_same, trainer_settings
+from grpo_core.engines.trainer import RecordingTrainer, StepCallback
+from grpo_core.errors import JobFailure
+from grpo_core.models import Hardware, ModelFiles, Precision, choose_precision
+from grpo_core.prompts import Prompt, PromptSet, build_prompts
+from grpo_core.rewards import get_rewards
+from grpo_core.spec import JobSpec
+
+ADAPTER = "default"
+"""PEFT's name for the adapter that is trained."""
+
+
+class TrlEngine:
+    """One run; see `Engine` for the order of calls."""
+
+    name: EngineName = "trl"
+
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self._spec = context.spec
+        self._steps_done = 0
+        self._seconds = 0.0
+
+    def load(self, files: ModelFiles, rows: Sequence[Row]) -> None:
+        # Their advice is for people who call the libraries themselves.
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        warnings.filterwarnings("ignore", module=r"(transformers|trl|peft|accelerate|torch)\b")
+        self._files = files
+        self._precision = choose_precision(self._spec.model, self._files.parameters, find_hardware(self._spec))
+        self._context.events.log(
+            f"{self._files.name}: {self._files.parameters / 1e6:.1f} M parameters, weights in "
+            f"{self._precision.weights} ({self._precision.reason})"
+        )
+        self._tokenizer = load_tokenizer(self._files)
+        self._prompts = build_prompts(rows, self._spec, self._tokenizer)
+        self._warn_of_dropped_prompts()
+        self._trainer = self._build_trainer()
+
+    @property
+    def _model(self) -> Any:
+        """The base model with the adapter; TRL's own annotation allows much else."""
+        return self._trainer.model
+
+    def train(self) -> int:
+        began = time.perf_counter()
+        try:
+            self._trainer.train()
+        finally:
+            self._seconds = time.perf_counter() - began
+        return self._steps_done
+
+    def save_checkpoint(self) -> None:
+        step = self._steps_done
+        if step and not self._context.checkpoints.has(step):
+            self._context.checkpoints.write(step, self._model, self._training_state())
+
+    def save_adapter(self) -> None:
+        write_adapter(
+            self._context.folder.adapter,
+            self._model,
+            self._tokenizer,
+            self._spec,
+            steps=self._steps_done,
+            rewards=self._context.recorder.reward_summary(),
+        )
+
+    def report(self) -> dict[str, Any]:
+        on_gpu = self._trainer.args.device.type == "cuda"
+        settings = trainer_settings(self._spec, self._precision, Path())
+        return {
+            "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+            "threads": torch.get_num_threads(),
+            "model": {
+                "name": self._files.name,
+                "revision": self._files.revision,
+                "source": self._files.source,
+                "parameters": self._files.parameters,
+                "trained_parameters": sum(p.numel() for p in self._model.parameters() if p.requires_grad),
+            },
+            "precision": self._precision.as_dict(),
+            "prompts": {
+                "kept": len(self._prompts.prompts),
+                "dropped": self._prompts.dropped,
+                "longest_tokens": self._prompts.longest_kept,
+                "example": self._templated(self._prompts.prompts[0]),
+            },
+            "training_seconds": round(self._seconds, 3),
+            "gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None,
+            "settings": {name: value for name, value in settings.items() if name != "output_dir"},
+        }
+
+    def _build_trainer(self) -> RecordingTrainer:
+        spec = self._spec
+        model = load_base_model(self._files, self._precision, self._tokenizer)
+        require_context_length(model, spec)
+        settings = trainer_settings(spec, self._precision, self._context.folder.root)
+        if settings["use_cpu"]:
+            logprobs.install()
+        try:
+            trainer = RecordingTrainer(
+                recorder=self._context.recorder,
+                rewards=get_rewards(spec.rewards.mode),
+                weights=spec.rewards.weights.model_dump(),
+                model=model,
+                args=GRPOConfig(**settings),
+                train_dataset=as_dataset(self._prompts),
+                processing_class=self._tokenizer,
+                # Given here and not wrapped beforehand: TRL would copy a wrapped adapter as the KL reference.
+                peft_config=LoraConfig(**adapter_settings(spec)),
+            )
+        except ValueError as error:
+            if "target modules" not in str(error).lower():
+                raise
+            raise JobFailure(
+                "user_config",
+                "no_such_module",
+                f"{self._files.name} lacks some of the projections in lora.target_modules.",
+                hint="Name projections that the model's architecture has.",
+            ) from error
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(StepCallback(self._context.recorder, self._after_step))
+        with_adapter: Any = trainer.model
+        initialise_adapter(with_adapter, spec.lora.seed)
+        if self._context.folder.start_checkpoint.is_dir():
+            load_adapter(self._context.folder.start_checkpoint, with_adapter, spec)
+        require_same(settings, vars(trainer.args), "The trainer's arguments")
+        require_same(_asked_of_trainer(spec), _held_by_trainer(trainer), "The trainer")
+        require_same(adapter_settings(spec), _held_by_adapter(with_adapter), "The adapter")
+        return trainer
+
+    def _after_step(self, step: int) -> bool:
+        self._steps_done = step
+        if self._context.checkpoints.is_due(step):
+            self.save_checkpoint()
+        return self._context.stop.is_set()
+
+    def _training_state(self) -> dict[str, Any]:
+        trainer: Any = self._trainer
+        return {
+            "optimizer": trainer.optimizer.state_dict(),
+            "parameters": [name for name, p in self._model.named_parameters() if p.requires_grad],
+            "scheduler": trainer.lr_scheduler.state_dict(),
+            "tokens_seen": trainer.state.num_input_tokens_seen,
+            "data_epoch": trainer.state.epoch,
+        }
+
+    def _templated(self, prompt: Prompt) -> str:
+        text = self._tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False)
+        assert isinstance(text, str)
+        return text
+
+    def _warn_of_dropped_prompts(self) -> None:
+        if self._prompts.dropped:
+            self._context.events.warning(
+                "prompts_dropped",
+                f"{self._prompts.dropped} prompts have more than {self._spec.sampling.max_prompt_tokens} tokens "
+                f"(up to {self._prompts.longest_dropped}) and were dropped; {len(self._prompts.prompts)} are left.",
+            )
+
+
+def find_hardware(spec: JobSpec) -> Hardware:
+    """The GPU a job may use; none for a job that asks for none."""
+    if spec.resources.gpus == 0:
+        return Hardware()
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return Hardware(gpus=1, gpu_memory_bytes=memory, bf16=torch.cuda.is_bf16_supported())
+
+
+def load_tokenizer(files: ModelFiles) -> Any:
+    """The model's tokenizer; raises a `user_config` failure if it cannot chat."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(files.path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(files, "tokenizer", error) from error
+    if not tokenizer.chat_template:
+        raise JobFailure(
+            "user_config",
+            "no_chat_template",
+            f"The tokenizer of {files.name} has no chat template.",
+            hint="Use an instruction-tuned model.",
+        )
+    return tokenizer
+
+
+def load_base_model(files: ModelFiles, precision: Precision, tokenizer: Any) -> Any:
+    """The frozen base model, without the sampling defaults it came with."""
+    dtype = getattr(torch, precision.dtype)
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
+    if precision.weights != "fp32":
+        options["device_map"] = {"": 0}
+    if precision.weights == "4bit":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(files.path, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(files, "weights", error) from error
+    ends = model.generation_config.eos_token_id
+    # What is not set explicitly would be taken from here (top-p 0.8 and a repetition penalty, for Qwen2.5).
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id if ends is None else ends,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return model
+
+
+def require_context_length(model: Any, spec: JobSpec) -> None:
+    """Raises a `user_config` failure if the job's sequences are longer than any the model can read."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    needed = spec.sampling.max_prompt_tokens + spec.sampling.max_completion_tokens
+    if limit is not None and needed > limit:
+        raise JobFailure(
+            "user_config",
+            "sequence_too_long",
+            f"Prompt and completion may take {needed} tokens, and {spec.model.name} reads at most {limit}.",
+            hint="Lower sampling.max_prompt_tokens or sampling.max_completion_tokens.",
+        )
+
+
+def as_dataset(prompts: PromptSet) -> Dataset:
+    """The columns TRL and the rewards read."""
+    return Dataset.from_list(
+        [
+            {"prompt": p.messages, "prompt_id": p.prompt_id, "row": p.row, "question": p.question, "answer": p.answer}
+            for p in prompts.prompts
+        ]
+    )
+
+
+def initialise_adapter(model: Any, seed: int) -> None:
+    """Draw the adapter's initial weights from their own seed, and hold them in 32 bits.
+
+    TRL casts them to bf16 on a 4-bit base, where the recipe's updates are mostly smaller than a rounding step.
+    """
+    torch.manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.reset_lora_parameters(ADAPTER, True)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def _asked_of_trainer(spec: JobSpec) -> dict[str, Any]:
+    """What a trainer copies out of its arguments, and may alter while doing so."""
+    return {
+        "completions_per_step": spec.completions_per_step,
+        "num_generations": spec.sampling.generations,
+        "max_completion_length": spec.sampling.max_completion_tokens,
+        "temperature": spec.sampling.temperature,
+        "top_p": spec.sampling.top_p,
+        "top_k": spec.sampling.top_k,
+        "repetition_penalty": spec.sampling.repetition_penalty,
+        "beta": spec.loss.beta,
+        "loss_type": spec.loss.type,
+        "epsilon_low": spec.loss.epsilon,
+        "epsilon_high": spec.loss.epsilon,
+        "scale_rewards": spec.loss.scale_by,
+        "num_iterations": spec.loss.iterations,
+        "use_vllm": False,
+        "ref_model": None,
+    }
+
+
+def _held_by_trainer(trainer: RecordingTrainer) -> dict[str, Any]:
+    args = trainer.args
+    completions = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return {**vars(trainer), "completions_per_step": completions}
+
+
+def _held_by_adapter(model: Any) -> dict[str, Any]:
+    held = vars(model.peft_config[ADAPTER])
+    return {**held, "target_modules": sorted(held["target_modules"])}
+
+
+def _unreadable(files: ModelFiles, what: str, error: Exception) -> JobFailure:
+    reason = str(error).splitlines()[0].replace(str(files.path), files.name) if str(error) else type(error).__name__
+    return JobFailure(
+        "user_config",
+        "model_unreadable",
+        f"The {what} of {files.name} cannot be loaded: {reason[:300]}",
+        hint="Use a causal language model that transformers knows by itself, with safetensors weights.",
+    )

@@ -1,0 +1,232 @@
+"""How well a model answers: sampled in batches, read strictly and leniently, item by item.
+
+Owns the protocol (left padding, explicit sampling, seeds that do not depend on the model) and the two readings of
+an answer. Works on any causal language model, with or without an adapter. Invariant: two models asked with the same
+rows and `Sampling` are asked with the same seeds, so that their items can be compared in pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import statistics
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from grpo_core.datasets import Row
+from grpo_core.prompts import messages_for
+from grpo_core.records import FinishReason
+from grpo_core.rewards import score
+from grpo_core.rewards.fixed import extract
+from grpo_core.rewards.quantity import read_number, same_answer, to_ascii
+from grpo_core.spec import DataSection
+
+if TYPE_CHECKING:
+    import torch
+
+_MAX_DIGITS = 40
+# A minus after a digit or a bracket subtracts; anywhere else it is a sign.
+_LAST_NUMBER = re.compile(r"(?:(?<![\d.)])[+-])?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the model is asked."""
+
+    samples: int = 1
+    """Answers to each question."""
+    temperature: float = 0.0
+    """0 is greedy; otherwise drawn from the whole distribution."""
+    max_new_tokens: int = 512
+    seed: int = 0
+    batch_size: int = 64
+    """Sequences at once; a different one draws different samples."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationItem:
+    """One answer and how it was read."""
+
+    row: int
+    sample: int
+    seed: int
+    question: str
+    answer: str
+    completion: str
+    completion_tokens: int
+    finish_reason: FinishReason
+    reward: float
+    """Plain sum of the five rewards in `fixed` mode."""
+    strict: bool
+    """Right, and shown in the asked format."""
+    lenient: bool
+    """Right, if the last number anywhere in the text is taken as the answer."""
+    strict_format: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSummary:
+    """Means over all items."""
+
+    questions: int
+    samples: int
+    temperature: float
+    strict_accuracy: float
+    lenient_accuracy: float
+    strict_format_share: float
+    truncated_share: float
+    reward: float
+    completion_tokens: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What `evaluate` returns."""
+
+    items: list[EvaluationItem]
+    summary: EvaluationSummary
+
+
+def evaluate(model: Any, tokenizer: Any, rows: Sequence[Row], data: DataSection, sampling: Sampling) -> Evaluation:
+    """Ask the model every row as a job with this `data` section would, and read its answers."""
+    asked = [(row, sample) for row in rows for sample in range(sampling.samples)]
+    items: list[EvaluationItem] = []
+    with _asking(model, tokenizer):
+        for start in range(0, len(asked), sampling.batch_size):
+            batch = asked[start : start + sampling.batch_size]
+            seed = _seed(sampling.seed, start)
+            drawn = _sample(model, tokenizer, [row.question for row, _ in batch], data, sampling, seed)
+            for (row, sample), (text, tokens, finish) in zip(batch, drawn, strict=True):
+                items.append(_read(row, sample, seed, text, tokens, finish))
+    return Evaluation(items, _summarise(items, len(rows), sampling))
+
+
+def last_number(text: str) -> Fraction | None:
+    """The last number in a text, whatever stands around it."""
+    found = _LAST_NUMBER.findall(to_ascii(text))
+    return read_number(found[-1]) if found and len(found[-1]) <= _MAX_DIGITS else None
+
+
+def is_right_leniently(text: str, answer: str) -> bool:
+    """Whether the last number in the text is the answer; answers that are no numbers count inside their tags."""
+    gold = read_number(answer)
+    if gold is None:
+        inside = extract(text)
+        return inside is not None and same_answer(inside, answer)
+    return last_number(text) == gold
+
+
+def _read(row: Row, sample: int, seed: int, text: str, tokens: int, finish: FinishReason) -> EvaluationItem:
+    rewards = score(text, row.answer, "fixed")
+    return EvaluationItem(
+        row=row.row,
+        sample=sample,
+        seed=seed,
+        question=row.question,
+        answer=row.answer,
+        completion=text,
+        completion_tokens=tokens,
+        finish_reason=finish,
+        reward=rewards["total"],
+        strict=rewards["strict_format"] > 0 and rewards["correctness"] > 0,
+        lenient=is_right_leniently(text, row.answer),
+        strict_format=rewards["strict_format"] > 0,
+    )
+
+
+def _summarise(items: Sequence[EvaluationItem], questions: int, sampling: Sampling) -> EvaluationSummary:
+    return EvaluationSummary(
+        questions=questions,
+        samples=sampling.samples,
+        temperature=sampling.temperature,
+        strict_accuracy=statistics.fmean(item.strict for item in items),
+        lenient_accuracy=statistics.fmean(item.lenient for item in items),
+        strict_format_share=statistics.fmean(item.strict_format for item in items),
+        truncated_share=statistics.fmean(item.finish_reason == "length" for item in items),
+        reward=statistics.fmean(item.reward for item in items),
+        completion_tokens=statistics.fmean(item.completion_tokens for item in items),
+    )
+
+
+def _sample(
+    model: Any, tokenizer: Any, questions: Sequence[str], data: DataSection, sampling: Sampling, seed: int
+) -> list[tuple[str, int, FinishReason]]:
+    """One answer to each question: its text, its tokens with the end mark, and why it ended."""
+    import torch
+    from transformers import GenerationConfig
+
+    ids, mask = _left_padded(tokenizer, questions, data)
+    defaults = model.generation_config  # set by `_asking`
+    greedy = sampling.temperature == 0
+    chosen = {} if greedy else {"temperature": sampling.temperature, "top_p": 1.0, "top_k": 0}
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=not greedy,
+        eos_token_id=defaults.eos_token_id,
+        pad_token_id=defaults.pad_token_id,
+        **chosen,
+    )
+    torch.manual_seed(seed)
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+        )
+    ends = set(defaults.eos_token_id)
+    completions = [_until_end(row, ends) for row in output[:, ids.shape[1] :].tolist()]
+    texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+    return [
+        (text, len(completion), "stop" if completion[-1] in ends else "length")
+        for text, completion in zip(texts, completions, strict=True)
+    ]
+
+
+def _left_padded(tokenizer: Any, questions: Sequence[str], data: DataSection) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    conversations = [messages_for(question, data) for question in questions]
+    encoded = tokenizer.apply_chat_template(conversations, add_generation_prompt=True, tokenize=True, return_dict=True)
+    prompts: list[list[int]] = encoded["input_ids"]
+    width = max(map(len, prompts))
+    ids = torch.tensor([[_pad_id(tokenizer)] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask
+
+
+def _until_end(ids: list[int], ends: set[int]) -> list[int]:
+    """The ids up to and with the first end mark; all of them where there is none."""
+    stop = next((index for index, token in enumerate(ids) if token in ends), len(ids) - 1)
+    return ids[: stop + 1]
+
+
+def _pad_id(tokenizer: Any) -> int:
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+@contextmanager
+def _asking(model: Any, tokenizer: Any) -> Generator[None]:
+    """The model without dropout and without sampling defaults of its own, which would fill in what is not given."""
+    from transformers import GenerationConfig
+
+    own, training = model.generation_config, model.training
+    ends = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
+    model.generation_config = GenerationConfig(
+        eos_token_id=ends if isinstance(ends, list) else [ends], pad_token_id=_pad_id(tokenizer)
+    )
+    model.eval()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+        model.train(training)
+
+
+def _seed(run_seed: int, start: int) -> int:
+    digest = hashlib.sha256(f"evaluation/{run_seed}/{start}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,193 @@
+"""Joins what is known of a step at two times, its completions and later its update, and writes both down.
+
+Owns the step's statistics, which steps become events, and the two guards that end a run for its own good: numbers
+that are no longer finite, and too many steps without any signal. Every engine calls it in the same two places.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from grpo_core.errors import JobFailure
+from grpo_core.records import Completion, EventWriter, MetricsWriter, StepMetrics, StepSeconds, write_rollouts
+from grpo_core.runfolder import RunFolder
+from grpo_core.spec import JobSpec
+
+MAX_SAMPLE_CHARACTERS = 4000
+"""Longer texts are cut in a `sample` event, which is sent to every watcher; the rollouts hold them whole."""
+
+REWARD_WINDOW = 10
+"""Steps over which a run's first and last reward are averaged, at most a fifth of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What an engine knows once the optimizer has stepped."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    kl: float | None
+    entropy: float | None
+    seconds: float
+    """The whole step, generation included."""
+    gpu_memory_gb: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rollout:
+    """Statistics of the completions that the following updates learn from."""
+
+    reward: float
+    reward_std: float
+    rewards: Mapping[str, float]
+    zero_variance_share: float
+    tokens: tuple[float, int, int]
+    truncated_share: float
+    completions: int
+    sample: Completion
+
+
+class StepRecorder:
+    """Called by an engine at each rollout and after each update; raises `JobFailure` where a guard says stop."""
+
+    def __init__(
+        self, *, spec: JobSpec, folder: RunFolder, events: EventWriter, metrics: MetricsWriter, epoch: int
+    ) -> None:
+        self._spec, self._folder, self._events, self._metrics, self._epoch = spec, folder, events, metrics, epoch
+        self._rollout: _Rollout | None = None
+        self._generation_seconds = 0.0
+        self._reward_seconds = 0.0
+        self._silent_steps = 0
+        self._rewards: list[float] = []
+
+    def record_rollout(
+        self, step: int, completions: Sequence[Completion], *, generation_seconds: float, reward_seconds: float
+    ) -> None:
+        """Write down the completions that update `step` learns from (and later ones, if `loss.iterations` > 1)."""
+        write_rollouts(self._folder.rollout(step), completions, step=step, epoch=self._epoch)
+        self._rollout = _summarise(completions, self._spec.sampling.generations)
+        self._generation_seconds, self._reward_seconds = generation_seconds, reward_seconds
+
+    def record_update(self, update: Update) -> None:
+        """Write down a finished step, then end the run if a guard says so."""
+        self._require_finite(update)
+        metrics = self._join(update)
+        self._rewards.append(metrics.reward)
+        self._metrics.write(metrics)
+        if update.step % self._spec.training.log_every == 0 or update.step == self._spec.training.steps:
+            self._events.emit("metric", metrics.as_dict(), step=update.step)
+            self._events.emit("sample", self._sample(), step=update.step)
+        self._require_signal(metrics)
+
+    def reward_summary(self) -> dict[str, float | int | None]:
+        """Mean total reward over the first and the last steps."""
+        window = max(1, min(REWARD_WINDOW, len(self._rewards) // 5))
+        if not self._rewards:
+            return {"start": None, "end": None, "steps_averaged": 0}
+        return {
+            "start": statistics.fmean(self._rewards[:window]),
+            "end": statistics.fmean(self._rewards[-window:]),
+            "steps_averaged": window,
+        }
+
+    def _join(self, update: Update) -> StepMetrics:
+        rollout = self._current()
+        generation, reward = self._generation_seconds, self._reward_seconds
+        # A second pass over the same completions generates nothing.
+        self._generation_seconds = self._reward_seconds = 0.0
+        mean, least, most = rollout.tokens
+        return StepMetrics(
+            step=update.step,
+            reward=rollout.reward,
+            reward_std=rollout.reward_std,
+            rewards=rollout.rewards,
+            zero_variance_share=rollout.zero_variance_share,
+            completion_tokens_mean=mean,
+            completion_tokens_min=least,
+            completion_tokens_max=most,
+            truncated_share=rollout.truncated_share,
+            kl=update.kl,
+            entropy=update.entropy,
+            loss=update.loss,
+            grad_norm=update.grad_norm,
+            learning_rate=update.learning_rate,
+            seconds=StepSeconds(
+                generation=generation,
+                reward=reward,
+                update=max(0.0, update.seconds - generation - reward),
+                total=update.seconds,
+            ),
+            completions_per_s=rollout.completions / update.seconds if update.seconds > 0 else 0.0,
+            gpu_memory_gb=update.gpu_memory_gb,
+        )
+
+    def _sample(self) -> dict[str, object]:
+        sample = self._current().sample
+        return {
+            "prompt_id": sample.prompt_id,
+            "prompt": _cut(sample.prompt),
+            "completion": _cut(sample.completion),
+            "answer": _cut(sample.answer),
+            "rewards": dict(sample.rewards),
+            "reward_total": sample.reward_total,
+        }
+
+    def _current(self) -> _Rollout:
+        assert self._rollout is not None, "an engine must record the rollout before the update"
+        return self._rollout
+
+    def _require_finite(self, update: Update) -> None:
+        for name, value in (("loss", update.loss), ("gradient norm", update.grad_norm)):
+            if not math.isfinite(value):
+                raise diverged(f"The {name} of step {update.step} is {value}.")
+
+    def _require_signal(self, metrics: StepMetrics) -> None:
+        self._silent_steps = self._silent_steps + 1 if metrics.zero_variance_share == 1.0 else 0
+        limit = self._spec.guards.no_signal_steps
+        if limit and self._silent_steps >= limit:
+            raise JobFailure(
+                "no_signal",
+                "no_reward_variance",
+                f"In each of the last {limit} steps all completions of a prompt were paid the same: nothing is learnt.",
+                hint="Look at the samples: if every reward is 0 the model never meets the format, so add worked "
+                "examples (data.examples) or start from an adapter that does; if all are right, use harder questions. "
+                "A higher sampling.temperature or more sampling.generations also help; guards.no_signal_steps 0 "
+                "turns this guard off.",
+            )
+
+
+def diverged(message: str) -> JobFailure:
+    """The failure of a run whose numbers are no longer finite."""
+    return JobFailure(
+        "diverged",
+        "not_finite",
+        message,
+        hint="Lower optimizer.learning_rate (the recipe uses 5e-6) or optimizer.max_grad_norm, and start from an "
+        "earlier checkpoint.",
+    )
+
+
+def _summarise(completions: Sequence[Completion], generations: int) -> _Rollout:
+    totals = [c.reward_total for c in completions]
+    groups = [totals[start : start + generations] for start in range(0, len(totals), generations)]
+    tokens = [c.completion_tokens for c in completions]
+    return _Rollout(
+        reward=statistics.fmean(totals),
+        reward_std=statistics.fmean(statistics.stdev(group) for group in groups),
+        rewards={name: statistics.fmean(c.rewards[name] for c in completions) for name in completions[0].rewards},
+        # The tolerance is for weighted sums that differ only by rounding.
+        zero_variance_share=statistics.fmean(max(group) - min(group) < 1e-9 for group in groups),
+        tokens=(statistics.fmean(tokens), min(tokens), max(tokens)),
+        truncated_share=statistics.fmean(c.finish_reason == "length" for c in completions),
+        completions=len(completions),
+        sample=completions[0],
+    )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SAMPLE_CHARACTERS else text[: MAX_SAMPLE_CHARACTERS - 1] + "…"

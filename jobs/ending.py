@@ -1,0 +1,100 @@
+"""How a run leaves a job: at its end, or back in the queue for another worker.
+
+Owns the rules of attempts and the order of writes (outcome first, then record). Used by workers and the sweeper
+alike. Invariant: a record follows the outcome that stands, whoever wrote it.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from grpo_core.errors import FailureReport
+from jobs.archive import Archive, Ending, Outcome
+from jobs.journal import now_iso
+from jobs.ledger import JobEvent, Ledger
+from jobs.outbox import Outbox
+from jobs.record import TERMINAL, JobRecord, JobStatus
+
+log = structlog.get_logger()
+
+MAX_ATTEMPTS = 3
+"""Runs that may be lost without a new checkpoint before the job fails."""
+
+
+def hand_back(
+    ledger: Ledger,
+    archive: Archive,
+    outbox: Outbox,
+    record: JobRecord,
+    *,
+    expired: bool = False,
+    reason: str = "The worker fell silent.",
+    counts: bool = True,
+) -> None:
+    """Take a job from its run: back to the queue, or to its end when it was cancelled or lost too often.
+
+    `expired` demands that the lease has run out; `counts` is False for a run that was asked to stop.
+    """
+    if expired and not ledger.change(record.id, from_statuses={record.status}, epoch=record.epoch, expired=True).done:
+        return  # it beat since it was listed
+    attempts = record.attempts + (1 if counts else 0)
+    standing = archive.outcome(record.id)
+    if standing is None and record.status is JobStatus.CANCELLING:
+        standing = archive.put_outcome(_outcome(record, "cancelled", None))
+    if standing is None and attempts >= MAX_ATTEMPTS:
+        standing = archive.put_outcome(_outcome(record, "failed", _lost(attempts, reason).as_dict()))
+    if standing is not None:
+        settle(ledger, record.id, standing, tell_error=True)
+        return
+    to = JobStatus.PAUSED if record.status is JobStatus.PAUSING else JobStatus.QUEUED
+    told = JobEvent(type="warning", data={"code": "run_lost", "message": reason})
+    change = ledger.change(
+        record.id,
+        from_statuses={record.status},
+        epoch=record.epoch,
+        expired=expired,
+        to=to,
+        fields={"attempts": attempts, "worker": None, "phase": None},
+        events=[told, JobEvent(type="status", data={"status": to.value})],
+    )
+    if change.done and change.status is JobStatus.QUEUED:
+        log.info("job_requeued", job_id=record.id, epoch=record.epoch, attempts=attempts, reason=reason)
+        outbox.add(record.id, record.queue)
+
+
+def settle(
+    ledger: Ledger,
+    job_id: str,
+    outcome: Outcome,
+    *,
+    tell_error: bool = False,
+    expire_events_seconds: float | None = None,
+) -> None:
+    """Bring a record to the state its outcome names; the outcome is the stronger truth.
+
+    `tell_error` adds the error as an event, for failures the run itself could not tell of.
+    """
+    final = JobStatus(outcome.status)
+    events = [JobEvent(type="error", data=outcome.error)] if outcome.error and tell_error else []
+    ledger.change(
+        job_id,
+        from_statuses=set(JobStatus) - TERMINAL,
+        to=final,
+        fields={"error": outcome.error, "manifest": outcome.manifest, "phase": None, "worker": None},
+        events=[*events, JobEvent(type="status", data={"status": final.value})],
+        expire_events_seconds=expire_events_seconds,
+    )
+
+
+def _outcome(record: JobRecord, status: Ending, error: dict[str, object] | None) -> Outcome:
+    return Outcome(job=record.id, status=status, epoch=record.epoch, time=now_iso(), by="sweeper", error=error)
+
+
+def _lost(attempts: int, reason: str) -> FailureReport:
+    return FailureReport(
+        failure_class="infra",
+        code="attempts_used_up",
+        message=f"The job was lost {attempts} times without a new checkpoint; the last time: {reason}",
+        hint="Look at the worker's log and memory; submit the job again once the cause is mended.",
+        retryable=True,
+    )

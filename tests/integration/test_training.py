@@ -1,0 +1,510 @@
+"""Whole runs of `grpo_core` in processes of their own, with the demo's tiny model: files, numbers, exits.
+
+One run is the real command. The others are forked from a process that has imported TRL already (18 seconds of
+processor time), and run the same `main`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import statistics
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo_core.records import read_jsonl, read_rollouts
+from grpo_core.rewards import REWARD_NAMES, get_rewards
+from grpo_core.runfolder import RunFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+MODELS = Path("examples/models").resolve()
+ROWS = Path("examples/tiny/train.jsonl").resolve()
+WEIGHTS = {"correctness": 1.0, "integer": 0.5, "strict_format": 1.0, "soft_format": -0.25, "xml_count": 0.0}
+PROMPTS, GENERATIONS, STEPS = 3, 4, 4
+
+SPEC: dict[str, Any] = {
+    "name": "a test",
+    "model": {"name": "tiny-arithmetic", "max_sequence": 256},
+    "lora": {"rank": 8, "alpha": 8, "gradient_checkpointing": "off"},
+    "optimizer": {"name": "adamw_torch", "learning_rate": 2e-3, "max_grad_norm": 1.0},
+    "training": {"steps": STEPS, "checkpoint_every": 1, "save_steps": 2, "log_every": 2},
+    "sampling": {
+        "prompts_per_step": PROMPTS,
+        "generations": GENERATIONS,
+        "gradient_accumulation": 2,
+        "max_prompt_tokens": 64,
+        "max_completion_tokens": 40,
+        "temperature": 1.0,
+    },
+    "rewards": {"weights": WEIGHTS},
+    "data": {"source": "file", "dataset": str(ROWS), "system_prompt": "", "max_rows": 200},
+    "resources": {"gpus": 0},
+}
+
+
+def spec_with(**sections: dict[str, Any]) -> dict[str, Any]:
+    return SPEC | {name: SPEC.get(name, {}) | fields for name, fields in sections.items()}
+
+
+class Run:
+    """A run's folder after it ended."""
+
+    def __init__(self, root: Path, exit_code: int) -> None:
+        self.folder = RunFolder(root)
+        self.exit_code = exit_code
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return list(read_jsonl(self.folder.events))
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        return list(read_jsonl(self.folder.metrics))
+
+    @property
+    def error(self) -> dict[str, Any]:
+        last = self.events[-1]
+        assert last["type"] == "error", (self.folder.root / "stderr.log").read_text("utf-8")
+        return last["data"]
+
+    def of_type(self, type_: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["type"] == type_]
+
+
+def prepare(root: Path, spec: dict[str, Any]) -> list[str]:
+    """The arguments of a run whose spec is already in its folder, as a worker leaves it."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
+    return ["train", str(root / "spec.json"), "--out", str(root), "--epoch", "2"]
+
+
+def spawn(root: Path, spec: dict[str, Any], **environment: str) -> subprocess.Popen[bytes]:
+    with (root.with_name(root.name + ".log")).open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "grpo_core", *prepare(root, spec)],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "GRPO_MODEL_DIR": str(MODELS), "OMP_NUM_THREADS": "1", **environment},
+        )
+
+
+def run_main(arguments: list[str], log: str, environment: dict[str, str], fault: Callable[[], None] | None) -> None:
+    """In a forked process: the command line, after breaking something if asked to."""
+    os.environ.update(environment)
+    if fault is not None:
+        fault()
+    with open(log, "w", encoding="utf-8", buffering=1) as file:  # noqa: PTH123
+        sys.stdout = sys.stderr = file
+        from grpo_core.__main__ import main
+
+        sys.exit(main(arguments))
+
+
+def _pay(reward: Callable[..., list[float]]) -> None:
+    from grpo_core.engines import trl
+
+    reward.__name__ = "correctness"
+    trl.get_rewards = lambda mode: get_rewards(mode) | {"correctness": reward}
+
+
+def pay_nan() -> None:
+    _pay(lambda completions, **_: [float("nan")] * len(completions))
+
+
+def raise_in_reward() -> None:
+    _pay(lambda completions, **_: [completions[0]["no such key"]])
+
+
+def run_out_of_memory() -> None:
+    from grpo_core.engines.trainer import RecordingTrainer
+
+    def compute_loss(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    RecordingTrainer.compute_loss = compute_loss
+
+
+def lose_a_setting() -> None:
+    """As Unsloth does with what it does not know."""
+    from grpo_core.engines import trl
+
+    config = trl.GRPOConfig
+    trl.GRPOConfig = lambda **settings: config(**{**settings, "temperature": 0.5})
+
+
+def break_something() -> None:
+    from grpo_core.engines import trl
+
+    def as_dataset(_: Any) -> None:
+        raise KeyError("surprise")
+
+    trl.as_dataset = as_dataset
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Callable[..., ForkServerProcess]]:
+    """Starts runs from a process that holds the libraries."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["grpo_core.training", "grpo_core.engines.trl"])
+    started: list[ForkServerProcess] = []
+
+    def fork(
+        root: Path, spec: dict[str, Any], models: Path = MODELS, fault: Callable[[], None] | None = None
+    ) -> ForkServerProcess:
+        arguments = prepare(root, spec)
+        environment = {"GRPO_MODEL_DIR": str(models)}
+        process = context.Process(target=run_main, args=(arguments, str(root / "stderr.log"), environment, fault))
+        process.start()
+        started.append(process)
+        return process
+
+    yield fork
+    for process in started:
+        if process.is_alive():
+            process.kill()
+        process.join()
+        process.close()
+
+
+@pytest.fixture(scope="module")
+def finish(forks: Callable[..., ForkServerProcess]) -> Callable[..., Run]:
+    def run(root: Path, spec: dict[str, Any], **options: Any) -> Run:
+        process = forks(root, spec, **options)
+        process.join()
+        assert process.exitcode is not None
+        return Run(root, process.exitcode)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The real command, to its end."""
+    root = tmp_path_factory.mktemp("done") / "run"
+    process = spawn(root, SPEC)
+    assert process.wait() == 0, root.with_name("run.log").read_text("utf-8")
+    return Run(root, 0)
+
+
+def assert_whole(checkpoint: Path) -> dict[str, Any]:
+    manifest = json.loads((checkpoint / "manifest.json").read_text("utf-8"))
+    assert {entry["path"] for entry in manifest["files"]} | {"manifest.json"} == {p.name for p in checkpoint.iterdir()}
+    for entry in manifest["files"]:
+        content = (checkpoint / entry["path"]).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (entry["size"], entry["sha256"])
+    return manifest
+
+
+def test_a_run_leaves_every_file(done: Run) -> None:
+    root = done.folder.root
+    assert {path.name for path in root.iterdir()} == {
+        *("spec.json", "events.jsonl", "metrics.jsonl", "report.json"),
+        *("rollouts", "checkpoints", "adapter"),
+    }
+    assert {path.name for path in done.folder.adapter.iterdir()} >= {
+        *("adapter_model.safetensors", "adapter_config.json", "README.md"),
+        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+    }
+    assert len(list(done.folder.rollouts.iterdir())) == STEPS
+
+
+def test_no_result_names_a_path_of_the_machine(done: Run) -> None:
+    files = [done.folder.report, *(path for path in done.folder.adapter.iterdir() if path.suffix != ".safetensors")]
+    for file in files:
+        text = file.read_text("utf-8")
+        assert str(done.folder.root) not in text, file.name
+        assert str(MODELS) not in text, file.name
+    config = json.loads((done.folder.adapter / "adapter_config.json").read_text("utf-8"))
+    assert config["base_model_name_or_path"] == "tiny-arithmetic"
+
+
+def test_events_tell_the_run_in_order(done: Run) -> None:
+    events = done.events
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert {event["epoch"] for event in events} == {2}
+    assert [event["data"]["phase"] for event in done.of_type("status")] == ["preparing", "loading", "training"]
+    assert [event["step"] for event in done.of_type("metric")] == [2, 4]
+    assert [event["data"] for event in done.of_type("checkpoint")] == [
+        {"path": f"checkpoints/step-{step:06d}", "step": step} for step in range(1, STEPS + 1)
+    ]
+    assert done.of_type("error") == []
+
+
+def test_metrics_have_a_line_a_step(done: Run) -> None:
+    assert [line["step"] for line in done.metrics] == list(range(1, STEPS + 1))
+    assert [line["learning_rate"] for line in done.metrics][:2] == [0.0, 2e-3]
+    for line in done.metrics:
+        assert line["kl"] is not None
+        assert line["seconds"]["total"] >= line["seconds"]["generation"] > 0
+        assert line["gpu_memory_gb"] is None
+
+
+def test_rollouts_agree_with_rewards_weights_and_metrics(done: Run) -> None:
+    functions = get_rewards("fixed")
+    for step, line in enumerate(done.metrics, start=1):
+        rows = read_rollouts(done.folder.rollout(step))
+        assert len(rows) == PROMPTS * GENERATIONS
+        assert {(row["step"], row["epoch"], row["adapter_version"]) for row in rows} == {(step, 2, step - 1)}
+        assert len({row["prompt_id"] for row in rows}) == PROMPTS
+        for row in rows:
+            raw = {name: functions[name]([row["completion"]], answer=[row["answer"]])[0] for name in REWARD_NAMES}
+            assert {name: row[f"reward_{name}"] for name in REWARD_NAMES} == raw
+            assert row["reward_total"] == pytest.approx(sum(WEIGHTS[name] * raw[name] for name in REWARD_NAMES))
+            assert 0 < row["completion_tokens"] <= 40
+            assert row["finish_reason"] == "stop" or row["completion_tokens"] == 40
+        assert line["reward"] == pytest.approx(statistics.fmean(row["reward_total"] for row in rows))
+        assert line["rewards"]["integer"] == pytest.approx(statistics.fmean(row["reward_integer"] for row in rows))
+
+
+def test_advantages_are_relative_to_the_group(done: Run) -> None:
+    for file in done.folder.rollouts.iterdir():
+        rows = read_rollouts(file)
+        for start in range(0, len(rows), GENERATIONS):
+            group = rows[start : start + GENERATIONS]
+            assert [row["sample"] for row in group] == list(range(GENERATIONS))
+            assert len({row["prompt"] for row in group}) == 1
+            totals = [row["reward_total"] for row in group]
+            mean, deviation = statistics.fmean(totals), statistics.stdev(totals)
+            for row in group:
+                assert row["advantage"] == pytest.approx((row["reward_total"] - mean) / (deviation + 1e-4), abs=1e-4)
+
+
+def test_questions_are_rows_of_the_data_set(done: Run) -> None:
+    lines = ROWS.read_text("utf-8").splitlines()
+    for row in read_rollouts(done.folder.rollouts):
+        source = json.loads(lines[row["row"]])
+        assert (row["prompt"], row["answer"]) == (source["question"], source["answer"])
+        assert row["prompt_id"] == str(row["row"])
+
+
+def test_old_checkpoints_go_and_kept_ones_are_whole(done: Run) -> None:
+    # The last two, and every second one by save_steps.
+    assert sorted(path.name for path in done.folder.checkpoints.iterdir()) == [
+        "step-000002",
+        "step-000003",
+        "step-000004",
+    ]
+    for checkpoint in done.folder.checkpoints.iterdir():
+        manifest = assert_whole(checkpoint)
+        assert (manifest["epoch"], f"step-{manifest['step']:06d}") == (2, checkpoint.name)
+
+
+def test_the_last_checkpoint_is_the_adapter(done: Run) -> None:
+    last = done.folder.checkpoint(STEPS) / "adapter_model.safetensors"
+    assert last.read_bytes() == (done.folder.adapter / "adapter_model.safetensors").read_bytes()
+
+
+def test_the_report_says_what_was_really_used(done: Run) -> None:
+    report = json.loads(done.folder.report.read_text("utf-8"))
+    assert (report["engine"], report["steps"], report["device"], report["epoch"]) == ("trl", STEPS, "cpu", 2)
+    assert report["precision"]["weights"] == "fp32"
+    assert report["settings"]["beta"] == 0.04
+    assert report["settings"]["per_device_train_batch_size"] == PROMPTS * GENERATIONS // 2
+    assert report["prompts"]["kept"] == report["rows"] == 200
+    assert report["prompts"]["example"].endswith("assistant\n")
+    assert report["reward"]["end"] == pytest.approx(done.metrics[-1]["reward"])
+
+
+def test_the_same_seed_gives_the_same_run(done: Run, finish: Callable[..., Run], tmp_path: Path) -> None:
+    again = finish(tmp_path / "again", SPEC)
+    assert again.exit_code == 0
+    assert read_rollouts(again.folder.rollouts) == read_rollouts(done.folder.rollouts)
+    weights = "adapter_model.safetensors"
+    assert (again.folder.adapter / weights).read_bytes() == (done.folder.adapter / weights).read_bytes()
+
+
+def test_a_run_from_a_checkpoint_starts_there_and_is_held_to_the_base(
+    done: Run, finish: Callable[..., Run], tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(done.folder.checkpoint(STEPS), root / "inputs" / "checkpoint")
+    run = finish(root, spec_with(training={"steps": 1}))
+    assert run.exit_code == 0
+    # The first step of a fresh adapter is the base model itself, and its KL is zero.
+    assert done.metrics[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert run.metrics[0]["kl"] > 1e-6
+
+
+def test_a_checkpoint_of_another_adapter_is_refused(done: Run, finish: Callable[..., Run], tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(done.folder.checkpoint(STEPS), root / "inputs" / "checkpoint")
+    run = finish(root, spec_with(lora={"rank": 4}))
+    assert (run.exit_code, run.error["code"]) == (10, "checkpoint_does_not_fit")
+
+
+def test_several_passes_over_the_same_completions(finish: Callable[..., Run], tmp_path: Path) -> None:
+    run = finish(tmp_path / "run", spec_with(loss={"iterations": 2, "beta": 0.0}))
+    assert run.exit_code == 0
+    assert [file.name for file in sorted(run.folder.rollouts.iterdir())] == [
+        "step-000001.parquet",
+        "step-000003.parquet",
+    ]
+    assert [line["step"] for line in run.metrics] == list(range(1, STEPS + 1))
+    assert run.metrics[0]["kl"] is None
+
+
+def test_term_finishes_the_step_and_writes_a_checkpoint(
+    forks: Callable[..., ForkServerProcess], tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    process = forks(root, spec_with(training={"steps": 5000, "checkpoint_every": 5000, "save_steps": 5000}))
+    wait_for(lambda: len(list(read_jsonl(root / "metrics.jsonl"))) >= 2, process)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(30)
+    run = Run(root, process.exitcode or 0)
+    assert run.exit_code == 75
+    last = run.metrics[-1]["step"]
+    assert assert_whole(run.folder.checkpoint(last))["step"] == last
+    assert run.events[-1]["type"] == "checkpoint"
+    assert not run.folder.adapter.exists()
+    assert not run.folder.report.exists()
+
+
+def test_term_before_the_first_step_ends_at_once(tmp_path: Path) -> None:
+    process = spawn(tmp_path / "run", SPEC)
+    wait_for(lambda: "loading" in [e["data"]["phase"] for e in read_jsonl(tmp_path / "run" / "events.jsonl")], process)
+    process.terminate()
+    assert process.wait(20) == 75
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_a_run_dies_with_its_parent(tmp_path: Path) -> None:
+    arguments = prepare(tmp_path / "run", SPEC)
+    script = (
+        "import subprocess, sys, time; "
+        "print(subprocess.Popen([sys.executable, '-m', 'grpo_core', *sys.argv[1:]]).pid, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "GRPO_MODEL_DIR": str(MODELS)},
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        wait_for(lambda: (tmp_path / "run" / "events.jsonl").exists(), parent)
+        parent.kill()
+    wait_for(lambda: not is_running(child))
+
+
+def test_no_variance_ends_the_run(finish: Callable[..., Run], tmp_path: Path) -> None:
+    spec = spec_with(sampling={"temperature": 0.01}, guards={"no_signal_steps": 2})
+    run = finish(tmp_path / "run", spec)
+    assert (run.exit_code, run.error["class"]) == (14, "no_signal")
+    assert len(run.metrics) >= 2
+
+
+def test_a_model_whose_numbers_are_not_finite_has_diverged(finish: Callable[..., Run], tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(MODELS / "tiny-arithmetic", models / "tiny-arithmetic")
+    spoil(models / "tiny-arithmetic" / "model.safetensors", "model.norm.weight")
+    run = finish(tmp_path / "run", SPEC, models=models)
+    assert (run.exit_code, run.error["class"]) == (15, "diverged")
+
+
+@pytest.mark.parametrize(
+    ("fault", "exit_code", "code"),
+    [
+        (pay_nan, 12, "reward_not_finite"),
+        (raise_in_reward, 12, "reward_failed"),
+        (run_out_of_memory, 13, "out_of_memory"),
+        (lose_a_setting, 16, "settings_differ"),
+        (break_something, 16, "unexpected"),
+    ],
+)
+def test_each_failure_has_its_exit_and_its_event(
+    finish: Callable[..., Run], tmp_path: Path, fault: Callable[[], None], exit_code: int, code: str
+) -> None:
+    run = finish(tmp_path / "run", SPEC, fault=fault)
+    assert (run.exit_code, run.error["code"]) == (exit_code, code)
+    assert run.error["hint"]
+    assert not run.folder.adapter.exists()
+    traceback_told = "Traceback" in (tmp_path / "run" / "stderr.log").read_text("utf-8")
+    assert traceback_told == (code == "unexpected")
+
+
+def test_long_prompts_are_dropped_and_reported(finish: Callable[..., Run], tmp_path: Path) -> None:
+    # Questions of this data set take 16 to 18 tokens.
+    run = finish(tmp_path / "run", spec_with(sampling={"max_prompt_tokens": 16}, training={"steps": 1}))
+    assert run.exit_code == 0
+    (warning,) = run.of_type("warning")
+    assert warning["data"]["code"] == "prompts_dropped"
+    report = json.loads(run.folder.report.read_text("utf-8"))
+    assert report["prompts"]["dropped"] > 0
+    assert report["prompts"]["kept"] + report["prompts"]["dropped"] == 200
+
+
+def test_no_prompt_left_is_a_fault_of_the_data(finish: Callable[..., Run], tmp_path: Path) -> None:
+    run = finish(tmp_path / "run", spec_with(sampling={"max_prompt_tokens": 3}))
+    assert (run.exit_code, run.error["class"], run.error["code"]) == (11, "dataset", "all_prompts_too_long")
+
+
+def test_bad_rows_are_a_fault_of_the_data(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"question": "1+1=?"\n', encoding="utf-8")
+    run = Run(
+        tmp_path / "run", spawn(tmp_path / "run", spec_with(data={"dataset": str(tmp_path / "bad.jsonl")})).wait()
+    )
+    assert (run.exit_code, run.error["class"]) == (11, "dataset")
+
+
+def test_an_unknown_model_is_a_fault_of_the_spec(tmp_path: Path) -> None:
+    spec = spec_with(model={"name": "nobody/no-such-model"})
+    run = Run(tmp_path / "run", spawn(tmp_path / "run", spec, HF_HUB_OFFLINE="1").wait())
+    assert (run.exit_code, run.error["class"], run.error["code"]) == (10, "user_config", "hub_unreachable")
+    assert "GRPO_MODEL_DIR" in run.error["hint"]
+
+
+def test_a_bad_spec_is_answered_by_field(tmp_path: Path) -> None:
+    process = spawn(tmp_path / "run", spec_with(sampling={"generations": 1, "top_q": 1}))
+    assert process.wait() == 10
+    said = (tmp_path / "run.log").read_text("utf-8")
+    assert "/sampling/generations" in said
+    assert "/sampling/top_q" in said
+    assert not (tmp_path / "run" / "events.jsonl").exists()
+
+
+def test_a_used_folder_is_refused(done: Run) -> None:
+    before = done.folder.events.read_bytes()
+    assert spawn(done.folder.root, SPEC).wait() == 10
+    assert done.folder.events.read_bytes() == before
+
+
+def wait_for(condition: Callable[[], bool], process: Any = None, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        ended = process is not None and (process.poll() if hasattr(process, "poll") else process.exitcode) is not None
+        assert not ended, "the process ended"
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    """A zombie, which nobody has waited for in a container without init, has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def spoil(file: Path, tensor: str) -> None:
+    """Make the first number of a tensor NaN."""
+    content = bytearray(file.read_bytes())
+    (size,) = struct.unpack("<Q", content[:8])
+    start, _ = json.loads(content[8 : 8 + size])[tensor]["data_offsets"]
+    content[8 + size + start : 8 + size + start + 4] = struct.pack("<f", float("nan"))
+    file.write_bytes(content)

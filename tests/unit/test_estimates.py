@@ -1,0 +1,243 @@
+"""Estimates: the arithmetic of a job, the choice of precision, and each warning from both sides."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+
+from grpo_core.errors import JobFailure
+from grpo_core.estimates import (
+    estimate,
+    guess_parameters,
+    resolve_precision,
+    warnings,
+    weight_bytes,
+)
+from grpo_core.spec import parse_spec
+
+GIB = 1024**3
+
+
+def test_the_recipe_in_numbers() -> None:
+    assert estimate(parse_spec({}), rows=7473).as_dict() == {
+        "completions_per_step": 6,
+        "micro_batch": 6,
+        "prompts": 250,
+        "completions": 1500,
+        "max_completion_tokens_per_step": 1200,
+        "max_tokens_per_step": 2736,
+        "max_completion_tokens": 300_000,
+        "max_tokens": 684_000,
+        "epoch_share": 0.0335,
+        "checkpoints": 10,
+        "parameters": 7_000_000_000,
+        "weight_bytes": {"fp32": 28_000_000_000, "16bit": 14_000_000_000, "4bit": 5_250_000_000},
+    }
+
+
+def test_a_batch_of_completions_serves_several_iterations() -> None:
+    spec = parse_spec({"training": {"steps": 10}, "loss": {"iterations": 4}, "sampling": {"prompts_per_step": 2}})
+    result = estimate(spec)
+    assert (result.prompts, result.completions, result.max_completion_tokens) == (6, 36, 7200)
+
+
+@pytest.mark.parametrize(
+    ("rows", "max_rows", "share"),
+    [(None, None, None), (None, 10, None), (0, None, None), (500, None, 0.5), (500, 100, 2.5), (50, 100, 5.0)],
+)
+def test_share_of_an_epoch(rows: int | None, max_rows: int | None, share: float | None) -> None:
+    assert estimate(parse_spec({"data": {"max_rows": max_rows}}), rows=rows).epoch_share == share
+
+
+def test_a_model_without_a_size_in_its_name() -> None:
+    result = estimate(parse_spec({"model": {"name": "tiny"}}))
+    assert (result.parameters, result.weight_bytes) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("Qwen/Qwen2.5-7B-Instruct", 7_000_000_000),
+        ("Qwen/Qwen2.5-0.5B", 500_000_000),
+        ("Qwen/Qwen2.5-1.5B-Instruct", 1_500_000_000),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", 135_000_000),
+        ("google/gemma-2b-it", 2_000_000_000),
+        ("meta-llama/Llama-3.2-1B", 1_000_000_000),
+        ("unsloth/llama-3-8b-bnb-4bit", 8_000_000_000),
+        ("Qwen/Qwen3-30B-A3B", 30_000_000_000),
+        ("EleutherAI/pythia-70m", 70_000_000),
+        ("7B", 7_000_000_000),
+        ("models_13B_v2", 13_000_000_000),
+        ("7B-Labs/mystery", None),
+        ("microsoft/phi-1_5", None),
+        ("mistralai/Mixtral-8x7B", None),
+        ("Qwen/Qwen1.5-MoE-A2.7B", None),
+        ("gradientai/context-262k", None),
+        ("x/model-0B", None),
+        ("tiny", None),
+    ],
+)
+def test_parameters_in_a_name(name: str, parameters: int | None) -> None:
+    assert guess_parameters(name) == parameters
+
+
+@pytest.mark.parametrize(
+    ("requested", "device", "parameters", "memory_gib", "precision"),
+    [
+        ("auto", "cpu", 7_600_000_000, None, "fp32"),
+        ("auto", "cpu", None, None, "fp32"),
+        ("auto", "cuda", 7_600_000_000, 80, "16bit"),
+        ("auto", "cuda", 7_600_000_000, 40, "16bit"),
+        ("auto", "cuda", 7_600_000_000, 24, "4bit"),
+        ("auto", "cuda", 1_500_000_000, 16, "16bit"),
+        ("auto", "cuda", 2 * GIB, 10, "16bit"),
+        ("auto", "cuda", 2 * GIB + 1, 10, "4bit"),
+        ("auto", "cuda", None, 80, "4bit"),
+        ("auto", "cuda", 500_000_000, None, "4bit"),
+        ("16bit", "cuda", 7_600_000_000, 8, "16bit"),
+        ("4bit", "cuda", 500_000_000, 80, "4bit"),
+    ],
+)
+def test_precision(
+    requested: Literal["auto", "16bit", "4bit"],
+    device: Literal["cpu", "cuda"],
+    parameters: int | None,
+    memory_gib: int | None,
+    precision: str,
+) -> None:
+    memory = None if memory_gib is None else memory_gib * GIB
+    assert resolve_precision(requested, device=device, parameters=parameters, gpu_memory_bytes=memory) == precision
+
+
+@pytest.mark.parametrize("requested", ["16bit", "4bit"])
+def test_a_cpu_has_no_low_precision(requested: Literal["16bit", "4bit"]) -> None:
+    with pytest.raises(JobFailure) as caught:
+        resolve_precision(requested, device="cpu", parameters=None, gpu_memory_bytes=None)
+    assert (caught.value.report.failure_class, caught.value.report.code) == ("user_config", "precision_needs_gpu")
+    assert "auto" in caught.value.report.hint
+
+
+def test_weights_shrink_with_precision() -> None:
+    assert weight_bytes(1000, "fp32") == 4000
+    assert weight_bytes(1000, "16bit") == 2000
+    assert weight_bytes(1000, "4bit") == 750
+
+
+def found(data: dict[str, Any]) -> list[tuple[str, str]]:
+    result = warnings(parse_spec(data))
+    assert all(warning.as_dict()["message"].endswith(".") for warning in result)
+    return [(warning.pointer, warning.code) for warning in result]
+
+
+CPU: dict[str, Any] = {"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}}
+SMALL = {"name": "Qwen/Qwen2.5-1.5B"}
+
+
+@pytest.mark.parametrize(
+    ("fine", "suspicious", "warning"),
+    [
+        (
+            {"rewards": {"mode": "published", "weights": {"soft_format": 0, "strict_format": 2}}},
+            {"rewards": {"mode": "published"}},
+            ("/rewards/mode", "formats_exclude_each_other"),
+        ),
+        ({}, {"rewards": {"weights": {"integer": 0}}}, ("/rewards/weights/integer", "reward_ignored")),
+        ({}, {"rewards": {"weights": {"integer": -0.1}}}, ("/rewards/weights/integer", "reward_inverted")),
+        (
+            {"training": {"steps": 25}},
+            {"training": {"steps": 24}},
+            ("/training/checkpoint_every", "never_checkpoints"),
+        ),
+        (
+            {"training": {"steps": 30, "log_every": 30}},
+            {"training": {"steps": 30, "log_every": 31}},
+            ("/training/log_every", "never_logs"),
+        ),
+        ({"sampling": {"top_k": 2}}, {"sampling": {"top_k": 1}}, ("/sampling/top_k", "no_variance")),
+        ({"sampling": {"top_p": 0.1}}, {"sampling": {"top_p": 0.09}}, ("/sampling/top_p", "no_variance")),
+        (
+            {"sampling": {"temperature": 0.3}},
+            {"sampling": {"temperature": 0.29}},
+            ("/sampling/temperature", "no_variance"),
+        ),
+        (
+            {"sampling": {"temperature": 1.5}},
+            {"sampling": {"temperature": 1.6}},
+            ("/sampling/temperature", "incoherent_completions"),
+        ),
+        (
+            {"sampling": {"repetition_penalty": 1}},
+            {"sampling": {"repetition_penalty": 1.1}},
+            ("/sampling/repetition_penalty", "penalty_not_in_loss"),
+        ),
+        (
+            {"sampling": {"max_completion_tokens": 24}},
+            {"sampling": {"max_completion_tokens": 23}},
+            ("/sampling/max_completion_tokens", "too_short_for_format"),
+        ),
+        (
+            {"data": {"system_prompt": "x" * 1536}},
+            {"data": {"system_prompt": "x" * 1535, "examples": [{"question": "x", "answer": "y"}]}},
+            ("/sampling/max_prompt_tokens", "prompts_too_long"),
+        ),
+        (
+            {"loss": {"type": "dr_grpo", "scale_by": "none"}},
+            {"loss": {"type": "dr_grpo"}},
+            ("/loss/scale_by", "dr_grpo_scaled"),
+        ),
+        (
+            {"optimizer": {"learning_rate": 5e-4}},
+            {"optimizer": {"learning_rate": 6e-4}},
+            ("/optimizer/learning_rate", "high_learning_rate"),
+        ),
+        (
+            {"model": {"name": "tiny-1M"}},
+            {"model": {"name": "large-1B"}, "optimizer": {"learning_rate": 3e-3}},
+            ("/optimizer/learning_rate", "high_learning_rate"),
+        ),
+        (
+            {"optimizer": {"warmup_ratio": 0.5}},
+            {"optimizer": {"warmup_ratio": 0.51}},
+            ("/optimizer/warmup_ratio", "mostly_warm_up"),
+        ),
+        (
+            {"model": {"precision": "4bit"}, "resources": {"min_gpu_memory_gb": 32}},
+            {"model": {"precision": "4bit"}, "resources": {"min_gpu_memory_gb": 33}},
+            ("/model/precision", "needless_4bit"),
+        ),
+        (
+            {"model": {"precision": "16bit"}, "resources": {"min_gpu_memory_gb": 24}},
+            {"model": {"precision": "16bit"}},
+            ("/resources/min_gpu_memory_gb", "no_memory_floor"),
+        ),
+        (
+            {"model": {"precision": "16bit"}, "resources": {"min_gpu_memory_gb": 22}},
+            {"model": {"precision": "16bit"}, "resources": {"min_gpu_memory_gb": 21}},
+            ("/model/precision", "weights_too_large"),
+        ),
+        (
+            {**CPU, "model": {"name": "tiny"}},
+            {**CPU, "model": {"name": "SmolLM2-135M"}},
+            ("/resources/gpus", "large_model_on_cpu"),
+        ),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) else "",
+)
+def test_warnings_from_both_sides(fine: dict[str, Any], suspicious: dict[str, Any], warning: tuple[str, str]) -> None:
+    assert warning not in found(fine)
+    assert found(suspicious) == [warning]
+
+
+def test_the_defaults_warn_of_nothing() -> None:
+    assert found({}) == []
+
+
+def test_the_sizes_of_a_tiny_models_high_rate_are_not_known() -> None:
+    assert found({"model": {"name": "tiny"}, "optimizer": {"learning_rate": 5e-3}}) == []
+    assert found({"model": {"name": "tiny", "precision": "16bit"}}) == []
+
+
+def test_warnings_come_together() -> None:
+    codes = [code for _, code in found({"rewards": {"mode": "published"}, "training": {"steps": 1, "log_every": 5}})]
+    assert codes == ["never_checkpoints", "never_logs", "formats_exclude_each_other"]

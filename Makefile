@@ -53,7 +53,7 @@ format: setup  ## Put the code in its form
 
 .PHONY: docs
 docs: setup  ## Write the pages that are made from the code
-	$(BIN)/python -m grpo_core.spec.docs > docs/spec.md
+	$(BIN)/python scripts/spec_docs.py
 
 .PHONY: up
 up: setup  ## Start the local stack: Valkey, SeaweedFS, the API and one CPU worker

@@ -85,7 +85,7 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise StrictJsonError(f"The key {key!r} occurs twice in one object; keep one of them.")
+            raise StrictJsonError(f"The key {key[:80]!r} occurs twice in one object; keep one of them.")
         result[key] = value
     return result
 

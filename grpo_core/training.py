@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import grpo_core
-from grpo_core.datasets import DatasetError, load_rows
+from grpo_core.datasets import DatasetError, DatasetUnreachableError, load_rows
 from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_DONE, JobFailure
 from grpo_core.lifetime import StoppedEarly, StopRequest
 from grpo_core.models import find_model
@@ -111,7 +111,8 @@ def failure_of(error: Exception) -> JobFailure:
         return error
     if isinstance(error, DatasetError):
         return JobFailure(
-            "dataset",
+            # A hub that does not answer is nobody's mistake: another try may find it.
+            "infra" if isinstance(error, DatasetUnreachableError) else "dataset",
             error.code,
             "; ".join(f"{p.pointer or '/data'} {p.detail}" for p in error.problems),
             hint=" ".join(dict.fromkeys(p.remedy for p in error.problems)),

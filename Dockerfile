@@ -1,55 +1,89 @@
 # Two images from one lock: `api` (no torch) and `worker` (--build-arg EXTRA=cuda or cpu).
-# The base is Debian's Python, so that Debian's own packages fit.
+# Both run as user 10001, without capabilities, on a read-only root: they write to /tmp, and the worker to its volumes.
+
+FROM python:3.11-slim-bookworm AS base
+# tini is process 1: it passes signals on and reaps what a killed training run leaves.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
+ && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp grpo
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENTRYPOINT ["tini", "--"]
 
 FROM python:3.11-slim-bookworm AS build
 ARG UV_VERSION=0.13.9
-RUN pip install --no-cache-dir uv==${UV_VERSION}
-ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
-WORKDIR /app
-COPY pyproject.toml uv.lock README.md LICENSE ./
+# A venv of its own, since Debian's Python takes no packages. uv trusts the system's certificates, as a proxy may need.
+RUN python3 -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir --disable-pip-version-check "uv==${UV_VERSION}"
+ENV PATH=/opt/uv/bin:$PATH UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_SYSTEM_CERTS=1
+WORKDIR /src
+
+# Our own code, apart from what it needs: a change to it makes a small layer and installs nothing again.
+FROM build AS wheel
+COPY pyproject.toml README.md LICENSE ./
+COPY grpo_core grpo_core
+COPY jobs jobs
+COPY deploy deploy
+COPY api api
+RUN --mount=type=cache,target=/root/.cache/uv uv build --quiet --wheel --out-dir /wheel
 
 FROM build AS build-api
-RUN uv export --quiet --frozen --extra api --no-dev --no-emit-project --output-file requirements.txt \
- && uv venv /venv && uv pip install --python /venv --no-cache --require-hashes --requirement requirements.txt
-COPY api api
-COPY jobs jobs
-COPY grpo_core grpo_core
-COPY deploy deploy
-RUN uv pip install --python /venv --no-cache --no-deps .
+COPY pyproject.toml uv.lock ./
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv export --quiet --frozen --no-dev --no-emit-project --extra api --output-file locked.txt \
+ && uv venv --quiet --python python3 /venv \
+ && uv pip install --quiet --python /venv --require-hashes --requirement locked.txt
+
+FROM base AS api
+COPY --from=build-api /venv /venv
+RUN --mount=type=bind,from=build,source=/opt/uv,target=/opt/uv --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
+    /opt/uv/bin/uv pip install --quiet --no-cache --python /venv --no-deps /wheel/*.whl
+ENV GRPO_API_HOST=0.0.0.0
+USER 10001:10001
+EXPOSE 8080
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-c", \
+  "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ.get(\"GRPO_API_PORT\", 8080)}/healthz', timeout=4)"]
+CMD ["grpo", "api"]
+LABEL org.opencontainers.image.title="grpo-jobs API" \
+      org.opencontainers.image.description="HTTP service that accepts GRPO training jobs" \
+      org.opencontainers.image.licenses="Apache-2.0"
 
 FROM build AS build-worker
 ARG EXTRA=cuda
-# A CPU build of torch is not on the package index: UV_FIND_LINKS may name a folder or page that has one.
-ARG UV_FIND_LINKS=
-RUN uv export --quiet --frozen --extra worker --extra "${EXTRA}" --no-dev --no-emit-project --no-hashes \
-      --output-file requirements.txt \
- && uv venv /venv && UV_FIND_LINKS="${UV_FIND_LINKS}" uv pip install --python /venv --no-cache --requirement requirements.txt
-COPY api api
-COPY jobs jobs
-COPY grpo_core grpo_core
-COPY deploy deploy
-RUN uv pip install --python /venv --no-cache --no-deps .
+# The lock's torch is the package index's, a CUDA build. The CPU image takes the same version from here, a page or folder,
+# and everything else from the lock.
+ARG UV_FIND_LINKS=https://download.pytorch.org/whl/cpu/torch/
+COPY pyproject.toml uv.lock ./
+RUN --mount=type=cache,target=/root/.cache/uv \
+    locked() { uv export --quiet --frozen --no-dev --no-emit-project --extra worker --extra "${EXTRA}" "$@"; } \
+ && uv venv --quiet --python python3 /venv \
+ && if [ "${EXTRA}" = cpu ]; then \
+      locked --no-hashes --output-file constraints.txt \
+   && { locked --prune torch && grep '^torch==' constraints.txt; } > locked.txt \
+   && uv pip install --quiet --python /venv --find-links "${UV_FIND_LINKS}" \
+        --requirement locked.txt --constraint constraints.txt; \
+    else \
+      locked --output-file locked.txt \
+   && uv pip install --quiet --python /venv --no-find-links --require-hashes --requirement locked.txt; \
+    fi
 
-FROM python:3.11-slim-bookworm AS api
-RUN useradd --uid 10001 --create-home grpo
-COPY --from=build-api /venv /venv
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1
-USER grpo
-EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
-  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/healthz', timeout=4)"]
-CMD ["grpo", "api", "--host", "0.0.0.0", "--port", "8080"]
-
-FROM python:3.11-slim-bookworm AS worker
-# Triton compiles its kernels at run time.
-RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/* \
- && useradd --uid 10001 --create-home grpo && mkdir -p /cache /work && chown grpo /cache /work
+FROM base AS worker
+# Triton and torch.compile make code while a job runs; Python's own headers come with the base image.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends g++ libc6-dev && rm -rf /var/lib/apt/lists/* \
+ && install -d -o grpo -g grpo /cache /work
 COPY --from=build-worker /venv /venv
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 \
-    HF_HOME=/cache/huggingface TORCHINDUCTOR_CACHE_DIR=/cache/inductor TRITON_CACHE_DIR=/cache/triton \
-    VLLM_CACHE_ROOT=/cache/vllm GRPO_WORK_DIR=/work
-USER grpo
+RUN --mount=type=bind,from=build,source=/opt/uv,target=/opt/uv --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
+    /opt/uv/bin/uv pip install --quiet --no-cache --python /venv --no-deps /wheel/*.whl
+# /cache keeps models and compiled kernels from one container to the next; whatever else writes to a home or cache folder
+# finds them there. /work is scratch.
+ENV HOME=/cache XDG_CACHE_HOME=/cache HF_HOME=/cache/huggingface TRITON_CACHE_DIR=/cache/triton \
+    TORCHINDUCTOR_CACHE_DIR=/cache/inductor VLLM_CACHE_ROOT=/cache/vllm GRPO_WORK_DIR=/work \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 10001:10001
 VOLUME ["/cache", "/work"]
-# A run at hand is asked to finish its step and is handed back.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s CMD ["python", "-m", "jobs.health"]
+# A run at hand is asked to finish its step and is handed back: give it `docker stop --time 150`.
 STOPSIGNAL SIGTERM
 CMD ["grpo", "worker"]
+LABEL org.opencontainers.image.title="grpo-jobs worker" \
+      org.opencontainers.image.description="Runs GRPO training jobs on the GPUs, or the CPU, of its host" \
+      org.opencontainers.image.licenses="Apache-2.0"

@@ -58,11 +58,11 @@ RUN --mount=type=cache,target=/root/.cache/uv \
  && if [ "${EXTRA}" = cpu ]; then \
       locked --no-hashes --output-file constraints.txt \
    && { locked --prune torch && grep '^torch==' constraints.txt; } > locked.txt \
-   && uv pip install --quiet --python /venv --find-links "${UV_FIND_LINKS}" \
-        --requirement locked.txt --constraint constraints.txt; \
+   && uv pip install --quiet --python /venv --requirement locked.txt --constraint constraints.txt; \
     else \
-      locked --output-file locked.txt \
-   && uv pip install --quiet --python /venv --no-find-links --require-hashes --requirement locked.txt; \
+      unset UV_FIND_LINKS \
+   && locked --output-file locked.txt \
+   && uv pip install --quiet --python /venv --require-hashes --requirement locked.txt; \
     fi
 
 FROM base AS worker

@@ -44,7 +44,7 @@ check: setup  ## Lint, format, types, import arrows, spelling: what must be clea
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 	$(BIN)/codespell
-	$(BIN)/uv lock --check --no-find-links
+	env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv lock --check --quiet
 
 .PHONY: format
 format: setup  ## Put the code in its form

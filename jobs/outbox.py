@@ -48,3 +48,5 @@ class Outbox:
                 self._doorbell.ring(job_id, queue_name)
             except Unavailable as error:
                 log.warning("ring_failed", job_id=job_id, reason=str(error))
+            except Exception:  # an edge of the process: one bad ring must not silence all later ones
+                log.exception("ring_broken", job_id=job_id)

@@ -1,0 +1,1 @@
+"""Manifests for Kubernetes, and the worker that `scaledjob.yaml` runs."""

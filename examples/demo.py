@@ -1,8 +1,9 @@
 """`make demo`: a job through the whole service on this machine, and the proof that the adapter learnt.
 
-Starts a local stack of its own, uploads the tiny problems, submits `tiny/job.json`, shows it train, downloads the
-adapter, loads it with plain PEFT and asks base and adapter the same unseen questions with the same seeds. Exits 1,
-loudly, when the adapter is not clearly better. Everything it started is stopped again.
+Starts a local stack of its own, uploads a lesson's problems, submits its `job.json`, shows it train, downloads the
+adapter, loads it with plain PEFT and asks base and adapter the same unseen questions with the same seeds. The tiny
+model must become clearly better, or this exits 1, loudly; a real chat model on a CPU takes a few honest steps and
+promises nothing. Everything that was started is stopped again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -27,12 +29,41 @@ from deploy.local import ports, stack
 from grpo_core import strict_json
 
 EXAMPLES = Path(__file__).resolve().parent
-MODEL = EXAMPLES / "models" / "tiny-arithmetic"
-SAMPLES = 4
 MIN_STRICT_GAIN = 0.30
 MAX_LENIENT_LOSS = 0.05
 
 console = Console(width=None if sys.stdout.isatty() else 110)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What is taught to whom, and how it is examined."""
+
+    folder: Path
+    """Holds `job.json`, `train.jsonl` and `heldout.jsonl`."""
+    models: Path
+    """The worker's model directory."""
+    questions: int
+    samples: int
+    must_learn: bool
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The job, with a placeholder for the uploaded data set."""
+        return strict_json.loads((self.folder / "job.json").read_bytes())
+
+    @property
+    def model(self) -> Path:
+        """The base model's folder."""
+        return self.models / self.spec["model"]["name"]
+
+
+LESSONS = {
+    "tiny": Lesson(folder=EXAMPLES / "tiny", models=EXAMPLES / "models", questions=200, samples=4, must_learn=True),
+    "smollm2": Lesson(
+        folder=EXAMPLES / "smollm2", models=Path(".grpo/models"), questions=4, samples=2, must_learn=False
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -45,26 +76,36 @@ class Answers:
 
 def main() -> int:
     """Run the demo; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Train the tiny model through the service and show what it learnt.")
+    parser = argparse.ArgumentParser(description="Train a model through the service and show what it learnt.")
     parser.add_argument("--data", type=Path, default=Path(".grpo/demo"), help="folder of the demo's stack, made anew")
+    parser.add_argument("--model", choices=LESSONS, default="tiny")
     arguments = parser.parse_args()
+    lesson = LESSONS[arguments.model]
     began = time.monotonic()
-    with demo_stack(arguments.data) as environment:
+    require_model(lesson)
+    with demo_stack(arguments.data, lesson) as environment:
         client = GrpoClient(environment["GRPO_URL"], environment["GRPO_API_KEY"])
-        job = train(client)
+        job = train(client, lesson)
         if job["status"] != "succeeded":
             console.print(f"[bold red]The job {job['status']}:[/] {job['error']}")
             return 1
         metrics = client.metrics(job["id"])
         adapter = download(client, job["id"], arguments.data / "artifacts")
-    before, after = evaluate_both(adapter)
-    console.print(comparison(before, after, metrics))
+    before, after = examine_both(lesson, adapter)
+    console.print(comparison(lesson, before, after, metrics))
     show_problems(before, after)
-    return verdict(before, after, time.monotonic() - began)
+    return verdict(lesson, before, after, time.monotonic() - began)
+
+
+def require_model(lesson: Lesson) -> None:
+    """Make the base model's folder where it is not part of the repository."""
+    if not lesson.model.exists():
+        say(f"Writing {lesson.model.name}")
+        subprocess.run([sys.executable, lesson.folder / "make_model.py", lesson.model], check=True)
 
 
 @contextmanager
-def demo_stack(data: Path) -> Iterator[dict[str, str]]:
+def demo_stack(data: Path, lesson: Lesson) -> Iterator[dict[str, str]]:
     """A fresh stack on free ports, ended whatever happens."""
     shutil.rmtree(data, ignore_errors=True)
     say("Starting Valkey, SeaweedFS, the API and a worker")
@@ -73,7 +114,7 @@ def demo_stack(data: Path) -> Iterator[dict[str, str]]:
         api_port=ports.pick_port(),
         valkey_port=ports.pick_port(),
         s3_port=ports.pick_s3_port(),
-        model_dir=EXAMPLES / "models",
+        model_dir=lesson.models.resolve(),
     )
     try:
         yield stack.client_env(data)
@@ -81,15 +122,16 @@ def demo_stack(data: Path) -> Iterator[dict[str, str]]:
         stack.down(data)
 
 
-def train(client: GrpoClient) -> dict[str, Any]:
+def train(client: GrpoClient, lesson: Lesson) -> dict[str, Any]:
     """Upload the problems, submit the job, show it train; returns the job as it ended."""
-    dataset = client.upload_dataset(EXAMPLES / "tiny" / "train.jsonl", name="tiny arithmetic")
-    spec = strict_json.loads((EXAMPLES / "tiny" / "job.json").read_bytes())
+    dataset = client.upload_dataset(lesson.folder / "train.jsonl", name=lesson.folder.name)
+    spec = lesson.spec
     spec["data"]["dataset"] = dataset["id"]
     job = client.submit(spec)
-    say(f"POST /jobs: {job['id']}, {spec['training']['steps']} steps of 8 problems × 8 completions")
+    prompts, generations = spec["sampling"]["prompts_per_step"], spec["sampling"]["generations"]
+    say(f"POST /jobs: {job['id']}, {spec['training']['steps']} steps of {prompts} × {generations} completions")
     with show_progress(job, sys.stdout) as on_event:
-        return client.wait(job["id"], on_event, poll=0.5)
+        return client.wait(job["id"], on_event)
 
 
 def download(client: GrpoClient, job_id: str, folder: Path) -> Path:
@@ -100,7 +142,7 @@ def download(client: GrpoClient, job_id: str, folder: Path) -> Path:
     return folder / "adapter"
 
 
-def evaluate_both(adapter: Path) -> tuple[Answers, Answers]:
+def examine_both(lesson: Lesson, adapter: Path) -> tuple[Answers, Answers]:
     """Ask the base model, then the same model with the adapter, by stock transformers and PEFT."""
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     import torch
@@ -110,33 +152,40 @@ def evaluate_both(adapter: Path) -> tuple[Answers, Answers]:
 
     logging.disable_progress_bar()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
-    say("Asking base and adapter 200 unseen problems, with the same seeds")
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    before = ask(model, tokenizer)
-    return before, ask(PeftModel.from_pretrained(model, adapter), tokenizer)
+    say(f"Asking base and adapter {lesson.questions} unseen problems, with the same seeds")
+    tokenizer = AutoTokenizer.from_pretrained(lesson.model)
+    model = AutoModelForCausalLM.from_pretrained(lesson.model, dtype=torch.float32)
+    before = ask(lesson, model, tokenizer)
+    return before, ask(lesson, PeftModel.from_pretrained(model, adapter), tokenizer)
 
 
-def ask(model: Any, tokenizer: Any) -> Answers:
-    """Both ways of answering the held-out problems."""
+def ask(lesson: Lesson, model: Any, tokenizer: Any) -> Answers:
+    """Both ways of answering the held-out problems, asked as the job asked."""
     from grpo_core.datasets import load_rows
     from grpo_core.evaluation import Sampling, evaluate
-    from grpo_core.spec import DataSection
+    from grpo_core.spec import parse_spec
 
-    data = DataSection(source="file", dataset=str(EXAMPLES / "tiny" / "heldout.jsonl"), system_prompt="")
-    rows = load_rows(data, EXAMPLES)
-    ways = (Sampling(samples=SAMPLES, temperature=1.0, max_new_tokens=48, batch_size=200), Sampling(max_new_tokens=48))
+    spec = lesson.spec
+    spec["data"] |= {"source": "file", "dataset": str(lesson.folder / "heldout.jsonl"), "max_rows": lesson.questions}
+    data, tokens = parse_spec(spec).data, spec["sampling"]["max_completion_tokens"]
+    rows = load_rows(data, lesson.folder)
+    ways = (
+        Sampling(samples=lesson.samples, temperature=1.0, max_new_tokens=tokens, batch_size=200),
+        Sampling(max_new_tokens=tokens),
+    )
     sampled, greedy = (evaluate(model, tokenizer, rows, data, way) for way in ways)
     return Answers(sampled, greedy)
 
 
-def comparison(before: Answers, after: Answers, metrics: list[dict[str, Any]]) -> Table:
+def comparison(lesson: Lesson, before: Answers, after: Answers, metrics: list[dict[str, Any]]) -> Table:
     """The table that says what training changed."""
-    table = Table(title=f"200 unseen problems × {SAMPLES} samples at temperature 1, and greedy", title_justify="left")
+    title = f"{lesson.questions} unseen problems × {lesson.samples} samples at temperature 1, and greedy"
+    table = Table(title=title, title_justify="left")
     for column in ("", "before", "after", "change"):
         table.add_column(column, justify="left" if not column else "right")
-    first, last = mean_reward(metrics[:5]), mean_reward(metrics[-5:])
-    table.add_row("mean reward, first and last 5 steps", f"{first:.2f}", f"{last:.2f}", f"{last - first:+.2f}")
+    some = max(1, len(metrics) // 10)
+    first, last = mean_reward(metrics[:some]), mean_reward(metrics[-some:])
+    table.add_row("mean reward, start and end", f"{first:.2f}", f"{last:.2f}", f"{last - first:+.2f}")
     rows = {
         "right and in the format": "strict_accuracy",
         "right, last number in the text": "lenient_accuracy",
@@ -166,8 +215,11 @@ def show_problems(before: Answers, after: Answers) -> None:
     console.print(table)
 
 
-def verdict(before: Answers, after: Answers, seconds: float) -> int:
-    """0 when the adapter is clearly better; else say loudly what fell short."""
+def verdict(lesson: Lesson, before: Answers, after: Answers, seconds: float) -> int:
+    """0 when the adapter is clearly better, where it must be; else say loudly what fell short."""
+    if not lesson.must_learn:
+        console.print(f"The whole path ran, in {seconds:.0f} s. So few steps on a CPU prove no learning.")
+        return 0
     old, new = before.sampled.summary, after.sampled.summary
     gain, lenient = new.strict_accuracy - old.strict_accuracy, new.lenient_accuracy - old.lenient_accuracy
     if gain < MIN_STRICT_GAIN or lenient < -MAX_LENIENT_LOSS:

@@ -46,6 +46,16 @@ class Sampling:
     """Sequences at once; a different one draws different samples."""
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model said to one question, and how it ended."""
+
+    text: str
+    tokens: int
+    """With the end mark."""
+    finish_reason: FinishReason
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationItem:
     """One answer and how it was read."""
@@ -65,6 +75,10 @@ class EvaluationItem:
     lenient: bool
     """Right, if the last number anywhere in the text is taken as the answer."""
     strict_format: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record's form."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,15 +111,57 @@ class Evaluation:
 def evaluate(model: Any, tokenizer: Any, rows: Sequence[Row], data: DataSection, sampling: Sampling) -> Evaluation:
     """Ask the model every row as a job with this `data` section would, and read its answers."""
     asked = [(row, sample) for row in rows for sample in range(sampling.samples)]
-    items: list[EvaluationItem] = []
+    said = ask(model, tokenizer, [row.question for row, _ in asked], data, sampling)
+    items = [
+        read(row, answer, sample=sample, seed=seed) for (row, sample), (answer, seed) in zip(asked, said, strict=True)
+    ]
+    return Evaluation(items, summarise(items, sampling))
+
+
+def ask(
+    model: Any, tokenizer: Any, questions: Sequence[str], data: DataSection, sampling: Sampling
+) -> Generator[tuple[Answer, int]]:
+    """One answer to each question, in their order, with the seed it was drawn with; batch by batch, as they come."""
     with _asking(model, tokenizer):
-        for start in range(0, len(asked), sampling.batch_size):
-            batch = asked[start : start + sampling.batch_size]
+        for start in range(0, len(questions), sampling.batch_size):
             seed = _seed(sampling.seed, start)
-            drawn = _sample(model, tokenizer, [row.question for row, _ in batch], data, sampling, seed)
-            for (row, sample), (text, tokens, finish) in zip(batch, drawn, strict=True):
-                items.append(_read(row, sample, seed, text, tokens, finish))
-    return Evaluation(items, _summarise(items, len(rows), sampling))
+            batch = questions[start : start + sampling.batch_size]
+            for answer in _sample(model, tokenizer, batch, data, sampling, seed):
+                yield answer, seed
+
+
+def read(row: Row, answer: Answer, *, sample: int = 0, seed: int = 0) -> EvaluationItem:
+    """Read an answer both ways."""
+    rewards = score(answer.text, row.answer, "fixed")
+    return EvaluationItem(
+        row=row.row,
+        sample=sample,
+        seed=seed,
+        question=row.question,
+        answer=row.answer,
+        completion=answer.text,
+        completion_tokens=answer.tokens,
+        finish_reason=answer.finish_reason,
+        reward=rewards["total"],
+        strict=rewards["strict_format"] > 0 and rewards["correctness"] > 0,
+        lenient=is_right_leniently(answer.text, row.answer),
+        strict_format=rewards["strict_format"] > 0,
+    )
+
+
+def summarise(items: Sequence[EvaluationItem], sampling: Sampling) -> EvaluationSummary:
+    """The means; there must be an item."""
+    return EvaluationSummary(
+        questions=len(items) // sampling.samples,
+        samples=sampling.samples,
+        temperature=sampling.temperature,
+        strict_accuracy=statistics.fmean(item.strict for item in items),
+        lenient_accuracy=statistics.fmean(item.lenient for item in items),
+        strict_format_share=statistics.fmean(item.strict_format for item in items),
+        truncated_share=statistics.fmean(item.finish_reason == "length" for item in items),
+        reward=statistics.fmean(item.reward for item in items),
+        completion_tokens=statistics.fmean(item.completion_tokens for item in items),
+    )
 
 
 def last_number(text: str) -> Fraction | None:
@@ -123,42 +179,9 @@ def is_right_leniently(text: str, answer: str) -> bool:
     return last_number(text) == gold
 
 
-def _read(row: Row, sample: int, seed: int, text: str, tokens: int, finish: FinishReason) -> EvaluationItem:
-    rewards = score(text, row.answer, "fixed")
-    return EvaluationItem(
-        row=row.row,
-        sample=sample,
-        seed=seed,
-        question=row.question,
-        answer=row.answer,
-        completion=text,
-        completion_tokens=tokens,
-        finish_reason=finish,
-        reward=rewards["total"],
-        strict=rewards["strict_format"] > 0 and rewards["correctness"] > 0,
-        lenient=is_right_leniently(text, row.answer),
-        strict_format=rewards["strict_format"] > 0,
-    )
-
-
-def _summarise(items: Sequence[EvaluationItem], questions: int, sampling: Sampling) -> EvaluationSummary:
-    return EvaluationSummary(
-        questions=questions,
-        samples=sampling.samples,
-        temperature=sampling.temperature,
-        strict_accuracy=statistics.fmean(item.strict for item in items),
-        lenient_accuracy=statistics.fmean(item.lenient for item in items),
-        strict_format_share=statistics.fmean(item.strict_format for item in items),
-        truncated_share=statistics.fmean(item.finish_reason == "length" for item in items),
-        reward=statistics.fmean(item.reward for item in items),
-        completion_tokens=statistics.fmean(item.completion_tokens for item in items),
-    )
-
-
 def _sample(
     model: Any, tokenizer: Any, questions: Sequence[str], data: DataSection, sampling: Sampling, seed: int
-) -> list[tuple[str, int, FinishReason]]:
-    """One answer to each question: its text, its tokens with the end mark, and why it ended."""
+) -> list[Answer]:
     import torch
     from transformers import GenerationConfig
 
@@ -171,10 +194,13 @@ def _sample(
         do_sample=not greedy,
         eos_token_id=defaults.eos_token_id,
         pad_token_id=defaults.pad_token_id,
+        # Gradient checkpointing turns it off in the model's own settings.
+        use_cache=True,
         **chosen,
     )
     torch.manual_seed(seed)
-    with torch.inference_mode():
+    # Not inference mode: a model that is trained later must not have kept a tensor of it.
+    with torch.no_grad():
         output = model.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
         )
@@ -182,7 +208,7 @@ def _sample(
     completions = [_until_end(row, ends) for row in output[:, ids.shape[1] :].tolist()]
     texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
     return [
-        (text, len(completion), "stop" if completion[-1] in ends else "length")
+        Answer(text, len(completion), "stop" if completion[-1] in ends else "length")
         for text, completion in zip(texts, completions, strict=True)
     ]
 

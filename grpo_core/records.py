@@ -21,6 +21,8 @@ from grpo_core.errors import FailureReport
 # pyarrow has no types and takes 0.2 s to import, so it is imported by name where rollouts are written or read.
 
 RECORD_VERSION: Final = 1
+EVALUATION_NAME: Final = "evaluation.parquet"
+"""The answers to held-out questions, in the run folder."""
 
 EventType = Literal["status", "metric", "sample", "checkpoint", "evaluation", "warning", "log", "error"]
 Phase = Literal["preparing", "loading", "training", "evaluating", "uploading"]
@@ -93,6 +95,9 @@ class StepMetrics:
     completions_per_s: float
     gpu_memory_gb: float | None
     """Peak so far; None on a CPU."""
+    logprob_diff_mean: float | None = None
+    """Between the log-probabilities of rollout engine and trainer, over the step's tokens; None where they are one."""
+    logprob_diff_max: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -175,10 +180,19 @@ class MetricsWriter:
 
 def write_rollouts(path: Path, completions: Sequence[Completion], *, step: int, epoch: int) -> None:
     """Write a step's completions (one at least) as one Parquet file."""
-    part = path.with_name(f".{path.name}.part")
-    table = _rollout_table(completions, step=step, epoch=epoch)
-    import_module("pyarrow.parquet").write_table(table, part, compression="zstd")
-    part.rename(path)
+    _write_parquet(path, _rollout_columns(completions, step=step, epoch=epoch))
+
+
+def write_evaluation(folder: Path, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> None:
+    """Write each held-out question with both of its answers, read both ways, as `evaluation.parquet`."""
+    columns: dict[str, tuple[str, list[Any]]] = {
+        name: (kind, [item[name] for item in before])
+        for name, kind in (("row", "int64"), ("question", "string"), ("answer", "string"))
+    }
+    for name, kind in _ANSWER_COLUMNS.items():
+        columns[f"{name}_before"] = (kind, [item[name] for item in before])
+        columns[f"{name}_after"] = (kind, [item[name] for item in after])
+    _write_parquet(folder / EVALUATION_NAME, columns)
 
 
 def read_rollouts(path: Path) -> list[dict[str, Any]]:
@@ -198,9 +212,20 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 yield strict_json.loads(line)
 
 
-def _rollout_table(completions: Sequence[Completion], *, step: int, epoch: int) -> Any:
+_ANSWER_COLUMNS = {
+    "completion": "string",
+    "strict": "bool_",
+    "lenient": "bool_",
+    "strict_format": "bool_",
+    "reward": "float64",
+    "completion_tokens": "int32",
+    "finish_reason": "string",
+}
+
+
+def _rollout_columns(completions: Sequence[Completion], *, step: int, epoch: int) -> dict[str, tuple[str, list[Any]]]:
     count, names = len(completions), list(completions[0].rewards)
-    columns: dict[str, tuple[str, list[Any]]] = {
+    return {
         "step": ("int32", [step] * count),
         "epoch": ("int32", [epoch] * count),
         "prompt_id": ("string", [c.prompt_id for c in completions]),
@@ -218,9 +243,16 @@ def _rollout_table(completions: Sequence[Completion], *, step: int, epoch: int) 
         "finish_reason": ("string", [c.finish_reason for c in completions]),
         "adapter_version": ("int32", [c.adapter_version for c in completions]),
     }
+
+
+def _write_parquet(path: Path, columns: Mapping[str, tuple[str, list[Any]]]) -> None:
+    """Columns by name, each with its type and values."""
     pyarrow = import_module("pyarrow")
     arrays = {name: pyarrow.array(values, getattr(pyarrow, kind)()) for name, (kind, values) in columns.items()}
-    return pyarrow.table(arrays).replace_schema_metadata({"record_version": str(RECORD_VERSION)})
+    table = pyarrow.table(arrays).replace_schema_metadata({"record_version": str(RECORD_VERSION)})
+    part = path.with_name(f".{path.name}.part")
+    import_module("pyarrow.parquet").write_table(table, part, compression="zstd")
+    part.rename(path)
 
 
 def _now() -> str:

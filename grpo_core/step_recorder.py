@@ -1,7 +1,8 @@
 """Joins what is known of a step at two times, its completions and later its update, and writes both down.
 
-Owns the step's statistics, which steps become events, and the two guards that end a run for its own good: numbers
-that are no longer finite, and too many steps without any signal. Every engine calls it in the same two places.
+Owns the step's statistics, which steps become events, and the guards that end a run for its own good: numbers that
+are not finite or run away, rollouts that are not of the model in training, too many steps without any signal. Every
+engine calls it in the same two places.
 """
 
 from __future__ import annotations
@@ -22,6 +23,15 @@ MAX_SAMPLE_CHARACTERS = 4000
 REWARD_WINDOW = 10
 """Steps over which a run's first and last reward are averaged, at most a fifth of it."""
 
+RUNAWAY_REFERENCE = 10
+"""First steps of a run whose median a runaway value is held against."""
+RUNAWAY_FLOOR = 0.01
+"""The least such median: a GRPO loss is next to nothing while the policy is close to the one that was sampled."""
+RUNAWAY_STEPS = 5
+"""Steps in a row that must be beyond the limit: a single one is a spike, and clipped."""
+MISMATCH_WARNING = 0.2
+"""Share of `guards.max_logprob_diff` from which a warning is given, once a run."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
@@ -36,6 +46,10 @@ class Update:
     seconds: float
     """The whole step, generation included."""
     gpu_memory_gb: float | None
+    logprob_diff_mean: float | None = None
+    """Mean absolute difference of rollout engine's and trainer's log-probabilities of the step's tokens, where the
+    engine rolls out by another program than it trains with."""
+    logprob_diff_max: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +62,7 @@ class _Rollout:
     zero_variance_share: float
     tokens: tuple[float, int, int]
     truncated_share: float
-    completions: int
-    sample: Completion
+    completions: Sequence[Completion]
 
 
 class StepRecorder:
@@ -64,6 +77,8 @@ class StepRecorder:
         self._reward_seconds = 0.0
         self._silent_steps = 0
         self._rewards: list[float] = []
+        self._runaways = {"loss": _Runaway(spec), "gradient norm": _Runaway(spec)}
+        self._told_mismatch = False
 
     def record_rollout(
         self, step: int, completions: Sequence[Completion], *, generation_seconds: float, reward_seconds: float
@@ -82,7 +97,13 @@ class StepRecorder:
         if update.step % self._spec.training.log_every == 0 or update.step == self._spec.training.steps:
             self._events.emit("metric", metrics.as_dict(), step=update.step)
             self._events.emit("sample", self._sample(), step=update.step)
+        self._require_no_runaway(update)
+        self._require_one_policy(update)
         self._require_signal(metrics)
+
+    def latest_completions(self) -> Sequence[Completion]:
+        """The completions of the last rollout; none before the first."""
+        return self._rollout.completions if self._rollout else ()
 
     def reward_summary(self) -> dict[str, float | int | None]:
         """Mean total reward over the first and the last steps."""
@@ -122,12 +143,14 @@ class StepRecorder:
                 update=max(0.0, update.seconds - generation - reward),
                 total=update.seconds,
             ),
-            completions_per_s=rollout.completions / update.seconds if update.seconds > 0 else 0.0,
+            completions_per_s=len(rollout.completions) / update.seconds if update.seconds > 0 else 0.0,
             gpu_memory_gb=update.gpu_memory_gb,
+            logprob_diff_mean=update.logprob_diff_mean,
+            logprob_diff_max=update.logprob_diff_max,
         )
 
     def _sample(self) -> dict[str, object]:
-        sample = self._current().sample
+        sample = self._current().completions[0]
         return {
             "prompt_id": sample.prompt_id,
             "prompt": _cut(sample.prompt),
@@ -142,9 +165,46 @@ class StepRecorder:
         return self._rollout
 
     def _require_finite(self, update: Update) -> None:
-        for name, value in (("loss", update.loss), ("gradient norm", update.grad_norm)):
-            if not math.isfinite(value):
+        numbers = {
+            "loss": update.loss,
+            "gradient norm": update.grad_norm,
+            "mean difference of log-probabilities": update.logprob_diff_mean,
+            "largest difference of log-probabilities": update.logprob_diff_max,
+        }
+        for name, value in numbers.items():
+            if value is not None and not math.isfinite(value):
                 raise diverged(f"The {name} of step {update.step} is {value}.")
+
+    def _require_no_runaway(self, update: Update) -> None:
+        for (name, runaway), value in zip(self._runaways.items(), (update.loss, update.grad_norm), strict=True):
+            if runaway.add(abs(value)):
+                raise diverged(
+                    f"The {name} was above {runaway.limit:.3g} in each of the last {RUNAWAY_STEPS} steps; in the "
+                    f"run's first steps it was {runaway.usual:.3g}.",
+                    code="runaway",
+                )
+
+    def _require_one_policy(self, update: Update) -> None:
+        """What is sampled must be the model that is trained: else the loss corrects for another policy's choices."""
+        found, limit = update.logprob_diff_mean, self._spec.guards.max_logprob_diff
+        if found is None or not limit:
+            return
+        if found > limit:
+            raise JobFailure(
+                "diverged",
+                "rollouts_differ",
+                f"In step {update.step} the rollout engine's log-probabilities differ from the trainer's by "
+                f"{found:.3g} on average; at most {limit:g} is accepted.",
+                hint="Set model.precision to 16bit if the weights fit the card; a larger guards.max_logprob_diff "
+                "accepts the difference, and 0 turns this guard off.",
+            )
+        if found > MISMATCH_WARNING * limit and not self._told_mismatch:
+            self._told_mismatch = True
+            self._events.warning(
+                "rollouts_differ",
+                f"In step {update.step} the rollout engine's log-probabilities differ from the trainer's by "
+                f"{found:.3g} on average.",
+            )
 
     def _require_signal(self, metrics: StepMetrics) -> None:
         self._silent_steps = self._silent_steps + 1 if metrics.zero_variance_share == 1.0 else 0
@@ -161,11 +221,37 @@ class StepRecorder:
             )
 
 
-def diverged(message: str) -> JobFailure:
-    """The failure of a run whose numbers are no longer finite."""
+class _Runaway:
+    """Whether one of a run's numbers has left the range of its first steps."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self._factor = spec.guards.runaway_factor
+        self._first: list[float] = []
+        self._above = 0
+
+    def add(self, value: float) -> bool:
+        """Take the next step's value; True if it has been too large for too long."""
+        if len(self._first) < RUNAWAY_REFERENCE:
+            self._first.append(value)
+            return False
+        self._above = self._above + 1 if value > self.limit else 0
+        return bool(self._factor) and self._above >= RUNAWAY_STEPS
+
+    @property
+    def usual(self) -> float:
+        """The median of the first steps."""
+        return statistics.median(self._first)
+
+    @property
+    def limit(self) -> float:
+        return self._factor * max(self.usual, RUNAWAY_FLOOR)
+
+
+def diverged(message: str, *, code: str = "not_finite") -> JobFailure:
+    """The failure of a run whose numbers are no longer finite, or far out of their range."""
     return JobFailure(
         "diverged",
-        "not_finite",
+        code,
         message,
         hint="Lower optimizer.learning_rate (the recipe uses 5e-6) or optimizer.max_grad_norm, and start from an "
         "earlier checkpoint.",
@@ -184,8 +270,7 @@ def _summarise(completions: Sequence[Completion], generations: int) -> _Rollout:
         zero_variance_share=statistics.fmean(max(group) - min(group) < 1e-9 for group in groups),
         tokens=(statistics.fmean(tokens), min(tokens), max(tokens)),
         truncated_share=statistics.fmean(c.finish_reason == "length" for c in completions),
-        completions=len(completions),
-        sample=completions[0],
+        completions=completions,
     )
 
 

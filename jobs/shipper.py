@@ -24,7 +24,7 @@ log = structlog.get_logger()
 SYNC_SECONDS = 3.0
 EVENTS_AT_ONCE = 500
 """Events are sent in files of about so many, so that a long job leaves few; the rest goes at the end."""
-FINAL_FILES = ("metrics.jsonl", "report.json", "spec.json", "stderr.log")
+FINAL_FILES = ("metrics.jsonl", "evaluation.parquet", "report.json", "spec.json", "stderr.log")
 """Files that change until the run ends."""
 
 

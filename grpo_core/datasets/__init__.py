@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 UPLOAD_NAME = "dataset.jsonl"
-"""The uploaded data set's file in a run's `inputs` folder."""
+"""The file in a run's `inputs` folder that the worker puts an upload or an S3 object in."""
 
 
 def load_rows(
@@ -53,4 +53,4 @@ def load_rows(
     if data.source == "hub":
         configured = os.environ.get(DATASET_DIR_VARIABLE)
         return read_hub(data, dataset_dir or (Path(configured) if configured else None), warn)
-    return read_jsonl(data, inputs / UPLOAD_NAME if data.source == "upload" else Path(data.dataset))
+    return read_jsonl(data, inputs / UPLOAD_NAME if data.source in ("upload", "s3") else Path(data.dataset))

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from grpo_core.engines import unsloth_start
 from grpo_core.errors import JobFailure
 
 if TYPE_CHECKING:
     from grpo_core.checkpoints import CheckpointWriter
     from grpo_core.datasets import Row
-    from grpo_core.models import ModelFiles
+    from grpo_core.evaluation import Answer
+    from grpo_core.models import ModelFiles, Precision
     from grpo_core.records import EventWriter
     from grpo_core.runfolder import RunFolder
+    from grpo_core.selftest import LogProbs, Probe
     from grpo_core.spec import JobSpec
     from grpo_core.step_recorder import StepRecorder
 
@@ -40,12 +45,44 @@ class RunContext:
 
 
 class Engine(Protocol):
-    """One way to run a job, called in this order."""
+    """One way to run a job: `load`, then the base's answers, `train`, `save_adapter`, the adapter's answers, `report`,
+    and the self-test, which ends with `release`."""
 
     name: EngineName
+    patches_libraries: bool
+    """Whether transformers or PEFT are not as published in this process, so that stock PEFT needs another."""
+
+    @property
+    def files(self) -> ModelFiles:
+        """The base model on the disk; stock transformers must be able to load it from there."""
+        ...
+
+    @property
+    def precision(self) -> Precision:
+        """How the base model is held in memory."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base model's, with its chat template."""
+        ...
+
+    @property
+    def model(self) -> Any:
+        """The base model with the adapter in training, a `PeftModel`: what is frozen and what is trained is read
+        from it."""
+        ...
 
     def load(self, files: ModelFiles, rows: Sequence[Row]) -> None:
         """Load the model into memory, build the prompts and the trainer, and check its settings."""
+        ...
+
+    def answer(self, questions: Sequence[str], *, adapter: bool, max_new_tokens: int) -> Generator[Answer]:
+        """Answer each question greedily, in order, asked as in training; by the model in training, or by its base.
+
+        Answers come in batches that take seconds, so that a caller who closes the generator is not kept waiting.
+        Training goes on afterwards as if nobody had asked.
+        """
         ...
 
     def train(self) -> int:
@@ -62,6 +99,19 @@ class Engine(Protocol):
 
     def report(self) -> dict[str, Any]:
         """What was really used: model, precision, settings, prompts, device."""
+        ...
+
+    def logprobs(self, probes: Sequence[Probe]) -> LogProbs:
+        """What the model in training computes: `selftest.token_logprobs`, unless its forward pass is not as usual."""
+        ...
+
+    def served_logprobs(self, probes: Sequence[Probe], adapter: Path | None) -> LogProbs | None:
+        """What the rollout server computes with the saved adapter in that folder, or without any; None where the
+        model in training draws the completions itself."""
+        ...
+
+    def release(self) -> None:
+        """Free the memory of the model, of the trainer and of the rollout server; nothing is asked of them again."""
         ...
 
 
@@ -95,13 +145,15 @@ def choose_engine(spec: JobSpec, cuda_count: int) -> EngineName:
     return "trl"
 
 
-def open_engine(name: EngineName, context: RunContext) -> Engine:
-    """Import an engine and hand it the run; this is the moment torch is loaded."""
-    assert name == "trl", "choose_engine names no engine that is not here"
+def import_engine(name: EngineName) -> Callable[[RunContext], Engine]:
+    """Import an engine; torch is loaded here, and by Unsloth, which must come before what it patches."""
+    if name == "unsloth":
+        unsloth_start.start()
+        return import_module("grpo_core.engines.unsloth").UnslothEngine
     from grpo_core.engines.trl import TrlEngine
 
-    return TrlEngine(context)
+    return TrlEngine
 
 
 def _unsloth_is_ready() -> bool:
-    return importlib.util.find_spec("grpo_core.engines.unsloth") is not None
+    return all(importlib.util.find_spec(name) is not None for name in ("unsloth", "vllm"))

@@ -1,4 +1,4 @@
-"""From a job spec to TRL's settings, and the check that a built trainer really has them.
+"""From a job spec to TRL's and Unsloth's settings, and the check that a built trainer really has them.
 
 Owns the mapping of names and the list of settings that matter: each is given explicitly, because library defaults
 drift and Unsloth drops what it does not know. Imports no torch. Invariant: a run whose trainer differs from the
@@ -11,20 +11,29 @@ import math
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpo_core.errors import JobFailure
 from grpo_core.models import Precision
 from grpo_core.rewards import REWARD_NAMES
 from grpo_core.spec import JobSpec
 
+if TYPE_CHECKING:
+    from grpo_core.engines import EngineName
+
 Settings = dict[str, Any]
 
+_TAKEN_FOR_NOT_GIVEN = 256
+"""Unsloth's default of `max_num_seqs`; whoever asks for exactly that gets what Unsloth thinks fits the card."""
 
-def trainer_settings(spec: JobSpec, precision: Precision, output_dir: Path) -> Settings:
-    """The arguments of TRL's `GRPOConfig` for this job."""
+_AT_ONCE_FOR_EVALUATION = 64
+"""Questions answered at a time: as fast for each as six (reading the weights takes the time), and few graphs."""
+
+
+def trainer_settings(spec: JobSpec, precision: Precision, output_dir: Path, engine: EngineName = "trl") -> Settings:
+    """The settings a built trainer of this job must have: the arguments of TRL's `GRPOConfig`."""
     on_cpu = precision.weights == "fp32"
-    return {
+    settings = {
         **_batch(spec),
         **_optimizer(spec),
         **_sampling(spec),
@@ -38,6 +47,59 @@ def trainer_settings(spec: JobSpec, precision: Precision, output_dir: Path) -> S
         "fp16": precision.dtype == "float16",
         "dataloader_pin_memory": not on_cpu,
     }
+    return {**settings, **_for_unsloth(settings)} if engine == "unsloth" else settings
+
+
+def unsloth_arguments(settings: Mapping[str, Any]) -> Settings:
+    """What to give Unsloth's `GRPOConfig` so that it ends at `settings`.
+
+    With `dr_grpo` it replaces scaling by group, but takes None for "as it would be without me".
+    """
+    scale = settings["scale_rewards"]
+    return {**settings, "scale_rewards": None if settings["loss_type"] == "dr_grpo" and scale == "group" else scale}
+
+
+def unsloth_model_settings(spec: JobSpec, precision: Precision) -> Settings:
+    """The arguments of `FastLanguageModel.from_pretrained` for this job, less the model's path and data type."""
+    return {
+        "max_seq_length": spec.model.max_sequence,
+        "load_in_4bit": precision.weights == "4bit",
+        "fast_inference": True,
+        "max_lora_rank": spec.lora.rank,
+        "gpu_memory_utilization": spec.model.gpu_memory_share,
+        "max_num_seqs": sequences_at_once(spec),
+        "use_gradient_checkpointing": unsloth_checkpointing(spec),
+        "random_state": spec.training.seed,
+        # Else names of well-known models are replaced by Unsloth's own copies of them.
+        "use_exact_model_name": True,
+        "trust_remote_code": False,
+        "disable_log_stats": True,
+    }
+
+
+def unsloth_adapter_settings(spec: JobSpec) -> Settings:
+    """The arguments of `FastLanguageModel.get_peft_model` for this job."""
+    named = {name: value for name, value in adapter_settings(spec).items() if name not in ("task_type", "use_dora")}
+    return {
+        **named,
+        "use_gradient_checkpointing": unsloth_checkpointing(spec),
+        "random_state": spec.lora.seed,
+        "max_seq_length": spec.model.max_sequence,
+    }
+
+
+def unsloth_checkpointing(spec: JobSpec) -> str | bool:
+    """Gradient checkpointing in Unsloth's words."""
+    wanted = spec.lora.gradient_checkpointing
+    return wanted if wanted == "unsloth" else wanted == "standard"
+
+
+def sequences_at_once(spec: JobSpec) -> int:
+    """How many completions vLLM draws at a time: those of a step, so that no other graphs are captured."""
+    wanted = spec.completions_per_step
+    if spec.evaluation.questions:
+        wanted = max(wanted, min(spec.evaluation.questions, _AT_ONCE_FOR_EVALUATION))
+    return wanted + 1 if wanted == _TAKEN_FOR_NOT_GIVEN else wanted
 
 
 def adapter_settings(spec: JobSpec) -> Settings:
@@ -153,6 +215,23 @@ def _rollout_engine() -> Settings:
         "use_vllm": False,
         "vllm_importance_sampling_correction": False,
         "use_transformers_continuous_batching": False,
+    }
+
+
+def _for_unsloth(settings: Mapping[str, Any]) -> Settings:
+    """What differs where the trainer is Unsloth's and the completions are vLLM's."""
+    return {
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        # Waking and sleeping costs time in each step, and with shared weights frees little.
+        "vllm_enable_sleep_mode": False,
+        "vllm_sampling_params": None,
+        # vLLM's word for "off".
+        "top_k": settings["top_k"] or -1,
+        # Unsloth's forward pass cannot be repeated by the other kind of checkpointing.
+        "gradient_checkpointing_kwargs": {"use_reentrant": True} if settings["gradient_checkpointing"] else None,
+        "unsloth_num_chunks": -1,
+        "unsloth_logit_chunk_multiplier": None,
     }
 
 

@@ -6,9 +6,11 @@ reference is always the base model, also for a run that starts from a checkpoint
 
 from __future__ import annotations
 
+import gc
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,21 @@ import transformers
 from datasets import Dataset
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 from transformers.trainer_callback import PrinterCallback
 from trl.trainer.grpo_config import GRPOConfig
 
 from grpo_core.checkpoints import load_adapter, write_adapter
 from grpo_core.datasets import Row
 from grpo_core.engines import EngineName, RunContext, logprobs
-from grpo_core.engines.settings import adapter_settings, require_same, trainer_settings
+from grpo_core.engines.settings import Settings, adapter_settings, require_same, trainer_settings
 from grpo_core.engines.trainer import RecordingTrainer, StepCallback
 from grpo_core.errors import JobFailure
+from grpo_core.evaluation import Answer, Sampling, ask
 from grpo_core.models import Hardware, ModelFiles, Precision, choose_precision
 from grpo_core.prompts import Prompt, PromptSet, build_prompts
 from grpo_core.rewards import get_rewards
+from grpo_core.selftest import LogProbs, Probe, load_base, token_logprobs
 from grpo_core.spec import JobSpec
 
 ADAPTER = "default"
@@ -40,6 +44,11 @@ class TrlEngine:
     """One run; see `Engine` for the order of calls."""
 
     name: EngineName = "trl"
+    patches_libraries = False
+
+    files: ModelFiles
+    precision: Precision
+    tokenizer: Any
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
@@ -52,21 +61,28 @@ class TrlEngine:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         warnings.filterwarnings("ignore", module=r"(transformers|trl|peft|accelerate|torch)\b")
-        self._files = files
-        self._precision = choose_precision(self._spec.model, self._files.parameters, find_hardware(self._spec))
+        self.files = files
+        self.precision = choose_precision(self._spec.model, self.files.parameters, find_hardware(self._spec))
         self._context.events.log(
-            f"{self._files.name}: {self._files.parameters / 1e6:.1f} M parameters, weights in "
-            f"{self._precision.weights} ({self._precision.reason})"
+            f"{self.files.name}: {self.files.parameters / 1e6:.1f} M parameters, weights in "
+            f"{self.precision.weights} ({self.precision.reason})"
         )
-        self._tokenizer = load_tokenizer(self._files)
-        self._prompts = build_prompts(rows, self._spec, self._tokenizer)
+        self.tokenizer = load_tokenizer(self.files)
+        self._prompts = build_prompts(rows, self._spec, self.tokenizer)
         self._warn_of_dropped_prompts()
         self._trainer = self._build_trainer()
 
     @property
-    def _model(self) -> Any:
-        """The base model with the adapter; TRL's own annotation allows much else."""
+    def model(self) -> Any:
+        # TRL's own annotation allows much that is no model with an adapter.
         return self._trainer.model
+
+    def answer(self, questions: Sequence[str], *, adapter: bool, max_new_tokens: int) -> Generator[Answer]:
+        sampling = Sampling(max_new_tokens=max_new_tokens)
+        said = ask(self.model, self.tokenizer, questions, self._spec.data, sampling)
+        with nullcontext() if adapter else self.model.disable_adapter(), closing(said):
+            for answer, _ in said:
+                yield answer
 
     def train(self) -> int:
         began = time.perf_counter()
@@ -79,13 +95,13 @@ class TrlEngine:
     def save_checkpoint(self) -> None:
         step = self._steps_done
         if step and not self._context.checkpoints.has(step):
-            self._context.checkpoints.write(step, self._model, self._training_state())
+            self._context.checkpoints.write(step, self.model, self._training_state())
 
     def save_adapter(self) -> None:
         write_adapter(
             self._context.folder.adapter,
-            self._model,
-            self._tokenizer,
+            self.model,
+            self.tokenizer,
             self._spec,
             steps=self._steps_done,
             rewards=self._context.recorder.reward_summary(),
@@ -93,18 +109,18 @@ class TrlEngine:
 
     def report(self) -> dict[str, Any]:
         on_gpu = self._trainer.args.device.type == "cuda"
-        settings = trainer_settings(self._spec, self._precision, Path())
+        settings = trainer_settings(self._spec, self.precision, Path(), self.name)
         return {
             "device": torch.cuda.get_device_name() if on_gpu else "cpu",
             "threads": torch.get_num_threads(),
             "model": {
-                "name": self._files.name,
-                "revision": self._files.revision,
-                "source": self._files.source,
-                "parameters": self._files.parameters,
-                "trained_parameters": sum(p.numel() for p in self._model.parameters() if p.requires_grad),
+                "name": self.files.name,
+                "revision": self.files.revision,
+                "source": self.files.source,
+                "parameters": self.files.parameters,
+                "trained_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             },
-            "precision": self._precision.as_dict(),
+            "precision": self.precision.as_dict(),
             "prompts": {
                 "kept": len(self._prompts.prompts),
                 "dropped": self._prompts.dropped,
@@ -116,24 +132,54 @@ class TrlEngine:
             "settings": {name: value for name, value in settings.items() if name != "output_dir"},
         }
 
+    def logprobs(self, probes: Sequence[Probe]) -> LogProbs:
+        return token_logprobs(self.model, probes)
+
+    def served_logprobs(self, probes: Sequence[Probe], adapter: Path | None) -> LogProbs | None:  # noqa: ARG002
+        return None
+
+    def release(self) -> None:
+        trainer: Any = self._trainer
+        # The libraries keep references of their own to both: what the tensors hold is let go of instead.
+        for tensor in (*trainer.model.parameters(), *trainer.model.buffers()):
+            tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        if trainer.optimizer is not None:
+            trainer.optimizer.state.clear()
+        del self._trainer
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def _build_trainer(self) -> RecordingTrainer:
         spec = self._spec
-        model = load_base_model(self._files, self._precision, self._tokenizer)
-        require_context_length(model, spec)
-        settings = trainer_settings(spec, self._precision, self._context.folder.root)
+        settings = trainer_settings(spec, self.precision, self._context.folder.root, self.name)
+        trainer = self._make_trainer(settings)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(StepCallback(self._context.recorder, trainer, self._after_step))
+        with_adapter: Any = trainer.model
+        initialise_adapter(with_adapter, spec.lora.seed)
+        if self._context.folder.start_checkpoint.is_dir():
+            load_adapter(self._context.folder.start_checkpoint, with_adapter, spec)
+        require_same(settings, vars(trainer.args), "The trainer's arguments")
+        require_same(_asked_of_trainer(spec, settings), _held_by_trainer(trainer), "The trainer")
+        require_same(adapter_settings(spec), _held_by_adapter(with_adapter), "The adapter")
+        return trainer
+
+    def _make_trainer(self, settings: Settings) -> RecordingTrainer:
+        """Load the model and build a trainer with an adapter on it."""
+        model = load_base_model(self.files, self.precision, self.tokenizer)
+        require_context_length(model, self._spec)
         if settings["use_cpu"]:
             logprobs.install()
         try:
-            trainer = RecordingTrainer(
-                recorder=self._context.recorder,
-                rewards=get_rewards(spec.rewards.mode),
-                weights=spec.rewards.weights.model_dump(),
+            return RecordingTrainer(
+                **self._record_options(),
                 model=model,
                 args=GRPOConfig(**settings),
                 train_dataset=as_dataset(self._prompts),
-                processing_class=self._tokenizer,
+                processing_class=self.tokenizer,
                 # Given here and not wrapped beforehand: TRL would copy a wrapped adapter as the KL reference.
-                peft_config=LoraConfig(**adapter_settings(spec)),
+                peft_config=LoraConfig(**adapter_settings(self._spec)),
             )
         except ValueError as error:
             if "target modules" not in str(error).lower():
@@ -141,19 +187,17 @@ class TrlEngine:
             raise JobFailure(
                 "user_config",
                 "no_such_module",
-                f"{self._files.name} lacks some of the projections in lora.target_modules.",
+                f"{self.files.name} lacks some of the projections in lora.target_modules.",
                 hint="Name projections that the model's architecture has.",
             ) from error
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(StepCallback(self._context.recorder, self._after_step))
-        with_adapter: Any = trainer.model
-        initialise_adapter(with_adapter, spec.lora.seed)
-        if self._context.folder.start_checkpoint.is_dir():
-            load_adapter(self._context.folder.start_checkpoint, with_adapter, spec)
-        require_same(settings, vars(trainer.args), "The trainer's arguments")
-        require_same(_asked_of_trainer(spec), _held_by_trainer(trainer), "The trainer")
-        require_same(adapter_settings(spec), _held_by_adapter(with_adapter), "The adapter")
-        return trainer
+
+    def _record_options(self) -> dict[str, Any]:
+        """What `RecordingTrainer` wants besides what TRL's does."""
+        return {
+            "recorder": self._context.recorder,
+            "rewards": get_rewards(self._spec.rewards.mode),
+            "weights": self._spec.rewards.weights.model_dump(),
+        }
 
     def _after_step(self, step: int) -> bool:
         self._steps_done = step
@@ -165,14 +209,14 @@ class TrlEngine:
         trainer: Any = self._trainer
         return {
             "optimizer": trainer.optimizer.state_dict(),
-            "parameters": [name for name, p in self._model.named_parameters() if p.requires_grad],
+            "parameters": [name for name, p in self.model.named_parameters() if p.requires_grad],
             "scheduler": trainer.lr_scheduler.state_dict(),
             "tokens_seen": trainer.state.num_input_tokens_seen,
             "data_epoch": trainer.state.epoch,
         }
 
     def _templated(self, prompt: Prompt) -> str:
-        text = self._tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False)
+        text = self.tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False)
         assert isinstance(text, str)
         return text
 
@@ -211,19 +255,8 @@ def load_tokenizer(files: ModelFiles) -> Any:
 
 def load_base_model(files: ModelFiles, precision: Precision, tokenizer: Any) -> Any:
     """The frozen base model, without the sampling defaults it came with."""
-    dtype = getattr(torch, precision.dtype)
-    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
-    if precision.weights != "fp32":
-        options["device_map"] = {"": 0}
-    if precision.weights == "4bit":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
     try:
-        model = AutoModelForCausalLM.from_pretrained(files.path, **options)
+        model = load_base(files.path, precision)
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(files, "weights", error) from error
     ends = model.generation_config.eos_token_id
@@ -239,13 +272,16 @@ def load_base_model(files: ModelFiles, precision: Precision, tokenizer: Any) -> 
 def require_context_length(model: Any, spec: JobSpec) -> None:
     """Raises a `user_config` failure if the job's sequences are longer than any the model can read."""
     limit = getattr(model.config, "max_position_embeddings", None)
-    needed = spec.sampling.max_prompt_tokens + spec.sampling.max_completion_tokens
+    longest = spec.sampling.max_completion_tokens
+    if spec.evaluation.questions:
+        longest = max(longest, spec.evaluation.max_completion_tokens)
+    needed = spec.sampling.max_prompt_tokens + longest
     if limit is not None and needed > limit:
         raise JobFailure(
             "user_config",
             "sequence_too_long",
             f"Prompt and completion may take {needed} tokens, and {spec.model.name} reads at most {limit}.",
-            hint="Lower sampling.max_prompt_tokens or sampling.max_completion_tokens.",
+            hint="Lower sampling.max_prompt_tokens, or max_completion_tokens of sampling or evaluation.",
         )
 
 
@@ -273,7 +309,7 @@ def initialise_adapter(model: Any, seed: int) -> None:
             parameter.data = parameter.data.float()
 
 
-def _asked_of_trainer(spec: JobSpec) -> dict[str, Any]:
+def _asked_of_trainer(spec: JobSpec, settings: Settings) -> dict[str, Any]:
     """What a trainer copies out of its arguments, and may alter while doing so."""
     return {
         "completions_per_step": spec.completions_per_step,
@@ -281,7 +317,7 @@ def _asked_of_trainer(spec: JobSpec) -> dict[str, Any]:
         "max_completion_length": spec.sampling.max_completion_tokens,
         "temperature": spec.sampling.temperature,
         "top_p": spec.sampling.top_p,
-        "top_k": spec.sampling.top_k,
+        "top_k": settings["top_k"],
         "repetition_penalty": spec.sampling.repetition_penalty,
         "beta": spec.loss.beta,
         "loss_type": spec.loss.type,
@@ -289,7 +325,7 @@ def _asked_of_trainer(spec: JobSpec) -> dict[str, Any]:
         "epsilon_high": spec.loss.epsilon,
         "scale_rewards": spec.loss.scale_by,
         "num_iterations": spec.loss.iterations,
-        "use_vllm": False,
+        "use_vllm": settings["use_vllm"],
         "ref_model": None,
     }
 

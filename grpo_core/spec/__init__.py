@@ -12,6 +12,7 @@ from grpo_core.spec.problems import Problem, SpecError, parse_spec, pointer_of
 from grpo_core.spec.sections import (
     DATASET_ID,
     JOB_ID,
+    S3_URL,
     SCHEMA_VERSION,
     SYSTEM_PROMPT,
     DataSection,
@@ -22,6 +23,7 @@ from grpo_core.spec.sections import (
 __all__ = [
     "DATASET_ID",
     "JOB_ID",
+    "S3_URL",
     "SCHEMA_VERSION",
     "SYSTEM_PROMPT",
     "DataSection",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pydantic_core import PydanticCustomError
 
 from grpo_core.spec.problems import Problem
-from grpo_core.spec.sections import DATASET_ID, HUB_NAME, JobSpec
+from grpo_core.spec.sections import DATASET_ID, HUB_NAME, S3_URL, JobSpec
 
 MAX_COMPLETIONS_PER_STEP = 8192
 MAX_TOKENS_PER_STEP = 16_777_216
@@ -42,6 +42,29 @@ def _sequence_fits(spec: JobSpec) -> Iterator[Problem]:
         )
 
 
+def _evaluation_fits(spec: JobSpec) -> Iterator[Problem]:
+    """Where `evaluation.questions` is not 0: `sampling.max_prompt_tokens` + `evaluation.max_completion_tokens` is at
+    most `model.max_sequence`, and rows held out of training are at most half of `data.max_rows`."""
+    if not spec.evaluation.questions:
+        return
+    longest = spec.sampling.max_prompt_tokens + spec.evaluation.max_completion_tokens
+    if longest > spec.model.max_sequence:
+        yield Problem(
+            pointer="/evaluation/max_completion_tokens",
+            code="sequence_too_long",
+            detail=f"prompt and answer may take {longest} tokens, but model.max_sequence is {spec.model.max_sequence}",
+            remedy=f"Lower it, or set model.max_sequence to {longest}.",
+        )
+    rows, held_out = spec.data.max_rows, spec.held_out_rows
+    if rows is not None and 2 * held_out > rows:
+        yield Problem(
+            pointer="/evaluation/questions",
+            code="too_many_held_out",
+            detail=f"{held_out} questions would be held out of {rows} rows, more than half of them",
+            remedy=f"Use at most {rows // 2}, or more rows.",
+        )
+
+
 def _accumulation_divides(spec: JobSpec) -> Iterator[Problem]:
     """`sampling.gradient_accumulation` divides the step's completions, and the GPUs share each part evenly."""
     total, parts = spec.completions_per_step, spec.sampling.gradient_accumulation
@@ -63,14 +86,14 @@ def _accumulation_divides(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _rows_fill_a_step(spec: JobSpec) -> Iterator[Problem]:
-    """`data.max_rows` is at least `sampling.prompts_per_step`."""
-    rows, prompts = spec.data.max_rows, spec.sampling.prompts_per_step
-    if rows is not None and rows < prompts:
+    """`data.max_rows`, less the rows held out for evaluation, is at least `sampling.prompts_per_step`."""
+    rows, held_out, prompts = spec.data.max_rows, spec.held_out_rows, spec.sampling.prompts_per_step
+    if rows is not None and rows - held_out < prompts:
         yield Problem(
             pointer="/data/max_rows",
             code="too_few_rows",
-            detail=f"{rows} rows cannot fill a step of {prompts} prompts",
-            remedy=f"Use at least {prompts}, or lower sampling.prompts_per_step.",
+            detail=f"{max(0, rows - held_out)} rows to train on cannot fill a step of {prompts} prompts",
+            remedy=f"Use at least {prompts + held_out}, or lower sampling.prompts_per_step.",
         )
 
 
@@ -114,8 +137,8 @@ def _something_is_rewarded(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _dataset_name_fits_source(spec: JobSpec) -> Iterator[Problem]:
-    """`data.dataset` is a hub name or an upload's id, as `data.source` says; `data.subset` and `data.revision`
-    are the hub's."""
+    """`data.dataset` is a hub name, an upload's id or `s3://bucket/key`, as `data.source` says; `data.subset` and
+    `data.revision` are the hub's."""
     name, source = spec.data.dataset, spec.data.source
     if source == "hub" and not re.fullmatch(HUB_NAME, name):
         yield Problem(
@@ -130,6 +153,13 @@ def _dataset_name_fits_source(spec: JobSpec) -> Iterator[Problem]:
             code="bad_name",
             detail=f"{name[:80]!r} is not the id of an upload",
             remedy="Use the id that POST /datasets returned; it begins with ds-.",
+        )
+    if source == "s3" and not re.fullmatch(S3_URL, name):
+        yield Problem(
+            pointer="/data/dataset",
+            code="bad_name",
+            detail=f"{name[:80]!r} is not the address of an object",
+            remedy="Use s3://bucket/folder/rows.jsonl, with letters, digits and !_.*'()=+@,:~- in the names.",
         )
     for field in ("subset", "revision"):
         if source != "hub" and getattr(spec.data, field) is not None:
@@ -203,6 +233,7 @@ def _lora_scale_is_sane(spec: JobSpec) -> Iterator[Problem]:
 
 RULES: tuple[Callable[[JobSpec], Iterator[Problem]], ...] = (
     _sequence_fits,
+    _evaluation_fits,
     _accumulation_divides,
     _rows_fill_a_step,
     _step_is_bounded,

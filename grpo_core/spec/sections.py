@@ -27,6 +27,8 @@ REVISION = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 ULID = r"[0-9A-HJKMNP-TV-Z]{26}"
 JOB_ID = rf"^job-{ULID}$"
 DATASET_ID = rf"^ds-{ULID}$"
+_KEY_PART = r"(?!\.\.?(?:/|$))[A-Za-z0-9!_.*'()=+@,:~-]+"
+S3_URL = rf"^s3://(?P<bucket>[a-z0-9][a-z0-9.-]{{1,61}}[a-z0-9])/(?P<key>{_KEY_PART}(?:/{_KEY_PART})*)$"
 ONE_LINE = r"^[^\x00-\x1f\x7f]+$"
 
 FORMS = {
@@ -211,11 +213,11 @@ class WorkedExample(Section):
 class DataSection(Section):
     """The questions and their answers."""
 
-    source: Literal["hub", "upload", "file"] = "hub"
-    """`hub`: a Hugging Face data set. `upload`: one sent to `POST /datasets`. `file`: a local JSONL file, only
-    for `python -m grpo_core`."""
+    source: Literal["hub", "upload", "s3", "file"] = "hub"
+    """`hub`: a Hugging Face data set. `upload`: one sent to `POST /datasets`. `s3`: a JSONL object in a bucket that
+    the service allows. `file`: a local JSONL file, only for `python -m grpo_core`."""
     dataset: str = Field(default="swulling/gsm8k_chinese", min_length=1, max_length=512)
-    """Hub name, upload id or path."""
+    """Hub name, upload id, `s3://bucket/key` or path."""
     subset: str | None = Field(default=None, pattern=REVISION)
     """The hub's configuration name, where a data set has several."""
     split: str = Field(default="train", pattern=REVISION)
@@ -223,9 +225,9 @@ class DataSection(Section):
     revision: str | None = Field(default=None, pattern=REVISION)
     """Branch, tag or commit on the hub; null is the default branch."""
     question_column: str = Field(default="question_zh-cn", min_length=1, max_length=128)
-    """For `upload` and `file` the default is `question`."""
+    """For other sources than `hub` the default is `question`."""
     answer_column: str = Field(default="answer_only", min_length=1, max_length=128)
-    """For `upload` and `file` the default is `answer`. Integers are read as their text."""
+    """For other sources than `hub` the default is `answer`. Integers are read as their text."""
     system_prompt: str = Field(default=SYSTEM_PROMPT, max_length=8192)
     """Empty sends no system message."""
     examples: Annotated[tuple[WorkedExample, ...], Strict(False)] = Field(default=(), max_length=16)
@@ -236,13 +238,25 @@ class DataSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _plain_column_names(cls, data: Any) -> Any:
-        """Uploads and files name their columns `question` and `answer` unless told otherwise."""
+        """Files, wherever they are, name their columns `question` and `answer` unless told otherwise."""
         if not isinstance(data, dict):
             return data
         given = cast("dict[str, Any]", data)
-        if given.get("source") in ("upload", "file"):
+        if given.get("source") in ("upload", "s3", "file"):
             return {"question_column": "question", "answer_column": "answer", **given}
         return given
+
+
+class EvaluationSection(Section):
+    """Questions that are never trained on, put to the base model before training and to the adapter after it."""
+
+    questions: int = Field(default=0, ge=0, le=10_000)
+    """How many, at most; 0 is off. Answered greedily, and compared in pairs in the report."""
+    split: str = Field(default="test", pattern=REVISION)
+    """The part of a hub data set they are the first rows of. Where it is `data.split`, and with any other source,
+    the last rows are held out of training instead."""
+    max_completion_tokens: int = Field(default=512, ge=1, le=131_072)
+    """Answers are cut off here; enough that being cut off is not what is measured."""
 
 
 class GuardsSection(Section):
@@ -250,6 +264,13 @@ class GuardsSection(Section):
 
     no_signal_steps: int = Field(default=100, ge=0, le=100_000)
     """Fail as `no_signal` after so many steps in a row in which no group had any variance; 0 is off."""
+    runaway_factor: float = Field(default=10_000.0, ge=0, le=1e12)
+    """Fail as `diverged` after 5 steps in a row whose loss or gradient norm (before clipping) is more than this
+    many times its median over the run's first 10 steps, which counts as 0.01 if it is less; 0 is off. A value that
+    is no number fails at once."""
+    max_logprob_diff: float = Field(default=0.1, ge=0, le=100)
+    """Fail as `diverged` when the mean difference between the log-probabilities of rollout engine and trainer is
+    above this in a step; a fifth of it is a warning; 0 is off. Needs an engine that rolls out by another program."""
 
 
 class ResourcesSection(Section):
@@ -292,6 +313,7 @@ class JobSpec(Section):
     data: DataSection = DataSection()
     engine: Literal["auto", "unsloth", "trl"] = "auto"
     """`auto`: Unsloth on one CUDA GPU, else plain TRL."""
+    evaluation: EvaluationSection = EvaluationSection()
     guards: GuardsSection = GuardsSection()
     resources: ResourcesSection = ResourcesSection()
     from_checkpoint: CheckpointReference | None = None
@@ -310,6 +332,12 @@ class JobSpec(Section):
 
         check(self)
         return self
+
+    @property
+    def held_out_rows(self) -> int:
+        """Rows taken from the end of the training data for evaluation; 0 where they come from a split of their own."""
+        apart = self.data.source == "hub" and self.evaluation.split != self.data.split
+        return 0 if apart else self.evaluation.questions
 
     @property
     def completions_per_step(self) -> int:

@@ -24,9 +24,12 @@ from typing import Any
 
 import pytest
 
+from grpo_core.datasets import Row
+from grpo_core.evaluation import Sampling, evaluate, is_right_leniently
 from grpo_core.records import read_jsonl, read_rollouts
 from grpo_core.rewards import REWARD_NAMES, get_rewards
 from grpo_core.runfolder import RunFolder
+from grpo_core.spec import DataSection
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -34,6 +37,7 @@ MODELS = Path("examples/models").resolve()
 ROWS = Path("examples/tiny/train.jsonl").resolve()
 WEIGHTS = {"correctness": 1.0, "integer": 0.5, "strict_format": 1.0, "soft_format": -0.25, "xml_count": 0.0}
 PROMPTS, GENERATIONS, STEPS = 3, 4, 4
+EVALUATION = {"questions": 20, "max_completion_tokens": 40}
 
 SPEC: dict[str, Any] = {
     "name": "a test",
@@ -154,6 +158,80 @@ def break_something() -> None:
     trl.as_dataset = as_dataset
 
 
+def spoil_the_saved_adapter() -> None:
+    """Change one bit of what was written, as a disk might."""
+    from grpo_core.engines import trl
+
+    write_adapter = trl.write_adapter
+
+    def write_and_spoil(folder: Path, *arguments: Any, **options: Any) -> None:
+        write_adapter(folder, *arguments, **options)
+        file = folder / "adapter_model.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+
+    trl.write_adapter = write_and_spoil
+
+
+def save_another_scale() -> None:
+    """Tensors as they are, and a config that makes another adapter of them."""
+    from grpo_core.engines import trl
+
+    write_adapter = trl.write_adapter
+
+    def write_and_rescale(folder: Path, *arguments: Any, **options: Any) -> None:
+        write_adapter(folder, *arguments, **options)
+        config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+        (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 24}), encoding="utf-8")
+
+    trl.write_adapter = write_and_rescale
+
+
+def train_the_base() -> None:
+    """As a merge that is not undone exactly would."""
+    from grpo_core.engines.trl import TrlEngine
+
+    train = TrlEngine.train
+
+    def train_and_touch(self: Any) -> int:
+        steps = train(self)
+        weight = next(p for name, p in self.model.named_parameters() if "norm" in name)
+        weight.data[0] += 1e-6
+        return steps
+
+    TrlEngine.train = train_and_touch
+
+
+def narrow_the_adapter() -> None:
+    """As TRL does with an adapter on a 4-bit base."""
+    from grpo_core.engines import trl
+
+    initialise_adapter = trl.initialise_adapter
+
+    def initialise_narrow(model: Any, seed: int) -> None:
+        initialise_adapter(model, seed)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.bfloat16()
+
+    trl.initialise_adapter = initialise_narrow
+
+
+def stop_while_the_adapter_answers() -> None:
+    """A request to stop that comes late, with much left to do."""
+    from grpo_core import held_out
+
+    ask_adapter = held_out.HeldOutEvaluation.ask_adapter
+
+    def ask_and_be_stopped(self: Any, engine: Any, stop: Any) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return ask_adapter(self, engine, stop)
+
+    held_out.FINISH_SECONDS = -1.0
+    held_out.HeldOutEvaluation.ask_adapter = ask_and_be_stopped
+
+
 @pytest.fixture(scope="module")
 def forks() -> Iterator[Callable[..., ForkServerProcess]]:
     """Starts runs from a process that holds the libraries."""
@@ -236,7 +314,9 @@ def test_events_tell_the_run_in_order(done: Run) -> None:
     events = done.events
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     assert {event["epoch"] for event in events} == {2}
-    assert [event["data"]["phase"] for event in done.of_type("status")] == ["preparing", "loading", "training"]
+    assert [event["data"]["phase"] for event in done.of_type("status")] == [
+        *("preparing", "loading", "training", "evaluating"),
+    ]
     assert [event["step"] for event in done.of_type("metric")] == [2, 4]
     assert [event["data"] for event in done.of_type("checkpoint")] == [
         {"path": f"checkpoints/step-{step:06d}", "step": step} for step in range(1, STEPS + 1)
@@ -317,6 +397,104 @@ def test_the_report_says_what_was_really_used(done: Run) -> None:
     assert report["prompts"]["kept"] == report["rows"] == 200
     assert report["prompts"]["example"].endswith("assistant\n")
     assert report["reward"]["end"] == pytest.approx(done.metrics[-1]["reward"])
+
+
+def test_the_saved_adapter_was_tested(done: Run) -> None:
+    found = json.loads(done.folder.report.read_text("utf-8"))["selftest"]
+    assert (found["tensors"], found["probes"], found["served"]) == (42, 4, None)
+    assert found["peft"]["mean"] <= found["peft"]["bound"] == 1e-4
+    assert found["adapter_effect"]["mean"] > 1e-4
+    assert done.of_type("evaluation")[-1]["data"] == {"stage": "selftest", **found}
+
+
+@pytest.fixture(scope="module")
+def evaluated(finish: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that holds the last 20 of 200 rows out."""
+    run = finish(tmp_path_factory.mktemp("evaluated") / "run", spec_with(evaluation=EVALUATION))
+    assert run.exit_code == 0
+    return run
+
+
+def test_held_out_rows_are_asked_and_never_trained_on(evaluated: Run) -> None:
+    trained = {row["row"] for row in read_rollouts(evaluated.folder.rollouts)}
+    assert trained
+    assert max(trained) < 180
+    records = read_rollouts(evaluated.folder.root / "evaluation.parquet")
+    assert [record["row"] for record in records] == list(range(180, 200))
+    lines = ROWS.read_text("utf-8").splitlines()
+    for record in records:
+        assert {name: record[name] for name in ("question", "answer")} == json.loads(lines[record["row"]])
+        assert record["lenient_before"] == is_right_leniently(record["completion_before"], record["answer"])
+        assert record["lenient_after"] == is_right_leniently(record["completion_after"], record["answer"])
+
+
+def test_the_report_compares_both_models(evaluated: Run) -> None:
+    report = json.loads(evaluated.folder.report.read_text("utf-8"))
+    records = read_rollouts(evaluated.folder.root / "evaluation.parquet")
+    found = report["evaluation"]
+    assert (report["rows"], found["questions"], found["dropped"], found["held_out"]) == (180, 20, 0, "last rows")
+    for name in ("strict", "lenient"):
+        pairs = [(record[f"{name}_before"], record[f"{name}_after"]) for record in records]
+        assert found["paired"][name]["counts"] == {
+            "both": pairs.count((True, True)),
+            "lost": pairs.count((True, False)),
+            "gained": pairs.count((False, True)),
+            "neither": pairs.count((False, False)),
+        }
+        assert found["before"][f"{name}_accuracy"] == found["paired"][name]["before"]
+        assert found["after"][f"{name}_accuracy"] == found["paired"][name]["after"]
+    assert [sample["row"] for sample in found["samples"]] == list(range(180, 200, 2))
+    stages = [(event["data"]["stage"], event["data"].get("questions")) for event in evaluated.of_type("evaluation")]
+    assert stages == [("before", 20), ("after", 20), ("selftest", None)]
+    phases = [event["data"]["phase"] for event in evaluated.of_type("status")]
+    assert phases == ["preparing", "loading", "evaluating", "training", "evaluating"]
+
+
+def test_the_base_answers_as_the_base_and_the_adapter_as_itself(evaluated: Run) -> None:
+    """Stock transformers and PEFT say the same when asked one by one."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(MODELS / "tiny-arithmetic")
+    base = AutoModelForCausalLM.from_pretrained(MODELS / "tiny-arithmetic")
+    records = read_rollouts(evaluated.folder.root / "evaluation.parquet")[:5]
+    rows = [Row(record["row"], record["question"], record["answer"]) for record in records]
+    data, sampling = DataSection(system_prompt=""), Sampling(max_new_tokens=40, batch_size=1)
+    before = evaluate(base, tokenizer, rows, data, sampling).items
+    assert [item.completion for item in before] == [record["completion_before"] for record in records]
+    trained = PeftModel.from_pretrained(base, evaluated.folder.adapter)
+    after = evaluate(trained, tokenizer, rows, data, sampling).items
+    assert [item.completion for item in after] == [record["completion_after"] for record in records]
+
+
+def test_evaluation_leaves_training_as_it_is(evaluated: Run, finish: Callable[..., Run], tmp_path: Path) -> None:
+    without = finish(tmp_path / "run", spec_with(data={"max_rows": 180}))
+    assert read_rollouts(without.folder.rollouts) == read_rollouts(evaluated.folder.rollouts)
+    weights = "adapter_model.safetensors"
+    assert (without.folder.adapter / weights).read_bytes() == (evaluated.folder.adapter / weights).read_bytes()
+
+
+def test_term_in_a_long_evaluation_leaves_a_checkpoint(finish: Callable[..., Run], tmp_path: Path) -> None:
+    spec = spec_with(evaluation=EVALUATION, training={"checkpoint_every": 100, "save_steps": 100})
+    run = finish(tmp_path / "run", spec, fault=stop_while_the_adapter_answers)
+    assert run.exit_code == 75
+    assert assert_whole(run.folder.checkpoint(STEPS))["step"] == STEPS
+    assert run.events[-1]["type"] == "checkpoint"
+    assert not run.folder.report.exists()
+    assert not (run.folder.root / "evaluation.parquet").exists()
+
+
+def test_an_adapter_that_fails_its_test_is_put_aside(finish: Callable[..., Run], tmp_path: Path) -> None:
+    run = finish(tmp_path / "run", spec_with(training={"steps": 2}), fault=spoil_the_saved_adapter)
+    assert (run.folder.root / "adapter.rejected" / "adapter_model.safetensors").exists()
+    assert not run.folder.report.exists()
+
+
+def test_a_run_that_changed_nothing_is_no_signal(finish: Callable[..., Run], tmp_path: Path) -> None:
+    # The first step of warm-up has a learning rate of 0, and there is no second.
+    run = finish(tmp_path / "run", spec_with(training={"steps": 1}))
+    assert (run.exit_code, run.error["class"], run.error["code"]) == (14, "no_signal", "zero_update")
+    assert not run.folder.adapter.exists()
 
 
 def test_the_same_seed_gives_the_same_run(done: Run, finish: Callable[..., Run], tmp_path: Path) -> None:
@@ -424,6 +602,10 @@ def test_a_model_whose_numbers_are_not_finite_has_diverged(finish: Callable[...,
         (raise_in_reward, 12, "reward_failed"),
         (run_out_of_memory, 13, "out_of_memory"),
         (lose_a_setting, 16, "settings_differ"),
+        (spoil_the_saved_adapter, 16, "adapter_differs"),
+        (save_another_scale, 16, "peft_disagrees"),
+        (train_the_base, 16, "base_changed"),
+        (narrow_the_adapter, 16, "adapter_not_fp32"),
         (break_something, 16, "unexpected"),
     ],
 )
@@ -440,7 +622,8 @@ def test_each_failure_has_its_exit_and_its_event(
 
 def test_long_prompts_are_dropped_and_reported(finish: Callable[..., Run], tmp_path: Path) -> None:
     # Questions of this data set take 16 to 18 tokens.
-    run = finish(tmp_path / "run", spec_with(sampling={"max_prompt_tokens": 16}, training={"steps": 1}))
+    spec = spec_with(sampling={"max_prompt_tokens": 16}, training={"steps": 1}, optimizer={"warmup_ratio": 0})
+    run = finish(tmp_path / "run", spec)
     assert run.exit_code == 0
     (warning,) = run.of_type("warning")
     assert warning["data"]["code"] == "prompts_dropped"

@@ -1,12 +1,26 @@
-"""How an answer is read leniently: the last number, wherever it stands."""
+"""Which questions are held out, how they are asked before and after, how answers are read, and what is reported."""
 
 from __future__ import annotations
 
+import json
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from grpo_core.evaluation import is_right_leniently, last_number
+from grpo_core import held_out
+from grpo_core.datasets import DatasetError, Row
+from grpo_core.evaluation import Answer, is_right_leniently, last_number
+from grpo_core.held_out import HeldOutEvaluation, fitting, load_split
+from grpo_core.records import EventWriter, read_jsonl, read_rollouts
+from grpo_core.runfolder import RunFolder
+from grpo_core.spec import JobSpec, parse_spec
+
+RIGHT = "<reasoning>\n1+1={0}\n</reasoning>\n<answer>\n{0}\n</answer>"
 
 
 @pytest.mark.parametrize(
@@ -43,3 +57,236 @@ def test_the_last_number(text: str, number: Fraction | int | None) -> None:
 )
 def test_lenient_reading(text: str, answer: str, right: bool) -> None:
     assert is_right_leniently(text, answer) is right
+
+
+# Which rows are held out
+
+
+def rows_file(folder: Path, questions: Sequence[str], name: str = "rows.jsonl") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"question": question, "answer": str(place)}) for place, question in enumerate(questions))
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def spec_of(path: Path | str, questions: int, **sections: Any) -> JobSpec:
+    data = {"source": "file", "dataset": str(path)} | sections.pop("data", {})
+    return parse_spec({"data": data, "evaluation": {"questions": questions}, **sections})
+
+
+@pytest.fixture
+def warnings() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def warn(warnings: list[str]) -> Callable[[str, str], None]:
+    return lambda code, _message: warnings.append(code)
+
+
+def test_the_last_rows_of_a_file_are_held_out(tmp_path: Path, warn: Any, warnings: list[str]) -> None:
+    path = rows_file(tmp_path, [f"q{n}" for n in range(10)])
+    split = load_split(spec_of(path, 3), tmp_path, warn)
+    assert [row.row for row in split.train] == [0, 1, 2, 3, 4, 5, 6]
+    assert [row.row for row in split.held_out] == [7, 8, 9]
+    assert [row.row for row in load_split(spec_of(path, 2, data={"max_rows": 6}), tmp_path, warn).held_out] == [4, 5]
+    assert load_split(spec_of(path, 0), tmp_path, warn).held_out == []
+    assert warnings == []
+
+
+def test_a_held_out_question_is_not_trained_on_in_any_other_row(tmp_path: Path, warn: Any, warnings: list[str]) -> None:
+    path = rows_file(tmp_path, ["same", "a", "b", "same", "c", "same"])
+    split = load_split(spec_of(path, 2), tmp_path, warn)
+    assert [row.question for row in split.held_out] == ["c", "same"]
+    assert [row.question for row in split.train] == ["a", "b"]
+    assert warnings == ["held_out_repeats"]
+
+
+@pytest.mark.parametrize(
+    ("questions", "held", "code"),
+    [(["a", "b", "c", "d", "e"], 3, "too_many_held_out"), (["same"] * 4, 2, "no_rows_left")],
+)
+def test_too_little_is_left_to_train_on(tmp_path: Path, warn: Any, questions: list[str], held: int, code: str) -> None:
+    with pytest.raises(DatasetError) as caught:
+        load_split(spec_of(rows_file(tmp_path, questions), held), tmp_path, warn)
+    assert caught.value.code == code
+    assert caught.value.problems[0].pointer == "/evaluation/questions"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A hub data set with two splits, as a local folder."""
+    rows_file(tmp_path, ["a", "b", "c", "x"], "me/set/train.jsonl")
+    rows_file(tmp_path, ["x", "y", "z"], "me/set/test.jsonl")
+    monkeypatch.setenv("GRPO_DATASET_DIR", str(tmp_path))
+    return "me/set"
+
+
+HUB = {"source": "hub", "question_column": "question", "answer_column": "answer"}
+
+
+def test_a_hub_data_set_gives_the_first_rows_of_another_split(
+    hub: str, tmp_path: Path, warn: Any, warnings: list[str]
+) -> None:
+    split = load_split(spec_of(hub, 2, data=HUB), tmp_path, warn)
+    assert [row.question for row in split.held_out] == ["x", "y"]
+    assert [row.question for row in split.train] == ["a", "b", "c"]
+    assert warnings == ["held_out_repeats"]
+    assert len(load_split(spec_of(hub, 50, data=HUB), tmp_path, warn).held_out) == 3
+    assert "fewer_questions" in warnings
+
+
+def test_a_hub_data_set_without_that_split(hub: str, tmp_path: Path, warn: Any) -> None:
+    spec = parse_spec({"data": HUB | {"dataset": hub}, "evaluation": {"questions": 1, "split": "validation"}})
+    with pytest.raises(DatasetError) as caught:
+        load_split(spec, tmp_path, warn)
+    assert (caught.value.code, caught.value.problems[0].pointer) == ("no_such_split", "/evaluation/split")
+
+
+def test_the_training_split_of_a_hub_data_set_gives_its_last_rows(hub: str, tmp_path: Path, warn: Any) -> None:
+    spec = parse_spec({"data": HUB | {"dataset": hub}, "evaluation": {"questions": 1, "split": "train"}})
+    split = load_split(spec, tmp_path, warn)
+    assert [row.question for row in split.held_out] == ["x"]
+    assert [row.question for row in split.train] == ["a", "b", "c"]
+
+
+# Asking twice
+
+
+class FakeTokenizer:
+    """A token is a character of the question."""
+
+    def apply_chat_template(self, conversation: Any, **_: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[0] * len(turns[-1]["content"]) for turns in conversation]}
+
+
+class FakeEngine:
+    """Answers from a list for the base and one for the adapter; notes what it was asked."""
+
+    tokenizer = FakeTokenizer()
+
+    def __init__(self, base: Sequence[str], adapter: Sequence[str]) -> None:
+        self._said = {False: base, True: adapter}
+        self.asked: list[tuple[list[str], bool, int]] = []
+        self.given = 0
+        self.closed = 0
+
+    def answer(self, questions: Sequence[str], *, adapter: bool, max_new_tokens: int) -> Generator[Answer]:
+        self.asked.append((list(questions), adapter, max_new_tokens))
+        try:
+            for text in self._said[adapter]:
+                self.given += 1
+                yield Answer(text, len(text), "stop")
+        finally:
+            self.closed += 1
+
+
+QUESTIONS = [Row(100 + n, f"q{n:02d}", str(n)) for n in range(20)]
+BASE = [f"答案是{n}。" if n < 15 else "?" for n in range(20)]
+ADAPTER = [RIGHT.format(n) if n < 16 else "?" for n in range(20)]
+
+
+@pytest.fixture
+def events(tmp_path: Path) -> Iterator[EventWriter]:
+    writer = EventWriter(tmp_path / "events.jsonl", epoch=1)
+    yield writer
+    writer.close()
+
+
+def evaluation_of(folder: Path, events: EventWriter, rows: Sequence[Row] = QUESTIONS) -> HeldOutEvaluation:
+    spec = spec_of("x.jsonl", 20, sampling={"max_prompt_tokens": 3})
+    return HeldOutEvaluation(spec=spec, rows=rows, folder=RunFolder(folder), events=events)
+
+
+def test_both_models_are_asked_the_same_and_compared(tmp_path: Path, events: EventWriter) -> None:
+    engine, evaluation = FakeEngine(BASE, ADAPTER), evaluation_of(tmp_path, events)
+    evaluation.ask_base(engine)
+    assert evaluation.ask_adapter(engine, threading.Event())
+    questions = [row.question for row in QUESTIONS]
+    assert engine.asked == [(questions, False, 512), (questions, True, 512)]
+    assert engine.closed == 2
+
+    report = evaluation.report()
+    assert (report["questions"], report["dropped"], report["held_out"]) == (20, 0, "last rows")
+    assert (report["before"]["strict_accuracy"], report["after"]["strict_accuracy"]) == (0.0, 0.8)
+    assert (report["before"]["lenient_accuracy"], report["after"]["lenient_accuracy"]) == (0.75, 0.8)
+    assert report["before"]["strict_interval"] == pytest.approx((0.0, 0.1611), abs=1e-4)
+    strict, lenient = report["paired"]["strict"], report["paired"]["lenient"]
+    assert strict["counts"] == {"both": 0, "lost": 0, "gained": 16, "neither": 4}
+    assert strict["p_value"] == 2 / 2**16
+    assert lenient["counts"] == {"both": 15, "lost": 0, "gained": 1, "neither": 4}
+    assert lenient["verdict"].startswith("No significant change in lenient accuracy")
+    assert [sample["row"] for sample in report["samples"]] == list(range(100, 120, 2))
+    assert report["samples"][0] == {
+        "row": 100,
+        "question": "q00",
+        "answer": "0",
+        "before": "答案是0。",
+        "after": RIGHT.format(0),
+    }
+    json.dumps(report, allow_nan=False)
+
+
+def test_every_answer_is_recorded_and_told(tmp_path: Path, events: EventWriter) -> None:
+    engine, evaluation = FakeEngine(BASE, ADAPTER), evaluation_of(tmp_path, events)
+    evaluation.ask_base(engine)
+    evaluation.ask_adapter(engine, threading.Event())
+    records = read_rollouts(tmp_path / "evaluation.parquet")
+    assert [record["row"] for record in records] == list(range(100, 120))
+    assert records[15] == {
+        "row": 115,
+        "question": "q15",
+        "answer": "15",
+        "completion_before": "?",
+        "completion_after": RIGHT.format(15),
+        "strict_before": False,
+        "strict_after": True,
+        "lenient_before": False,
+        "lenient_after": True,
+        "strict_format_before": False,
+        "strict_format_after": True,
+        "reward_before": 0.0,
+        "reward_after": 4.0,
+        "completion_tokens_before": 1,
+        "completion_tokens_after": len(RIGHT.format(15)),
+        "finish_reason_before": "stop",
+        "finish_reason_after": "stop",
+    }
+    told = list(read_jsonl(tmp_path / "events.jsonl"))
+    results = [event["data"] for event in told if event["type"] == "evaluation"]
+    assert [result["stage"] for result in results] == ["before", "after"]
+    assert results[1]["paired"]["strict"]["difference"] == 0.8
+    assert [event["data"]["message"][:20] for event in told if event["type"] == "log"] == [
+        "Strict accuracy rose",
+        "No significant chang",
+    ]
+
+
+def test_questions_that_are_too_long_are_dropped_and_counted(tmp_path: Path, events: EventWriter) -> None:
+    rows = [Row(0, "long one", "1"), *QUESTIONS]
+    engine, evaluation = FakeEngine(BASE, ADAPTER), evaluation_of(tmp_path, events, rows)
+    evaluation.ask_base(engine)
+    assert "long one" not in engine.asked[0][0]
+    with pytest.raises(DatasetError) as caught:
+        fitting(rows[:1], spec_of("x.jsonl", 1, sampling={"max_prompt_tokens": 3}), FakeTokenizer())
+    assert caught.value.code == "all_prompts_too_long"
+    evaluation.ask_adapter(engine, threading.Event())
+    assert (evaluation.report()["questions"], evaluation.report()["dropped"]) == (20, 1)
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(1000.0, 10), (50.0, 20)])
+def test_a_request_to_stop_waits_only_for_a_short_rest(
+    tmp_path: Path, events: EventWriter, monkeypatch: pytest.MonkeyPatch, seconds: float, asked: int
+) -> None:
+    """The base took `seconds`, and the request comes when half of the questions are answered."""
+    engine, evaluation, stop = FakeEngine(BASE, ADAPTER), evaluation_of(tmp_path, events), threading.Event()
+    clock = iter([0.0, *[0.0] * 20, seconds])
+    monkeypatch.setattr(held_out, "time", SimpleNamespace(perf_counter=lambda: next(clock, seconds)))
+    evaluation.ask_base(engine)
+    engine.given = 0
+    monkeypatch.setattr(stop, "is_set", lambda: engine.given >= 10)
+    assert evaluation.ask_adapter(engine, stop) is (asked == 20)
+    assert engine.given == asked
+    assert engine.closed == 2
+    assert (tmp_path / "evaluation.parquet").exists() is (asked == 20)

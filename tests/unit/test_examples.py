@@ -37,11 +37,12 @@ def test_examples_differ() -> None:
     assert len({load(path).digest() for path in SPECS}) == len(SPECS)
 
 
-def test_the_published_recipe_differs_from_the_default_in_two_values() -> None:
+def test_the_published_recipe_differs_from_the_default_in_two_values_and_is_evaluated() -> None:
     default, recipe = parse_spec({}).as_dict(), load(ROOT / "examples" / "specs" / "recipe.json").as_dict()
     default["name"] = recipe["name"]
     default["model"]["precision"] = "4bit"
     default["rewards"]["mode"] = "published"
+    default["evaluation"]["questions"] = 1319
     assert recipe == default
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -48,8 +48,13 @@ def completion(sample: int = 0, total: float = 0.0, text: str = "答案是12。"
     )
 
 
-def update(step: int, *, loss: float = 0.1, grad_norm: float = 1.0) -> Update:
+def update(
+    step: int, *, loss: float = 0.1, grad_norm: float = 1.0, difference: tuple[float, float] | None = None
+) -> Update:
+    mean, most = difference or (None, None)
     return Update(
+        logprob_diff_mean=mean,
+        logprob_diff_max=most,
         step=step,
         loss=loss,
         grad_norm=grad_norm,
@@ -226,6 +231,77 @@ def test_numbers_that_are_not_finite_end_the_run(new_run: NewRun, bad: dict[str,
         run.recorder.record_update(update(1, **bad))
     assert failure.value.exit_code == 15
     assert list(read_jsonl(run.folder.metrics)) == []
+
+
+def with_updates(run: Run, updates: Sequence[Update]) -> int:
+    """Record updates of the same completions; returns how many there were before one ended the run as diverged."""
+    run.recorder.record_rollout(1, [completion(0), completion(1, 1.0)], generation_seconds=0, reward_seconds=0)
+    for done, one in enumerate(updates):
+        try:
+            run.recorder.record_update(one)
+        except JobFailure as failure:
+            return done if failure.exit_code == 15 else -1
+    return len(updates)
+
+
+@pytest.mark.parametrize(
+    ("usual", "later", "ended_at"),
+    [
+        ({"grad_norm": 0.5}, {"grad_norm": 5001.0}, 14),
+        ({"grad_norm": 0.5}, {"grad_norm": 4999.0}, None),
+        ({"loss": -0.02}, {"loss": -201.0}, 14),
+        # Next to nothing is the usual loss of a policy that has hardly moved.
+        ({"loss": 1e-9}, {"loss": 99.0}, None),
+        ({"loss": 1e-9}, {"loss": 101.0}, 14),
+    ],
+)
+def test_numbers_that_run_away_end_the_run(
+    new_run: NewRun, usual: dict[str, float], later: dict[str, float], ended_at: int | None
+) -> None:
+    updates = [update(step, **(usual if step <= 10 else later)) for step in range(1, 21)]
+    assert with_updates(new_run(), updates) == (20 if ended_at is None else ended_at)
+
+
+def test_a_spike_is_no_runaway(new_run: NewRun) -> None:
+    updates = [update(step, grad_norm=1e9 if step > 10 and step % 5 else 0.5) for step in range(1, 40)]
+    assert with_updates(new_run(), updates) == 39
+
+
+def test_the_runaway_guard_can_be_set_and_be_off(new_run: NewRun) -> None:
+    updates = [update(step, grad_norm=0.5 if step <= 10 else 2.0) for step in range(1, 21)]
+    assert with_updates(new_run(guards={"runaway_factor": 3}), updates) == 14
+    assert with_updates(new_run(guards={"runaway_factor": 0}), updates) == 20
+
+
+def test_rollouts_of_another_policy_warn_once_and_then_end_the_run(new_run: NewRun) -> None:
+    run = new_run()
+    steps = [(0.019, 1.0), (0.021, 1.0), (0.05, 2.0), (0.099, 3.0), (0.101, 3.0)]
+    assert with_updates(run, [update(step, difference=pair) for step, pair in enumerate(steps, start=1)]) == 4
+    assert [warning["code"] for warning in run.events("warning")] == ["rollouts_differ"]
+    lines = list(read_jsonl(run.folder.metrics))
+    assert [(line["logprob_diff_mean"], line["logprob_diff_max"]) for line in lines] == steps
+
+
+def test_the_bound_between_rollouts_and_trainer_can_be_set_and_be_off(new_run: NewRun) -> None:
+    one = [update(1, difference=(0.3, 1.0))]
+    assert with_updates(new_run(guards={"max_logprob_diff": 0.2}), one) == 0
+    assert with_updates(new_run(guards={"max_logprob_diff": 0}), one) == 1
+    assert with_updates(new_run(), [update(1, difference=(math.nan, 1.0))]) == 0
+
+
+def test_where_rollouts_are_the_trainers_own_there_is_no_difference(new_run: NewRun) -> None:
+    run = new_run()
+    run.step(1, 0.0, 1.0)
+    (line,) = read_jsonl(run.folder.metrics)
+    assert (line["logprob_diff_mean"], line["logprob_diff_max"]) == (None, None)
+
+
+def test_the_last_completions_can_be_asked_for(new_run: NewRun) -> None:
+    run = new_run()
+    assert run.recorder.latest_completions() == ()
+    run.step(1, 0.0, 1.0)
+    run.step(2, 1.0, 0.0)
+    assert [c.reward_total for c in run.recorder.latest_completions()] == [1.0, 0.0]
 
 
 def test_the_reward_summary_averages_both_ends(new_run: NewRun) -> None:

@@ -86,13 +86,14 @@ RECIPE: dict[str, Any] = {
         "max_rows": None,
     },
     "engine": "auto",
-    "guards": {"no_signal_steps": 100},
+    "evaluation": {"questions": 0, "split": "test", "max_completion_tokens": 512},
+    "guards": {"no_signal_steps": 100, "runaway_factor": 10_000.0, "max_logprob_diff": 0.1},
     "resources": {"gpus": 1, "min_gpu_memory_gb": None},
     "from_checkpoint": None,
 }
 """Written out by hand: a default that drifts must fail here."""
 
-RECIPE_DIGEST = "58d3ce219f010f6699d62c18d7db36925065063353b8327db2f76e101786687e"
+RECIPE_DIGEST = "84656facf8a88531a53fca767318cef4f662510da322417626a179c7741f563a"
 
 
 def problems_of(data: object) -> list[Problem]:
@@ -257,7 +258,12 @@ def test_a_value_of_another_type_is_named_with_what_to_give(pointer: str) -> Non
         ("/data/examples", [[], [WORKED] * 16], [None, {}, [WORKED] * 17]),
         ("/data/max_rows", [None, 1, 10_000_000], [0, 10_000_001]),
         ("/engine", ["auto", "unsloth", "trl"], ["vllm", None]),
+        ("/evaluation/questions", [0, 10_000], [-1, 10_001, True, None]),
+        ("/evaluation/split", ["test", "train"], ["", "test[:10]", None]),
+        ("/evaluation/max_completion_tokens", [1, 131_072], [0, 131_073]),
         ("/guards/no_signal_steps", [0, 100_000], [-1, 100_001]),
+        ("/guards/runaway_factor", [0, 1e12], [-1, 1e13, "1"]),
+        ("/guards/max_logprob_diff", [0, 0.5, 100], [-0.1, 101, None]),
         ("/resources/gpus", [1, 6], [-1, 9, True]),
         ("/resources/min_gpu_memory_gb", [None, 1, 1024], [0, 1025]),
         ("/from_checkpoint", [None, {"job": f"job-{ULID}", "step": 1}], ["job", [], 1]),
@@ -373,6 +379,30 @@ WEIGHTLESS = dict.fromkeys(RECIPE["rewards"]["weights"], 0)
             {"model": {"max_sequence": 455}},
             ("/sampling/max_completion_tokens", "sequence_too_long"),
             id="prompt and completion fit the sequence",
+        ),
+        pytest.param(
+            {"model": {"max_sequence": 768}, "evaluation": {"questions": 1}},
+            {"model": {"max_sequence": 767}, "evaluation": {"questions": 1}},
+            ("/evaluation/max_completion_tokens", "sequence_too_long"),
+            id="prompt and held-out answer fit the sequence",
+        ),
+        pytest.param(
+            upload(max_rows=200) | {"evaluation": {"questions": 100}},
+            upload(max_rows=200) | {"evaluation": {"questions": 101}},
+            ("/evaluation/questions", "too_many_held_out"),
+            id="at most half of an upload is held out",
+        ),
+        pytest.param(
+            {"data": {"max_rows": 200}, "evaluation": {"questions": 101}},
+            {"data": {"max_rows": 200}, "evaluation": {"questions": 101, "split": "train"}},
+            ("/evaluation/questions", "too_many_held_out"),
+            id="a split of its own takes nothing from the training rows",
+        ),
+        pytest.param(
+            {"sampling": {"prompts_per_step": 4}, **upload(max_rows=8), "evaluation": {"questions": 4}},
+            {"sampling": {"prompts_per_step": 5}, **upload(max_rows=8), "evaluation": {"questions": 4}},
+            ("/data/max_rows", "too_few_rows"),
+            id="rows left by the held-out ones fill a step",
         ),
         pytest.param(
             {"sampling": {"gradient_accumulation": 3}},

@@ -1,0 +1,74 @@
+"""Before anything else: the environment Unsloth and vLLM read when they are imported, and the import of Unsloth.
+
+Unsloth rewrites TRL, transformers and PEFT as it is imported, so it must find them untouched; this module imports
+none of them. A variable the operator has set is left alone. Invariant: everything compiled is kept below the cache
+folders, so that the next job on this host finds it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+PATCHED: Final = ("trl", "transformers", "peft")
+"""What Unsloth must find untouched."""
+
+_DEFAULTS: Final = {
+    # FlashInfer compiles its sampler on the spot, which takes nvcc, ninja and minutes; vLLM's own does as well here.
+    # UNSLOTH_VLLM_NO_FLASHINFER stays unset: it hides the package whole, and vLLM 0.25 imports parts of it.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    # Neither tells anyone that a job runs.
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "UNSLOTH_DISABLE_STATISTICS": "1",
+    # Merging the adapter into 16-bit weights would lose most of the recipe's small updates: it is served as it is.
+    "UNSLOTH_VLLM_MERGED_ROLLOUT": "0",
+    # Sleep mode overrides model.gpu_memory_share.
+    "UNSLOTH_VLLM_STANDBY": "0",
+}
+
+
+def environment_defaults(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables to add to an environment, where it has none of that name."""
+    cache = Path(environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME") or "~").expanduser() / ".cache")
+    folders = {
+        # torch's default is below /tmp, which a container loses.
+        "TORCHINDUCTOR_CACHE_DIR": cache / "inductor",
+        "TRITON_CACHE_DIR": cache / "triton",
+        "VLLM_CACHE_ROOT": cache / "vllm",
+        # Unsloth's default is the working directory: the run folder, new for each job.
+        "UNSLOTH_COMPILE_LOCATION": cache / "unsloth" / "unsloth_compiled_cache",
+        "UNSLOTH_MEGA_CACHE_DIR": cache / "unsloth" / "mega_cache",
+    }
+    wanted = {**_DEFAULTS, **{name: str(folder) for name, folder in folders.items()}}
+    return {name: value for name, value in wanted.items() if name not in environment}
+
+
+_took: list[float] = []
+
+
+def start() -> None:
+    """Set the environment and import Unsloth."""
+    too_early = [name for name in PATCHED if name in sys.modules]
+    if too_early:
+        raise RuntimeError(f"unsloth must be imported before {', '.join(too_early)}")
+    os.environ.update(environment_defaults(os.environ))
+    began = time.perf_counter()
+    importlib.import_module("unsloth")
+    _took.append(time.perf_counter() - began)
+
+
+def import_seconds() -> float:
+    """What importing Unsloth took; 0 where somebody else did."""
+    return sum(_took)
+
+
+def seconds_since_start() -> float:
+    """The age of this process."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(") ")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

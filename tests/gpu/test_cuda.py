@@ -1,0 +1,141 @@
+"""Runs on one CUDA GPU, through the command a worker starts: both engines, both precisions, every check on.
+
+Skipped without a GPU. `GRPO_TEST_MODEL` names the folder of a small chat model (SmolLM2-135M-Instruct, say); without
+it only plain TRL is tried, on the tiny model, whose heads are too small for vLLM's kernels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo_core.models import count_gpus
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "examples" / "models" / "tiny-arithmetic"
+MODEL = os.environ.get("GRPO_TEST_MODEL")
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(count_gpus() == 0, reason="no CUDA GPU"),
+]
+needs_unsloth = pytest.mark.skipif(
+    MODEL is None or any(importlib.util.find_spec(name) is None for name in ("unsloth", "vllm")),
+    reason="needs GRPO_TEST_MODEL, unsloth and vllm",
+)
+
+
+def spec_of(folder: Path, engine: str, precision: str, **changes: Any) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "engine": engine,
+        "model": {"name": folder.name, "precision": precision, "max_sequence": 512, "gpu_memory_share": 0.3},
+        "training": {"steps": 3, "checkpoint_every": 2},
+        "optimizer": {"learning_rate": 1e-3, "schedule": "constant", "warmup_ratio": 0},
+        "sampling": {
+            "prompts_per_step": 2,
+            "generations": 4,
+            "max_prompt_tokens": 384,
+            "max_completion_tokens": 32,
+            "temperature": 1.0,
+        },
+        "rewards": {"mode": "published"},
+        "guards": {"no_signal_steps": 0},
+        "evaluation": {"questions": 8, "max_completion_tokens": 32},
+        "data": {"source": "upload", "question_column": "question", "answer_column": "answer"},
+    }
+    return {**spec, **changes}
+
+
+def start(run: Path, spec: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
+    (run / "inputs").mkdir(parents=True)
+    (run / "inputs" / "dataset.jsonl").write_bytes((ROOT / "examples" / "tiny" / "train.jsonl").read_bytes())
+    (run / "spec.json").write_text(json.dumps(spec))
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+    environment = {**os.environ, "PYTHONPATH": path, "GRPO_MODEL_DIR": str(folder.parent)}
+    with (run / "stderr.log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "grpo_core", "train", "spec.json", "--out", "."],
+            cwd=run,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def finish(run: Path, spec: dict[str, Any], folder: Path) -> dict[str, Any]:
+    code = start(run, spec, folder).wait(timeout=540)
+    assert code == 0, (run / "stderr.log").read_text("utf-8", "replace")[-4000:]
+    return json.loads((run / "report.json").read_text())
+
+
+@pytest.mark.parametrize("precision", ["16bit", "4bit"])
+def test_plain_trl(tmp_path: Path, precision: str) -> None:
+    folder = Path(MODEL) if MODEL else TINY
+    report = finish(tmp_path / "run", spec_of(folder, "trl", precision), folder)
+    assert report["engine"] == "trl"
+    assert report["precision"]["weights"] == precision
+    assert report["selftest"]["peft"]["mean"] <= 0.02
+    assert report["selftest"]["served"] is None
+
+
+@needs_unsloth
+@pytest.mark.parametrize("precision", ["16bit", "4bit"])
+def test_unsloth_with_vllm(tmp_path: Path, precision: str) -> None:
+    assert MODEL is not None
+    run = tmp_path / "run"
+    report = finish(run, spec_of(Path(MODEL), "unsloth", precision), Path(MODEL))
+    assert report["engine"] == "unsloth"
+    assert report["precision"]["weights"] == precision
+    assert report["rollout_server"]["sequences_at_once"] == 8
+    assert report["selftest"]["peft"]["mean"] <= 0.02
+    assert report["selftest"]["served"]["mean"] <= 0.05
+    assert {"import", "model", "trainer", "first_step"} <= report["start_up_seconds"].keys()
+    first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert 0 < first["logprob_diff_mean"] < 0.1
+    assert first["gpu_memory_gb"] > 0
+
+
+@needs_unsloth
+def test_the_recipes_loss_has_a_kl_term(tmp_path: Path) -> None:
+    assert MODEL is not None
+    run = tmp_path / "run"
+    finish(run, spec_of(Path(MODEL), "unsloth", "16bit", loss={"beta": 0.04}), Path(MODEL))
+    kl = [json.loads(line)["kl"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert kl[0] == pytest.approx(0, abs=1e-3), "the reference is the base, which the adapter starts as"
+    assert kl[-1] > 0
+
+
+@needs_unsloth
+def test_a_killed_run_leaves_the_cards_memory_free(tmp_path: Path) -> None:
+    assert MODEL is not None
+    run, before = tmp_path / "run", memory_used()
+    spec = spec_of(Path(MODEL), "unsloth", "16bit", training={"steps": 500})
+    process = start(run, spec, Path(MODEL))
+    until = time.monotonic() + 300
+    metrics = run / "metrics.jsonl"
+    while time.monotonic() < until and (not metrics.exists() or not metrics.read_text().count("\n")):
+        assert process.poll() is None, (run / "stderr.log").read_text("utf-8", "replace")[-4000:]
+        time.sleep(0.5)
+    assert memory_used() > before + 1000
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    until = time.monotonic() + 15
+    while memory_used() > before + 64 and time.monotonic() < until:
+        time.sleep(0.2)
+    assert memory_used() <= before + 64
+
+
+def memory_used() -> int:
+    argv = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()[0])

@@ -1,0 +1,160 @@
+"""The parts of the Unsloth engine that need no GPU: seeds for each request, vLLM's own times, what it holds."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("trl")
+
+import torch
+
+from grpo_core.engines.trainer import RecordingTrainer, completion_seed, rollout_seed
+from grpo_core.engines.unsloth import SeededGeneration, StartUp, VllmTimes, _held_by_server
+
+
+@dataclass
+class Params:
+    temperature: float
+    seed: int | None = None
+
+
+class Calls:
+    """What vLLM's `generate` was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Any, Any, dict[str, Any]]] = []
+
+    def __call__(self, prompts: Any, sampling_params: Any = None, **options: Any) -> list[str]:
+        self.seen.append((prompts, sampling_params, options))
+        return ["said"]
+
+
+def test_each_request_of_a_rollout_has_its_seed() -> None:
+    generate = Calls()
+    seeded = SeededGeneration(generate)
+    shared = Params(0.9)
+    seeded.expect([11, 22])
+    assert seeded(["a", "b"], sampling_params=shared, use_tqdm=False, lora_request="adapter") == ["said"]
+    prompts, params, options = generate.seen[0]
+    assert prompts == ["a", "b"]
+    assert params == [Params(0.9, 11), Params(0.9, 22)]
+    assert options == {"use_tqdm": False, "lora_request": "adapter"}
+    assert shared.seed is None, "the caller's own object is left alone"
+
+
+def test_other_calls_pass_as_they_are() -> None:
+    generate = Calls()
+    seeded = SeededGeneration(generate)
+    seeded.expect([1])
+    seeded(["a", "b"], Params(0.9))
+    seeded(["a"], Params(0.9))
+    assert [params for _, params, _ in generate.seen] == [Params(0.9), Params(0.9)], "seeds are for the next call only"
+
+
+def test_seeds_are_stateless_and_differ() -> None:
+    seeds = [completion_seed(3407, 5, index) for index in range(6)]
+    assert len({*seeds, rollout_seed(3407, 5), completion_seed(3407, 6, 0), completion_seed(1, 5, 0)}) == 9
+    assert seeds == [completion_seed(3407, 5, index) for index in range(6)]
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("message", "phase", "seconds"),
+    [
+        ("Loading weights took 6.71 seconds", "vllm_weights", 6.71),
+        ("torch.compile took 41.20 s in total", "vllm_compile", 41.2),
+        ("Initial profiling/warmup run took 3.10 s", "vllm_profiling", 3.1),
+        ("Graph capturing finished in 4 secs, took 0.42 GiB", "vllm_graphs", 4.0),
+        (
+            "init engine (profile, create kv cache, warmup model) took 12.34 s (compilation: 8.00 s)",
+            "vllm_engine",
+            12.34,
+        ),
+    ],
+)
+def test_vllms_own_times_are_read(message: str, phase: str, seconds: float) -> None:
+    said: list[str] = []
+    start_up = StartUp(said.append)
+    VllmTimes(start_up).emit(logging.LogRecord("vllm", logging.INFO, "", 0, message, None, None))
+    assert start_up.seconds == {phase: pytest.approx(seconds, abs=0.05)}
+    assert said == [f"start-up: {phase} {seconds:.1f} s"]
+
+
+def test_other_lines_of_vllm_are_no_times() -> None:
+    start_up = StartUp(lambda _: None)
+    for message in ("Model loading took 14.25 GiB memory", "GPU KV cache size: 400,000 tokens"):
+        VllmTimes(start_up).emit(logging.LogRecord("vllm", logging.INFO, "", 0, message, None, None))
+    assert start_up.seconds == {}
+
+
+def test_what_the_server_holds_is_read_from_its_settings() -> None:
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(logprobs_mode="processed_logprobs", max_model_len=1024, enforce_eager=False),
+        scheduler_config=SimpleNamespace(max_num_seqs=6),
+        compilation_config=SimpleNamespace(cudagraph_capture_sizes=[1, 2, 4, 8]),
+        use_v2_model_runner=True,
+    )
+    held = _held_by_server(SimpleNamespace(shared_weights=True, llm_engine=SimpleNamespace(vllm_config=config)))
+    assert held["shared_weights"] is True
+    assert held["logprobs"] == "processed_logprobs"
+    assert (held["max_sequence"], held["sequences_at_once"], held["graphs"]) == (1024, 6, [1, 2, 4, 8])
+    assert held["model_runner"] == "v2"
+
+
+class Trainer:
+    """As much of a trainer as comparing a rollout takes; it scores each completion token as -id/10."""
+
+    model = None
+    num_generations = 2
+
+    def __init__(self, step: int, logprobs: list[list[float | None]] | None) -> None:
+        self.state = SimpleNamespace(global_step=step - 1)
+        self._drawn = SimpleNamespace(logprobs=logprobs)
+        self.scored: list[Any] = []
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: int, batch_size: int
+    ) -> tuple[torch.Tensor, None, None]:
+        assert mask.shape == ids.shape
+        assert batch_size == ids.shape[0]
+        self.scored.append(ids.tolist())
+        return -ids[:, -keep:] / 10, None, None
+
+
+# Two prompts of different length, padded on the left; two completions each, padded on the right.
+BATCH = {
+    "prompt_ids": torch.tensor([[0, 1, 2]] * 2 + [[4, 5, 6]] * 2),
+    "prompt_mask": torch.tensor([[0, 1, 1]] * 2 + [[1, 1, 1]] * 2),
+    "completion_ids": torch.tensor([[7, 8, 0], [7, 0, 0], [9, 9, 9], [9, 0, 0]]),
+    "completion_mask": torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0]]),
+}
+TOLD: list[list[float | None]] = [[-0.7, -0.8], [-0.7], [-0.9, -0.9, -0.9], [-0.9]]
+
+
+def compare(trainer: Trainer) -> tuple[float, float] | None:
+    return RecordingTrainer._compare(trainer, BATCH)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_rollout_is_compared_with_the_trainer_without_padding() -> None:
+    trainer = Trainer(step=1, logprobs=TOLD)
+    difference = compare(trainer)
+    assert difference == pytest.approx((0, 0), abs=1e-6)
+    assert trainer.scored == [[[4, 5, 6, 9, 9, 9], [4, 5, 6, 9, 0, 0]]]
+    short = Trainer(step=10, logprobs=[[-0.7, -0.9], [-0.7], *TOLD[2:]])
+    assert compare(short) == pytest.approx((0.1 / 3, 0.1), abs=1e-6), "tokens are counted, padding is not"
+    assert short.scored == [[[1, 2, 7, 8, 0], [1, 2, 7, 0, 0]]], "the shorter prompt's padding is cut off"
+
+
+def test_what_the_sampler_cannot_tell_is_not_compared() -> None:
+    assert compare(Trainer(step=1, logprobs=[*TOLD[:2], [None, -0.9, -0.9], [None]])) == pytest.approx((0, 0), abs=1e-6)
+    assert compare(Trainer(step=1, logprobs=[*TOLD[:2], [None] * 3, [None]])) is None
+
+
+def test_comparing_is_for_some_steps_and_for_another_sampler_only() -> None:
+    assert compare(Trainer(step=2, logprobs=TOLD)) is None
+    assert compare(Trainer(step=1, logprobs=None)) is None

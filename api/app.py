@@ -23,6 +23,7 @@ from api.problems import handle
 from api.queries import check_query
 from api.routes import datasets, health, jobs, rewards, schema
 from api.settings import ApiSettings
+from api.streams import EventStreams
 from jobs.service import JobService
 
 
@@ -61,7 +62,9 @@ async def _lifespan(app: Litestar) -> AsyncGenerator[None]:
     # The loop's own default has a thread for each core and a few more: too few for calls that mostly wait.
     asyncio.get_running_loop().set_default_executor(executor)
     await asyncio.to_thread(service.start)
+    app.state.streams = EventStreams(service, limit=settings.max_streams)
     try:
         yield
     finally:
+        await app.state.streams.aclose()
         await asyncio.to_thread(service.close)

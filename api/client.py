@@ -6,16 +6,18 @@
     ├── ProblemError        the service refused: status, code, detail, and errors with field and remedy
     └── DownloadError       a file that is not what the service said, or not safe to write
 
-Results are the API's JSON as dictionaries. No request that could change a job is ever sent twice. Invariant: the
-API key goes to the API only, never to object storage.
+Results are the API's JSON as dictionaries. A submission that was cut off is sent again with the Idempotency-Key it
+had, so it makes one job; nothing else that could change a job is ever sent twice. Invariant: the API key goes to the
+API only, never to object storage.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -24,6 +26,7 @@ import httpx
 
 from api.client_errors import ClientError, DownloadError, NotConfiguredError, ProblemError, UnreachableError
 from api.download import Progress, save
+from api.event_stream import read_events
 
 __all__ = ["ClientError", "DownloadError", "GrpoClient", "NotConfiguredError", "ProblemError", "UnreachableError"]
 
@@ -31,8 +34,15 @@ Json = dict[str, Any]
 JsonList = list[Json]
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
-EVENTS_PER_CALL = 1000
 FORBIDDEN = 403
+NO_CONTENT = 204
+TOO_MANY = 429
+GATEWAY_ERRORS = frozenset({502, 503, 504})
+"""What a proxy says while the service behind it is away."""
+RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0, 4.0)
+"""Seconds before each further attempt to submit; together longer than a dead attempt holds its key."""
+SILENCE_SECONDS = 45.0
+"""A stream says something every 15 s; after so long without, its connection is dead."""
 
 _Answer = TypeVar("_Answer")
 
@@ -72,9 +82,25 @@ class GrpoClient:
         self._api.close()
         self._storage.close()
 
-    def submit(self, spec: Json) -> Json:
-        """Submit a job; returns it as accepted."""
-        return self._call("POST", "/jobs", json=spec)
+    def submit(self, spec: Json, *, idempotency_key: str | None = None) -> Json:
+        """Submit a job; returns it as accepted.
+
+        An answer that was lost is asked for again, under a key that makes it one job however often it is sent: a new
+        one, unless you give your own to repeat a submission of an earlier process.
+        """
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        for delay in RETRY_DELAYS:
+            try:
+                return self._call("POST", "/jobs", json=spec, headers=headers)
+            except UnreachableError as error:
+                if not error.may_pass:
+                    raise
+            except ProblemError as error:
+                # The second: an attempt that was cut off here is still being served there.
+                if error.code not in ("unavailable", "idempotency_in_progress"):
+                    raise
+            time.sleep(delay)
+        return self._call("POST", "/jobs", json=spec, headers=headers)
 
     def dry_run(self, spec: Json) -> Json:
         """What a spec would become, with every warning; nothing is stored."""
@@ -109,6 +135,10 @@ class GrpoClient:
         """The metrics of each logged step above `after_step`."""
         return self._call("GET", _job(job_id, "metrics"), params={"after_step": after_step})["data"]
 
+    def checkpoints(self, job_id: str) -> JsonList:
+        """The checkpoints a job has saved so far, their files with short-lived links."""
+        return self._call("GET", _job(job_id, "checkpoints"))["data"]
+
     def artifacts(self, job_id: str) -> Json:
         """The job's files in `data`, each with a short-lived link, and whether the list is `complete`."""
         return self._call("GET", _job(job_id, "artifacts"))
@@ -129,6 +159,30 @@ class GrpoClient:
                 headers={"Content-Type": "application/x-ndjson", "Content-Length": str(path.stat().st_size)},
             )
 
+    def stream(self, job_id: str, *, after: int = 0, poll: float = 1.0, patience: float = 60.0) -> Iterator[Json]:
+        """Every event numbered above `after`, those to come too, each once; ends when the job has ended.
+
+        A connection that breaks is made again where it left off. A service that is away for less than `patience`
+        seconds, as for a restart, is waited for.
+        """
+        heard = time.monotonic()
+        while True:
+            try:
+                for event in self._stream_once(job_id, after):
+                    heard = time.monotonic()
+                    if event is None:
+                        continue
+                    after = event["seq"]
+                    yield event
+                    if event["type"] == "status" and event["data"].get("status") in TERMINAL:
+                        return
+            except _ReadToTheEnd:
+                return
+            except (UnreachableError, ProblemError) as error:
+                if not _is_passing(error) or time.monotonic() - heard > patience:
+                    raise
+            time.sleep(poll)
+
     def wait(
         self,
         job_id: str,
@@ -139,19 +193,12 @@ class GrpoClient:
     ) -> Json:
         """Follow a job until it has ended, telling `on_event` of each event once; returns the job.
 
-        A service that is away for less than `patience` seconds, as for a restart, is waited for.
+        `poll` is the pause before a broken connection is made again, `patience` as for `stream`.
         """
-        after = 0
-        while True:
-            # The job before its events: then all that an ended job has said is read before this returns.
-            job = self._patiently(lambda: self.get(job_id), poll, patience)
-            for event in self._events_after(job_id, after, poll, patience):
-                after = event["seq"]
-                if on_event is not None:
-                    on_event(event)
-            if job["status"] in TERMINAL:
-                return job
-            time.sleep(poll)
+        for event in self.stream(job_id, poll=poll, patience=patience):
+            if on_event is not None:
+                on_event(event)
+        return self._patiently(lambda: self.get(job_id), poll, patience)
 
     def download(self, job_id: str, folder: str | Path, on_progress: Progress | None = None) -> JsonList:
         """Save a job's files below `folder`, each checked against its announced hash; returns what was announced.
@@ -186,14 +233,22 @@ class GrpoClient:
         except httpx.HTTPStatusError as error:
             raise DownloadError(f"{artifact['path']}: storage answered {error.response.status_code}.") from error
 
-    def _events_after(self, job_id: str, after: int, poll: float, patience: float) -> Iterator[Json]:
-        while True:
-            ask = partial(self.events, job_id, after=after, limit=EVENTS_PER_CALL)
-            events = self._patiently(ask, poll, patience)
-            yield from events
-            if len(events) < EVENTS_PER_CALL:
-                return
-            after = events[-1]["seq"]
+    def _stream_once(self, job_id: str, after: int) -> Iterator[Json | None]:
+        """One connection's events, and None for each sign of life; ends when the service closes it."""
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+        timeout = httpx.Timeout(self._api.timeout.connect, read=SILENCE_SECONDS)
+        with self._reaching(), self._api.stream("GET", _job(job_id, "events"), headers=headers, timeout=timeout) as r:
+            if r.status_code == NO_CONTENT:
+                raise _ReadToTheEnd
+            if not r.headers.get("content-type", "").startswith("text/event-stream"):
+                r.read()
+                self._answer(r)
+                raise self._not_this_api(r)
+            yield None
+            try:
+                yield from read_events(r.iter_bytes())
+            except ValueError as error:
+                raise self._not_this_api(r) from error
 
     def _patiently(self, ask: Callable[[], _Answer], poll: float, patience: float) -> _Answer:
         """Ask a question that changes nothing again and again, until it is answered or patience ends."""
@@ -202,22 +257,43 @@ class GrpoClient:
             try:
                 return ask()
             except (UnreachableError, ProblemError) as error:
-                is_passing = isinstance(error, UnreachableError) or error.status >= 500
-                if not is_passing or time.monotonic() > deadline:
+                if not _is_passing(error) or time.monotonic() > deadline:
                     raise
             time.sleep(poll)
 
     def _call(self, method: str, path: str, **request: Any) -> Json:
-        try:
+        with self._reaching():
             response = self._api.request(method, path, **request)
+        return self._answer(response)
+
+    @contextmanager
+    def _reaching(self) -> Generator[None]:
+        try:
+            yield
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise UnreachableError(f"The service at {self._url} cannot be reached ({_why(error)}).") from error
+            message = f"The service at {self._url} cannot be reached ({_why(error)})."
+            raise UnreachableError(message, may_pass=isinstance(error, httpx.TransportError)) from error
+
+    def _answer(self, response: httpx.Response) -> Json:
         body = _object_of(response)
         if response.is_success and body is not None:
             return body
         if body is None or not response.is_error:
-            raise UnreachableError(f"{self._url} answered {response.status_code} with something that is not this API.")
+            raise self._not_this_api(response)
         raise ProblemError(response.status_code, body)
+
+    def _not_this_api(self, response: httpx.Response) -> UnreachableError:
+        message = f"{self._url} answered {response.status_code} with something that is not this API."
+        return UnreachableError(message, may_pass=response.status_code in GATEWAY_ERRORS)
+
+
+class _ReadToTheEnd(Exception):
+    """The job has ended and every event of it was read."""
+
+
+def _is_passing(error: UnreachableError | ProblemError) -> bool:
+    """Whether the same question may be answered later: it is no refusal."""
+    return isinstance(error, UnreachableError) or error.status >= 500 or error.status == TOO_MANY
 
 
 def _job(job_id: str, *rest: str) -> str:

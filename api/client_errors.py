@@ -23,6 +23,11 @@ class NotConfiguredError(ClientError):
 class UnreachableError(ClientError):
     """The service could not be reached; what it did is not known."""
 
+    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+        self.may_pass = may_pass
+        """The connection failed, or a proxy said so: as against an answer from something else."""
+        super().__init__(message)
+
 
 class DownloadError(ClientError):
     """A file was refused: it differs from what was announced, or its name is not safe to write."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from api.requests import REQUEST_ID_HEADER, allowed_methods, request_id
+from api.requests import REQUEST_ID_HEADER, allowed_methods, request_id, root_of, stack_of
 
 if TYPE_CHECKING:
     from litestar.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,6 +28,10 @@ SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
 """On every answer, unless a route sets its own."""
 
 _QUIET = frozenset({"/healthz", "/readyz"})
+
+
+class AnswerBrokenOffError(Exception):
+    """An answer failed after it had begun; the log's line before this has the cause."""
 
 
 class Edge:
@@ -60,8 +64,18 @@ class Edge:
 
         try:
             await self._app(scope, receive, send_with_headers)
+        except Exception as error:  # noqa: BLE001 - raised again, as what may be logged
+            self._log_broken_off(scope, root_of(error))
+            # The server must cut the connection, and logs what it is given: this, and no one's text.
+            raise AnswerBrokenOffError from None
         finally:
             self._log(scope, path, status, time.perf_counter() - begun)
+
+    @staticmethod
+    def _log_broken_off(scope: Any, error: Exception) -> None:
+        """Errors of an answer that had begun: nothing else sees them."""
+        name = type(error).__qualname__
+        log.error("request.broken_off", error=name, stack=stack_of(error), request_id=request_id(scope))
 
     @staticmethod
     def _log(scope: Any, path: str, status: int, seconds: float) -> None:

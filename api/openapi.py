@@ -20,6 +20,8 @@ from litestar.openapi.spec import Components, License, SecurityScheme, Server
 
 from api.auth import PUBLIC
 from api.bodies import JSON, JSONL
+from api.idempotency import KEY_PATTERN
+from api.streams import MEDIA_TYPE as EVENT_STREAM
 from grpo_core import __version__
 from grpo_core.spec import json_schema
 
@@ -130,6 +132,7 @@ def complete(derived: dict[str, Any]) -> dict[str, Any]:
             answer.setdefault("headers", {})["X-Request-Id"] = _REQUEST_ID
         if operation["operationId"] in _BODIES:
             operation["requestBody"] = _BODIES[operation["operationId"]]
+    document["paths"]["/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"][EVENT_STREAM] = _STREAM
     return document
 
 
@@ -175,7 +178,33 @@ _BODIES: dict[str, Any] = {
     },
 }
 
+_IDEMPOTENCY_KEY: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": (
+        "Makes the request safe to send again: for a day, the same key with the same body gets the first answer and "
+        "makes nothing new. Use a new one, such as a UUID, for each new request."
+    ),
+    "schema": {"type": "string", "pattern": KEY_PATTERN},
+}
+
+_STREAM: dict[str, Any] = {
+    "schema": {"type": "string"},
+    "example": 'id: 7\nevent: metric\ndata: {"v": 1, "seq": 7, "epoch": 1, "type": "metric", "step": 3, ...}\n\n',
+}
+"""Server-sent events: `id` is the event's number, `event` its type, `data` the event as JSON in one line."""
+
 _EXTRA_PARAMETERS: dict[str, list[Any]] = {
+    "submitJob": [_IDEMPOTENCY_KEY],
+    "uploadDataset": [_IDEMPOTENCY_KEY],
+    "listEvents": [
+        {
+            "name": "Last-Event-ID",
+            "in": "header",
+            "description": "With text/event-stream: the last event that was read; it wins over `after`",
+            "schema": {"type": "string", "pattern": "^[0-9]{1,15}$"},
+        }
+    ],
     "listJobs": [
         {
             "name": "metadata",
@@ -190,5 +219,5 @@ _EXTRA_PARAMETERS: dict[str, list[Any]] = {
                 "maxProperties": 16,
             },
         }
-    ]
+    ],
 }

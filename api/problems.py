@@ -8,6 +8,7 @@ client nothing but its request id.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
@@ -32,12 +33,16 @@ from api.schemas import FieldProblem, ProblemDocument
 from grpo_core.datasets import DatasetError, DatasetTooLargeError
 from grpo_core.spec import Problem, SpecError
 from grpo_core.strict_json import StrictJsonError
+from jobs.admission import InProgress, KeyReused, TooManyJobs
 from jobs.errors import Conflict, NotFound, Rejected, Unavailable
+from jobs.ratelimit import RateLimited
 
 log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 2
+FULL_SECONDS = 30
+"""When to look again whether a place in the queue is free: jobs last minutes to hours."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,16 @@ PROBLEMS: dict[str, ProblemType] = {
     "no_such_route": ProblemType(404, "There is no such address"),
     "method_not_allowed": ProblemType(405, "This address takes other methods"),
     "conflict": ProblemType(409, "The job's state does not allow this"),
+    "idempotency_in_progress": ProblemType(409, "A request with this Idempotency-Key is being served"),
     "body_too_large": ProblemType(413, "The body is too large"),
     "unsupported_media_type": ProblemType(415, "The body has the wrong content type"),
     "invalid_spec": ProblemType(422, "The job spec has problems"),
     "rejected": ProblemType(422, "The request cannot be accepted"),
     "invalid_dataset": ProblemType(422, "The data set has problems"),
+    "idempotency_key_reused": ProblemType(422, "The Idempotency-Key belongs to another request"),
+    "rate_limited": ProblemType(429, "The API key sends too many requests"),
+    "too_many_jobs": ProblemType(429, "Too many jobs are waiting or running"),
+    "too_many_streams": ProblemType(429, "Too many event streams are open"),
     "internal": ProblemType(500, "The service failed"),
     "unavailable": ProblemType(503, "A server this service depends on did not answer"),
 }
@@ -168,6 +178,27 @@ def _(error: Conflict, _request: Request[Any, Any, Any]) -> ApiError:
 
 
 @describe.register
+def _(error: KeyReused, _request: Request[Any, Any, Any]) -> ApiError:
+    return ApiError("idempotency_key_reused", str(error))
+
+
+@describe.register
+def _(error: InProgress, _request: Request[Any, Any, Any]) -> ApiError:
+    # Most are done in a moment; one whose process died is free to be gone on with after `error.seconds`.
+    return ApiError("idempotency_in_progress", str(error), headers={"Retry-After": "1"})
+
+
+@describe.register
+def _(error: RateLimited, _request: Request[Any, Any, Any]) -> ApiError:
+    return ApiError("rate_limited", str(error), headers={"Retry-After": str(math.ceil(error.seconds))})
+
+
+@describe.register
+def _(error: TooManyJobs, _request: Request[Any, Any, Any]) -> ApiError:
+    return ApiError("too_many_jobs", str(error), headers={"Retry-After": str(FULL_SECONDS)})
+
+
+@describe.register
 def _(error: Unavailable, _request: Request[Any, Any, Any]) -> ApiError:
     log.warning("dependency.unavailable", server=error.server)
     detail = f"{error.server} did not answer, so nothing was decided. Send the same request again."
@@ -245,7 +276,7 @@ def unknown_parameter(name: str, known: Iterable[str]) -> FieldProblem:
 def responses(*codes: str) -> dict[int, ResponseSpec]:
     """The errors of a route for OpenAPI: those named, and the ones that every route with a key has."""
     result: dict[int, ResponseSpec] = {}
-    for code in (*codes, "unauthorized", "forbidden", "internal", "unavailable"):
+    for code in (*codes, "unauthorized", "forbidden", "rate_limited", "internal", "unavailable"):
         status = PROBLEMS[code].status
         title = PROBLEMS[code].title
         if status in result:

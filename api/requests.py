@@ -41,6 +41,15 @@ def allowed_methods(scope: Scope) -> list[str]:
     return found
 
 
+def root_of(error: Exception) -> Exception:
+    """The error at the bottom of those that were raised for it."""
+    while True:
+        inner = error.exceptions[0] if isinstance(error, ExceptionGroup) else error.__cause__
+        if not isinstance(inner, Exception):
+            return error
+        error = inner
+
+
 def stack_of(error: Exception) -> list[str]:
     """Where an error came from, without its message and without any value."""
     frames = traceback.extract_tb(error.__traceback__)

@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 from grpo_core.rewards import RewardInfo
 from jobs.datasets import DatasetRecord
 from jobs.record import TERMINAL, JobRecord, JobStatus, Phase
-from jobs.service import Artifact, SpecWarning
+from jobs.service import Artifact, LinkedCheckpoint, SpecWarning
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
@@ -48,6 +48,7 @@ class JobLinks(Struct, frozen=True, kw_only=True):
     self: str
     events: str
     metrics: str
+    checkpoints: str
     artifacts: str
 
 
@@ -159,6 +160,22 @@ class ArtifactList(Struct, frozen=True, kw_only=True):
     complete: Annotated[bool, Meta(description="The job has ended and nothing will be added")]
 
 
+class Checkpoint(Struct, frozen=True, kw_only=True):
+    """What a job could be started from, and loaded as an adapter."""
+
+    step: int
+    epoch: Annotated[int, Meta(ge=1, description="The run that wrote it")]
+    created_at: datetime
+    files: list[ArtifactFile]
+
+
+class CheckpointList(Struct, frozen=True, kw_only=True):
+    """A job's checkpoints in order of steps."""
+
+    object: Literal["list"] = "list"
+    data: list[Checkpoint]
+
+
 class Dataset(Struct, frozen=True, kw_only=True):
     """An uploaded data set."""
 
@@ -227,7 +244,7 @@ def job_of(record: JobRecord) -> Job:
         started_at=record.started_at,
         finished_at=record.finished_at,
         error=_error_of(record.error),
-        links=JobLinks(self=here, events=f"{here}/events", metrics=f"{here}/metrics", artifacts=f"{here}/artifacts"),
+        links=JobLinks(self=here, **{name: f"{here}/{name}" for name in JobLinks.__struct_fields__ if name != "self"}),
     )
 
 
@@ -251,11 +268,17 @@ def event_of(event: dict[str, Any]) -> Event:
 
 def artifacts_of(artifacts: list[Artifact], record: JobRecord) -> ArtifactList:
     """The public form of what a job has left."""
-    files = [
-        ArtifactFile(path=a.path, key=a.key, size=a.size, sha256=a.sha256, url=a.url, expires_at=a.expires_at)
-        for a in artifacts
-    ]
-    return ArtifactList(data=files, complete=record.status in TERMINAL)
+    return ArtifactList(data=[_file_of(artifact) for artifact in artifacts], complete=record.status in TERMINAL)
+
+
+def checkpoint_of(checkpoint: LinkedCheckpoint) -> Checkpoint:
+    """The public form of a checkpoint."""
+    return Checkpoint(
+        step=checkpoint.step,
+        epoch=checkpoint.epoch,
+        created_at=checkpoint.created_at,
+        files=[_file_of(file) for file in checkpoint.files],
+    )
 
 
 def dataset_of(record: DatasetRecord) -> Dataset:
@@ -281,6 +304,12 @@ def reward_of(info: RewardInfo) -> Reward:
         least=info.least,
         description=info.description,
         columns=list(info.columns),
+    )
+
+
+def _file_of(file: Artifact) -> ArtifactFile:
+    return ArtifactFile(
+        path=file.path, key=file.key, size=file.size, sha256=file.sha256, url=file.url, expires_at=file.expires_at
     )
 
 

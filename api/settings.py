@@ -24,6 +24,8 @@ class ApiSettings(BaseSettings):
     max_dataset_bytes: int = Field(default=256 * 1024**2, ge=1024, le=16 * 1024**3)
     """Largest uploaded data set."""
     max_dataset_rows: int = Field(default=1_000_000, ge=1, le=100_000_000)
+    max_streams: int = Field(default=1000, ge=1, le=100_000)
+    """Event streams that one process serves at the same time."""
     shutdown_seconds: int = Field(default=8, ge=1, le=300)
     """How long open requests may go on after SIGTERM."""
     log_level: str = Field(default="INFO", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")

@@ -1,4 +1,4 @@
-"""Uploaded data sets in the bucket: the rows, and a description of them written last.
+"""Uploaded data sets in the bucket, the rows and a description of them written last; and fetching what a job names.
 
 Owns their names and who may use them; what a row may hold is `grpo_core.datasets`'s to say. Invariant: a data
 set that can be found is whole and never changes.
@@ -14,8 +14,11 @@ from typing import Any
 from ulid import ULID
 
 from grpo_core.datasets import DatasetSummary
+from grpo_core.spec import DataSection
 from jobs import layout
 from jobs.errors import NotFound
+from jobs.settings import StorageSettings
+from jobs.sources import Sources
 from jobs.storage import ObjectStore
 
 
@@ -33,16 +36,25 @@ class DatasetRecord:
     created_at: datetime
 
 
+def new_dataset_id() -> str:
+    """A data set's id: random, and later ones sort after earlier ones."""
+    return f"ds-{ULID()}"
+
+
 class DatasetStore:
     """All uploads of one service."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, sources: Sources | None = None) -> None:
+        """Without `sources` those that the environment allows."""
         self._store = store
+        self.sources = sources or Sources(StorageSettings())
 
-    def put(self, path: Path, summary: DatasetSummary, owner: str, name: str | None) -> DatasetRecord:
-        """Store a checked file; returns its record."""
+    def put(
+        self, path: Path, summary: DatasetSummary, owner: str, name: str | None, dataset_id: str | None = None
+    ) -> DatasetRecord:
+        """Store a checked file; returns its record. An id that is given may hold the same file already."""
         record = DatasetRecord(
-            id=f"ds-{ULID()}",
+            id=dataset_id or new_dataset_id(),
             owner=owner,
             name=name,
             rows=summary.rows,
@@ -53,7 +65,8 @@ class DatasetStore:
         )
         self._store.upload(path, layout.dataset_rows(record.id))
         body: dict[str, Any] = {**record.__dict__, "created_at": record.created_at.isoformat()}
-        self._store.put_json(layout.dataset(record.id), {"v": 1, **body})
+        if not self._store.put_json_once(layout.dataset(record.id), {"v": 1, **body}):
+            return self.get(record.id, owner)
         return record
 
     def get(self, dataset_id: str, owner: str) -> DatasetRecord:
@@ -64,6 +77,13 @@ class DatasetStore:
         body.pop("v")
         body["created_at"] = datetime.fromisoformat(body["created_at"])
         return DatasetRecord(**body)
+
+    def fetch(self, data: DataSection, owner: str, path: Path) -> None:
+        """Copy the rows a job names to a file; raises `NotFound`, `DatasetError`, `Unavailable`."""
+        if data.source == "s3":
+            self.sources.fetch(data.dataset, path)
+        else:
+            self.download(self.get(data.dataset, owner), path)
 
     def download(self, record: DatasetRecord, path: Path) -> None:
         """Copy the rows to a file, checked against the recorded hash."""

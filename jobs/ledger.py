@@ -86,9 +86,10 @@ class Ledger:
             self._url, socket_timeout=1.0, socket_connect_timeout=1.0, retry=Retry(NoBackoff(), retries=0)
         )
 
-    def create(self, record: JobRecord) -> bool:
-        """Write a new record; False where the id is taken."""
-        return bool(self._script("create", record.id, strict_json.dumps(_to_fields(record))))
+    def create(self, record: JobRecord, *, key: str | None = None, remember_seconds: float = 0) -> bool:
+        """Write a new record; False where the id is taken. `key`: the Idempotency-Key's digest, done with this."""
+        fields = strict_json.dumps(_to_fields(record))
+        return bool(self.run_script("create", record.id, fields, key or "", str(int(remember_seconds * 1000))))
 
     def get(self, job_id: str) -> JobRecord | None:
         """One record, or None."""
@@ -97,7 +98,7 @@ class Ledger:
 
     def claim(self, job_id: str, *, epoch: int, worker: str, lease_seconds: float) -> bool:
         """Give a queued job to a worker at a new epoch; False where it is not to be had."""
-        return bool(self._script("claim", job_id, str(epoch), worker, str(int(lease_seconds * 1000))))
+        return bool(self.run_script("claim", job_id, str(epoch), worker, str(int(lease_seconds * 1000))))
 
     def change(
         self,
@@ -132,7 +133,7 @@ class Ledger:
             "expire": int(expire_events_seconds * 1000) if expire_events_seconds is not None else None,
         }
         present = {key: value for key, value in order.items() if value is not None}
-        code, status, at_epoch, shipped = self._script("change", job_id, strict_json.dumps(present))
+        code, status, at_epoch, shipped = self.run_script("change", job_id, strict_json.dumps(present))
         return Change(
             refusal=None if code == "ok" else code,
             status=JobStatus(status) if status else None,
@@ -174,6 +175,22 @@ class Ledger:
         )
         return [_from_entry(entry_id, fields) for entry_id, fields in entries]
 
+    def newest_events(self, job_ids: list[str]) -> dict[str, int]:
+        """The number of each job's last event so far, in one round trip."""
+
+        def read() -> list[str | None]:
+            pipeline = self.client.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipeline.hget(f"{self.prefix}:job:{job_id}", "event_seq")
+            return pipeline.execute()
+
+        return {job_id: int(number or 0) for job_id, number in zip(job_ids, self._call(read), strict=True)}
+
+    def standing(self, job_id: str) -> tuple[JobStatus | None, str | None]:
+        """A job's status and the key of its manifest: what decides where its events are, and whether more come."""
+        status, manifest = self._call(lambda: self.client.hmget(f"{self.prefix}:job:{job_id}", ["status", "manifest"]))
+        return JobStatus(status) if status else None, manifest or None
+
     def has_events(self, job_id: str) -> bool:
         """Whether the job's events are still in Valkey."""
         return bool(self._call(lambda: self.client.exists(f"{self.prefix}:events:{job_id}")))
@@ -207,11 +224,12 @@ class Ledger:
     def _scripts(self) -> dict[str, Any]:
         folder = files("jobs") / "scripts"
         prelude = (folder / "prelude.lua").read_text()
-        names = ("create", "claim", "change")
+        names = ("create", "claim", "change", "admit", "withdraw", "take")
         return {name: self.client.register_script(prelude + (folder / f"{name}.lua").read_text()) for name in names}
 
-    def _script(self, name: str, job_id: str, *arguments: str) -> Any:
-        return self._call(lambda: self._scripts[name](keys=[self.prefix], args=[job_id, *arguments]))
+    def run_script(self, name: str, subject: str, *arguments: str) -> Any:
+        """Run one of `jobs/scripts` about a job or another id, for this class and the modules beside it."""
+        return self._call(lambda: self._scripts[name](keys=[self.prefix], args=[subject, *arguments]))
 
     def _call(self, function: Any) -> Any:
         return guarded(function)

@@ -17,6 +17,7 @@ from typing import TypeVar
 import structlog
 
 from grpo_core import strict_json
+from grpo_core.datasets import UPLOAD_NAME, DatasetError
 from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_DONE, RETRYABLE, FailureReport, failure_class_of_exit
 from grpo_core.spec import parse_spec
 from jobs import journal
@@ -103,6 +104,9 @@ class JobRun:
         except NotFound as error:
             report = FailureReport(failure_class="dataset", code="input_gone", message=str(error))
             return Ended(status="failed", error=report)
+        except DatasetError as error:
+            report = FailureReport(failure_class="dataset", code=error.code, message=str(error))
+            return Ended(status="failed", error=report)
         if self._lease.cancelled:
             return Ended(status="cancelled")
         argv = (*self._tools.launcher, "spec.json", "--out", ".", "--epoch", str(self._epoch))
@@ -119,9 +123,9 @@ class JobRun:
         spec = parse_spec(self._record.spec)
         (self._folder / "spec.json").write_text(strict_json.dumps(spec.as_dict()), encoding="utf-8")
         inputs = self._folder / "inputs"
-        if spec.data.source == "upload":
-            dataset = self._patiently(lambda: self._tools.datasets.get(spec.data.dataset, self._record.owner))
-            self._patiently(lambda: self._tools.datasets.download(dataset, inputs / "dataset.jsonl"))
+        if spec.data.source in ("upload", "s3"):
+            fetch = self._tools.datasets.fetch
+            self._patiently(lambda: fetch(spec.data, self._record.owner, inputs / UPLOAD_NAME))
         if spec.from_checkpoint is not None:
             self._fetch_checkpoint(spec.from_checkpoint.job, spec.from_checkpoint.step, inputs / "checkpoint")
 

@@ -21,24 +21,32 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from grpo_core.datasets import DatasetSummary
 from grpo_core.estimates import warnings as suspicious_settings
 from grpo_core.spec import JobSpec, Problem
-from jobs import journal
+from jobs import journal, layout
+from jobs.admission import REMEMBER_SECONDS, Admission, RequestKey, Ticket
 from jobs.archive import Archive, Outcome
-from jobs.datasets import DatasetRecord, DatasetStore
+from jobs.checkpoints import list_checkpoints
+from jobs.datasets import DatasetRecord, DatasetStore, new_dataset_id
 from jobs.ending import settle
 from jobs.errors import Conflict, JobsError, NotFound, Rejected, Unavailable
 from jobs.keys import KeyRecord, KeyStore
 from jobs.ledger import Ledger
 from jobs.outbox import Outbox
 from jobs.queue import Doorbell, queue_for
+from jobs.ratelimit import RateLimiter
 from jobs.record import TERMINAL, JobRecord, JobStatus, new_job_id
 from jobs.registry import WorkerRegistry
 from jobs.settings import QueueSettings, StorageSettings
-from jobs.storage import ObjectStore
+from jobs.sources import Bucket, Sources, SourceSettings
 from jobs.sweeper import Sweeper
 
 LIST_SCAN = 200
 """Records looked through at a time when a list is filtered by metadata."""
 MAX_SCANS = 50
+
+PAGE_EVENTS = 50
+"""Events handed to a stream at a time: samples may be of 10 kB, and each reader holds a page."""
+STORED_PAGE_EVENTS = 1000
+"""The same for events from the bucket, where a page costs as much as all."""
 
 T = TypeVar("T")
 
@@ -50,6 +58,14 @@ class ServiceSettings(BaseSettings):
 
     presign_seconds: int = Field(default=900, ge=10, le=604_800, validation_alias="GRPO_PRESIGN_SECONDS")
     """How long a download link works."""
+    max_queued_jobs: int = Field(default=50_000, ge=0, validation_alias="GRPO_MAX_QUEUED_JOBS")
+    """Jobs that may be queued in all; 0 is no limit."""
+    max_owner_jobs: int = Field(default=10_000, ge=0, validation_alias="GRPO_MAX_OWNER_JOBS")
+    """Jobs of one owner that may be queued, running or paused; 0 is no limit."""
+    requests_per_second: float = Field(default=0, ge=0, le=1_000_000, validation_alias="GRPO_REQUESTS_PER_SECOND")
+    """Requests one API key may send, on average; 0 is no limit."""
+    requests_burst: int = Field(default=100, ge=1, le=1_000_000, validation_alias="GRPO_REQUESTS_BURST")
+    """Requests a key may send at once after a pause."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +74,19 @@ class Page(Generic[T]):
 
     items: list[T]
     next_cursor: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventPage:
+    """Some of a job's events, in order."""
+
+    events: list[dict[str, Any]]
+    after: int
+    """Where to go on; also past events that were left out."""
+    more: bool
+    """There may be others at once."""
+    ended: bool
+    """The job has ended, and these are its last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +100,7 @@ class SpecWarning:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A file of a finished job, and a link that reads it for a while."""
+    """A stored file of a job, and a link that reads it for a while."""
 
     path: str
     key: str
@@ -81,17 +110,39 @@ class Artifact:
     expires_at: datetime
 
 
+@dataclass(frozen=True, kw_only=True)
+class LinkedCheckpoint:
+    """A whole checkpoint, and links that read its files for a while."""
+
+    step: int
+    epoch: int
+    created_at: datetime
+    files: list[Artifact]
+
+
 class JobService:
     """The facade over ledger, bucket and queue."""
 
-    def __init__(self, storage: StorageSettings, queue: QueueSettings, settings: ServiceSettings | None = None) -> None:
+    def __init__(
+        self,
+        storage: StorageSettings,
+        queue: QueueSettings,
+        settings: ServiceSettings | None = None,
+        sources: SourceSettings | None = None,
+    ) -> None:
         self._settings = settings or ServiceSettings()
         self._queue_settings = queue
-        self.store = ObjectStore(storage)
+        self.store = Bucket(storage)
         self.ledger = Ledger(queue)
         self.archive = Archive(self.store)
         self.keys = KeyStore(self.store, self.ledger)
-        self.datasets = DatasetStore(self.store)
+        self.datasets = DatasetStore(self.store, Sources(storage, sources))
+        self._admission = Admission(
+            self.ledger, max_queued=self._settings.max_queued_jobs, max_owned=self._settings.max_owner_jobs
+        )
+        self._rates = RateLimiter(
+            self.ledger, rate=self._settings.requests_per_second, burst=self._settings.requests_burst
+        )
         self.workers = WorkerRegistry(self.ledger)
         self._outbox = Outbox(Doorbell(queue), self.ledger)
         self._sweeper = Sweeper(self.ledger, self.archive, self._outbox, queue)
@@ -115,23 +166,13 @@ class JobService:
         self._outbox.close()
 
     def submit(self, spec: JobSpec, owner: str) -> JobRecord:
-        """Accept a job: from here on it is run to an end. Raises `Rejected`, `Unavailable`."""
-        self._check_references(spec, owner)
-        now = datetime.now(UTC)
-        record = JobRecord(
-            id=new_job_id(),
-            owner=owner,
-            status=JobStatus.QUEUED,
-            spec=spec.as_dict(),
-            spec_sha256=spec.digest(),
-            created_at=now,
-            updated_at=now,
-            queue=queue_for(spec, self._queue_settings.prefix),
-            name=spec.name,
-            metadata=dict(spec.metadata),
-            total_steps=spec.training.steps,
-        )
-        self.archive.put_job(record.id, _as_asked(record))
+        """Accept a job: from here on it is run to an end. Raises `Rejected`, `TooManyJobs`, `Unavailable`."""
+        ticket = self._admission.admit_job(owner, new_job_id())
+        try:
+            record = self._write_down(ticket, spec)
+        except (Rejected, Unavailable):
+            self._admission.withdraw(ticket, forget=True)
+            raise
         try:
             self.ledger.create(record)
         except Unavailable:
@@ -139,6 +180,50 @@ class JobService:
             raise
         self._outbox.add(record.id, record.queue)
         return record
+
+    def submit_once(self, spec: JobSpec, owner: str, request: RequestKey) -> tuple[JobRecord, bool]:
+        """Accept a job, or return the one that this very request made before; with whether it did.
+
+        Raises what `submit` does, and `KeyReused`, `InProgress`. What a failed attempt wrote stays, for the next
+        attempt with the key to go on with (`jobs.admission`).
+        """
+        ticket = self._admission.admit_job(owner, new_job_id(), request)
+        if ticket.state == "done":
+            return _as_accepted(self.get(ticket.id, owner)), True
+        try:
+            record = self._write_down(ticket, spec)
+            self.ledger.create(record, key=request.digest, remember_seconds=REMEMBER_SECONDS)
+        except Rejected:
+            self._admission.withdraw(ticket, forget=True)
+            raise
+        except Unavailable:
+            self._admission.withdraw(ticket, forget=False)
+            raise
+        self._outbox.add(record.id, record.queue)
+        return record, False
+
+    def _write_down(self, ticket: Ticket, spec: JobSpec) -> JobRecord:
+        """Put `job.json`, unless an earlier attempt has: then that is what was asked for."""
+        asked = self.store.get_json(layout.job(ticket.id)) if ticket.state == "resumed" else None
+        if asked is None:
+            self._check_references(spec, ticket.owner)
+            asked = self._as_asked(ticket, spec)
+            if not self.archive.put_job(ticket.id, asked):
+                asked = self.store.get_json(layout.job(ticket.id)) or asked
+        return _record_of(asked)
+
+    def _as_asked(self, ticket: Ticket, spec: JobSpec) -> dict[str, Any]:
+        """`job.json`: enough to make the record again."""
+        # To the millisecond, as Valkey keeps it: a repeated answer is the same to the letter.
+        now = datetime.now(UTC)
+        return {
+            "id": ticket.id,
+            "owner": ticket.owner,
+            "created_at": now.replace(microsecond=now.microsecond // 1000 * 1000).isoformat(),
+            "queue": queue_for(spec, self._queue_settings.prefix),
+            "spec": spec.as_dict(),
+            "spec_sha256": spec.digest(),
+        }
 
     def _take_back(self, job_id: str) -> None:
         """The client is about to hear that the job was not accepted: leave nothing that would run it later."""
@@ -176,6 +261,8 @@ class JobService:
             )
         if spec.data.source == "upload":
             problems += self._check_upload(spec, owner)
+        if spec.data.source == "s3":
+            problems += self.datasets.sources.check(spec.data.dataset)
         if spec.from_checkpoint is not None:
             problems += self._check_checkpoint(spec.from_checkpoint.job, spec.from_checkpoint.step, owner)
         if problems:
@@ -287,6 +374,26 @@ class JobService:
             after = batch[-1]["seq"]
         return found[:limit]
 
+    def read_on(self, job_id: str, *, after: int, types: Collection[str] = ()) -> EventPage:
+        """The next events of a job whose reader was checked before, and whether they are the last."""
+        # The status first: an ended job's last event is in what is read after it.
+        status, manifest = self.ledger.standing(job_id)
+        limit = PAGE_EVENTS
+        batch = self.ledger.events(job_id, after=after, limit=limit)
+        if not batch and manifest is not None and not self.ledger.has_events(job_id):
+            limit = STORED_PAGE_EVENTS
+            batch = journal.stored_events(self.store, self.archive, manifest, after=after, limit=limit, types=())
+        return EventPage(
+            events=[event for event in batch if not types or event["type"] in types],
+            after=batch[-1]["seq"] if batch else after,
+            more=len(batch) == limit,
+            ended=(status is None or status in TERMINAL) and len(batch) < limit,
+        )
+
+    def newest_events(self, job_ids: list[str]) -> dict[str, int]:
+        """The number of each job's last event so far."""
+        return self.ledger.newest_events(job_ids)
+
     def metrics(self, job_id: str, owner: str, *, after_step: int = 0) -> list[dict[str, Any]]:
         """The metrics of each step above `after_step`; of a step trained twice, the later epoch's."""
         events = self.events(job_id, owner, limit=1_000_000, types={"metric"})
@@ -313,17 +420,51 @@ class JobService:
             for entry in manifest.objects
         ]
 
-    def store_dataset(self, path: Path, summary: DatasetSummary, owner: str, name: str | None) -> DatasetRecord:
-        """Keep a checked upload."""
-        return self.datasets.put(path, summary, owner, name)
+    def checkpoints(self, job_id: str, owner: str) -> list[LinkedCheckpoint]:
+        """The whole checkpoints a job has so far, each file with a link; also while it runs."""
+        record = self.get(job_id, owner)
+        seconds = self._settings.presign_seconds
+        expires_at = datetime.now(UTC) + timedelta(seconds=seconds)
+        return [
+            LinkedCheckpoint(
+                step=found.step,
+                epoch=found.epoch,
+                created_at=found.created_at,
+                files=[
+                    Artifact(**file.__dict__, url=self.store.presign(file.key, seconds), expires_at=expires_at)
+                    for file in found.files
+                ],
+            )
+            for found in list_checkpoints(self.store, record.id)
+        ]
+
+    def store_dataset(
+        self, path: Path, summary: DatasetSummary, owner: str, name: str | None, request: RequestKey | None = None
+    ) -> tuple[DatasetRecord, bool]:
+        """Keep a checked upload, or return what this very request stored before; with whether it did."""
+        if request is None:
+            return self.datasets.put(path, summary, owner, name), False
+        ticket = self._admission.admit(owner, new_dataset_id(), request)
+        if ticket.state == "done":
+            return self.datasets.get(ticket.id, owner), True
+        try:
+            record = self.datasets.put(path, summary, owner, name, ticket.id)
+            self._admission.finish(ticket)
+        except Unavailable:
+            self._admission.withdraw(ticket, forget=False)
+            raise
+        return record, False
 
     def get_dataset(self, dataset_id: str, owner: str) -> DatasetRecord:
         """An owner's data set; raises `NotFound`."""
         return self.datasets.get(dataset_id, owner)
 
     def authenticate(self, key: str) -> KeyRecord | None:
-        """The record of a valid key, else None."""
-        return self.keys.authenticate(key)
+        """The record of a valid key, else None; counts a request of it. Raises `RateLimited`."""
+        record = self.keys.authenticate(key)
+        if record is not None:
+            self._rates.take(record.id)
+        return record
 
     def health(self) -> dict[str, str]:
         """Whether each server answers: `ok`, or why not."""
@@ -338,16 +479,28 @@ def _verdict(check: Any) -> str:
     return "ok"
 
 
-def _as_asked(record: JobRecord) -> dict[str, Any]:
-    """`job.json`: enough to make the record again."""
-    return {
-        "id": record.id,
-        "owner": record.owner,
-        "created_at": record.created_at.isoformat(),
-        "queue": record.queue,
-        "spec": record.spec,
-        "spec_sha256": record.spec_sha256,
-    }
+def _record_of(asked: dict[str, Any]) -> JobRecord:
+    """The record of a job that was only asked for so far."""
+    created_at = datetime.fromisoformat(asked["created_at"])
+    spec: dict[str, Any] = asked["spec"]
+    return JobRecord(
+        id=asked["id"],
+        owner=asked["owner"],
+        status=JobStatus.QUEUED,
+        spec=spec,
+        spec_sha256=asked["spec_sha256"],
+        created_at=created_at,
+        updated_at=created_at,
+        queue=asked["queue"],
+        name=spec["name"],
+        metadata=spec["metadata"],
+        total_steps=spec["training"]["steps"],
+    )
+
+
+def _as_accepted(record: JobRecord) -> JobRecord:
+    """A job as it was when it was accepted: what the first answer said."""
+    return _record_of({**record.__dict__, "created_at": record.created_at.isoformat()})
 
 
 def _has_metadata(record: JobRecord, wanted: dict[str, str] | None) -> bool:

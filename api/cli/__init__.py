@@ -18,7 +18,7 @@ app = App(
     name="grpo", version=__version__, help="Train LoRA adapters with GRPO: submit a job, follow it, fetch the result."
 )
 
-_COMMANDS = (
+COMMANDS = (
     ("up", "stack:up", "Start the whole service on this machine, in the background."),
     ("down", "stack:down", "Stop what `grpo up` started; everything stored stays."),
     ("api", "processes:api", "Run the HTTP service in the foreground."),
@@ -26,6 +26,7 @@ _COMMANDS = (
     ("submit", "submit:submit", "Submit a job, and follow it with --wait."),
     ("list", "jobs:list_jobs", "List your jobs, newest first."),
     ("show", "jobs:show", "Show one job."),
+    ("watch", "submit:watch", "Follow a job to its end."),
     ("cancel", "jobs:cancel", "Cancel a job."),
     ("download", "jobs:download", "Download what a job left and check every hash."),
     ("rewards list", "rewards:list_rewards", "List the reward functions."),
@@ -43,7 +44,7 @@ _GROUPS = {
     "keys": App(name="keys", help="API keys; needs the environment of the service, not a key."),
 }
 
-for _words, _target, _help in _COMMANDS:
+for _words, _target, _help in COMMANDS:
     *_group, _name = _words.split()
     _parent = _GROUPS[_group[0]] if _group else app
     _parent.command(f"api.cli.{_target}", name=_name, help=_help)

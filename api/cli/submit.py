@@ -37,6 +37,7 @@ def submit(
     set: Changes = None,  # noqa: A002 - the option's name
     wait: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
+    idempotency_key: str | None = None,
     json: AsJson = False,
 ) -> int:
     """Submit a job. Exits 0 when it was accepted; with --wait: 0 succeeded, 1 failed, 2 refused, 3 cancelled.
@@ -49,17 +50,28 @@ def submit(
         Follow the job to its end.
     dry_run
         Only check the spec and show what it would become.
+    idempotency_key
+        A text of your own that makes this command safe to run again: the same key and spec are one job for a day.
     """
     spec = read_spec(file, set or [])
     with connected() as client:
         if dry_run:
             _show_dry_run(client.dry_run(spec), as_json=json)
             return 0
-        job = client.submit(spec)
+        job = client.submit(spec, idempotency_key=idempotency_key)
         if not wait:
             _show_accepted(job, as_json=json)
             return 0
         job = _follow(client, job, as_json=json)
+    if json:
+        print_json(job)
+    return EXIT_CODES[job["status"]]
+
+
+def watch(job_id: str, /, *, json: AsJson = False) -> int:
+    """Follow a job to its end, from its first event on. Exits 0 succeeded, 1 failed, 3 cancelled."""
+    with connected() as client:
+        job = _follow(client, client.get(job_id), as_json=json)
     if json:
         print_json(job)
     return EXIT_CODES[job["status"]]

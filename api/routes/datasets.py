@@ -16,6 +16,7 @@ from litestar.params import PathParameter, QueryParameter, SkipValidation
 from api.auth import scope
 from api.bodies import Upload, receive_dataset
 from api.dependencies import Owner, Service
+from api.idempotency import REPLAYED, Once, upload_key
 from api.problems import responses
 from api.schemas import Dataset, dataset_of
 from grpo_core.spec import DATASET_ID
@@ -37,15 +38,30 @@ async def check_id(connection: ASGIConnection[Any, Any, Any, Any], _handler: Bas
     operation_id="uploadDataset",
     summary="Upload a data set",
     opt=scope("datasets:write"),
-    dependencies={"upload": Provide(receive_dataset)},
+    dependencies={"upload": Provide(receive_dataset), "once": Provide(upload_key, sync_to_thread=False)},
     response_headers=[
-        ResponseHeader(name="Location", value="", description="The new data set", documentation_only=True)
+        ResponseHeader(name="Location", value="", description="The new data set", documentation_only=True),
+        ResponseHeader(
+            name="Idempotent-Replayed",
+            value="",
+            description="`true` where an earlier request with the key stored it; this is its answer again",
+            documentation_only=True,
+        ),
     ],
     response_description="Every line was read and the file is stored",
-    responses=responses("bad_query", "body_too_large", "unsupported_media_type", "invalid_dataset"),
+    responses=responses(
+        "bad_query",
+        "bad_request",
+        "body_too_large",
+        "unsupported_media_type",
+        "invalid_dataset",
+        "idempotency_in_progress",
+        "idempotency_key_reused",
+    ),
 )
 async def upload_dataset(
     upload: Received,
+    once: Once,
     owner: Owner,
     service: Service,
     name: Annotated[
@@ -54,8 +70,9 @@ async def upload_dataset(
 ) -> Response[Dataset]:
     """Store a JSONL file: one object a line, with a column for questions and one for answers."""
     # Not a handler run in a thread: the upload's file is cleaned up by an asynchronous generator around this call.
-    record = await sync_to_thread(service.store_dataset, upload.path, upload.summary, owner, name)
-    return Response(dataset_of(record), status_code=201, headers={"Location": f"/datasets/{record.id}"})
+    record, replayed = await sync_to_thread(service.store_dataset, upload.path, upload.summary, owner, name, once)
+    headers = {"Location": f"/datasets/{record.id}", **(REPLAYED if replayed else {})}
+    return Response(dataset_of(record), status_code=201, headers=headers)
 
 
 @get(

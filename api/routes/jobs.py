@@ -1,39 +1,47 @@
 """The routes below /jobs: submit, list, look, cancel, and read what a job has said and left.
 
-Handlers only translate between HTTP and `jobs.service`, in a thread each, since that is synchronous. Invariant: an
+Handlers only translate between HTTP and `jobs.service`, in a thread each, since that is synchronous; streams of
+events are `api.streams`'s. Invariant: an
 id that cannot be a job's never reaches the service.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from litestar import Response, Router, get, post
+from litestar import Request, Response, Router, get, post
+from litestar.concurrency import sync_to_thread
 from litestar.connection import ASGIConnection
 from litestar.datastructures import ResponseHeader
 from litestar.di import NamedDependency, Provide
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.params import FromQuery, PathParameter, QueryParameter, SkipValidation
+from litestar.response import Stream
 
 from api.auth import scope
 from api.bodies import read_spec
 from api.dependencies import Owner, Service
-from api.problems import bad_parameter, responses
+from api.idempotency import REPLAYED, Once, submission_key
+from api.problems import ApiError, bad_parameter, responses
 from api.queries import Metadata, bad_query, metadata_filter
 from api.schemas import (
     ArtifactList,
+    CheckpointList,
     DryRun,
     EventList,
     Job,
     JobList,
     MetricList,
     artifacts_of,
+    checkpoint_of,
     event_of,
     job_of,
     warning_of,
 )
+from api.streams import HEADERS, MEDIA_TYPE, EventStreams
 from grpo_core.spec import JOB_ID, JobSpec
 from jobs.errors import NotFound
 from jobs.record import JobStatus
@@ -42,6 +50,9 @@ EventType = Literal["status", "metric", "sample", "checkpoint", "evaluation", "w
 
 JobId = Annotated[str, PathParameter(description="One of your jobs", schema_extra={"pattern": JOB_ID})]
 Spec = NamedDependency[SkipValidation[JobSpec]]
+
+MAX_SEQ = 2**53
+"""Above it a number is not exact in JavaScript, and none of ours."""
 
 READ = scope("jobs:read")
 WRITE = scope("jobs:write")
@@ -59,25 +70,38 @@ async def check_id(connection: ASGIConnection[Any, Any, Any, Any], _handler: Bas
     operation_id="submitJob",
     summary="Submit a job",
     opt=WRITE,
-    dependencies={"spec": Provide(read_spec)},
-    response_headers=[ResponseHeader(name="Location", value="", description="The new job", documentation_only=True)],
+    dependencies={"spec": Provide(read_spec), "once": Provide(submission_key)},
+    response_headers=[
+        ResponseHeader(name="Location", value="", description="The new job", documentation_only=True),
+        ResponseHeader(
+            name="Idempotent-Replayed",
+            value="",
+            description="`true` where an earlier request with the key made the job; this is its answer again",
+            documentation_only=True,
+        ),
+    ],
     response_description="The job is accepted and will be run",
     responses={
         200: ResponseSpec(DryRun, generate_examples=False, description="With dry_run: nothing was stored"),
         **responses(
             "bad_query",
+            "bad_request",
             "invalid_json",
             "empty_body",
             "body_too_large",
             "unsupported_media_type",
             "invalid_spec",
             "rejected",
+            "idempotency_in_progress",
+            "idempotency_key_reused",
+            "too_many_jobs",
         ),
     },
     sync_to_thread=True,
 )
 def submit(
     spec: Spec,
+    once: Once,
     owner: Owner,
     service: Service,
     dry_run: Annotated[bool, QueryParameter(description="Only check the spec and say what it would become")] = False,
@@ -85,8 +109,10 @@ def submit(
     """Store a job and queue it, or with `dry_run` check it and store nothing."""
     if dry_run:
         return _dry_run(spec, service.warnings(spec, owner))
-    job = job_of(service.submit(spec, owner))
-    return Response(job, status_code=201, headers={"Location": job.links.self})
+    record, replayed = service.submit_once(spec, owner, once) if once else (service.submit(spec, owner), False)
+    job = job_of(record)
+    headers = {"Location": job.links.self, **(REPLAYED if replayed else {})}
+    return Response(job, status_code=201, headers=headers)
 
 
 @get(
@@ -156,22 +182,53 @@ def cancel(job_id: JobId, owner: Owner, service: Service) -> Response[Job]:
     operation_id="listEvents",
     summary="What has happened to a job",
     opt=READ,
-    responses=responses("bad_query", "not_found"),
-    sync_to_thread=True,
+    responses={
+        204: ResponseSpec(
+            None, generate_examples=False, description="With text/event-stream: the job has ended and all was read"
+        ),
+        **responses("bad_query", "bad_request", "not_found", "too_many_streams"),
+    },
 )
-def list_events(
+async def list_events(
+    request: Request[Any, Any, Any],
     job_id: JobId,
     owner: Owner,
     service: Service,
-    after: Annotated[int, QueryParameter(ge=0, le=2**53, description="Only events numbered above this")] = 0,
-    limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 100,
+    after: Annotated[int, QueryParameter(ge=0, le=MAX_SEQ, description="Only events numbered above this")] = 0,
+    limit: Annotated[int, QueryParameter(ge=1, le=1000, description="Not with text/event-stream")] = 100,
     type: Annotated[  # noqa: A002 - the parameter's name
         list[EventType] | None, QueryParameter(description="Only these types; may be repeated")
     ] = None,
-) -> EventList:
-    """A job's events in order."""
-    events = [event_of(event) for event in service.events(job_id, owner, after=after, limit=limit, types=type or ())]
-    return EventList(data=events, next_after=events[-1].seq if events else after)
+) -> Response[EventList]:
+    """A job's events in order: those there are as JSON, or with `Accept: text/event-stream` also those to come."""
+    if request.accept.best_match(["application/json", MEDIA_TYPE], "application/json") == MEDIA_TYPE:
+        await sync_to_thread(service.get, job_id, owner)
+        return await _stream_events(request, job_id, after, type or ())
+    found = await sync_to_thread(service.events, job_id, owner, after=after, limit=limit, types=type or ())
+    events = [event_of(event) for event in found]
+    return Response(EventList(data=events, next_after=events[-1].seq if events else after))
+
+
+async def _stream_events(request: Request[Any, Any, Any], job_id: str, after: int, types: Collection[str]) -> Any:
+    if "limit" in request.query_params:
+        raise bad_query(bad_parameter("limit", "has no meaning for a stream", "Remove it."))
+    streams: EventStreams = request.app.state.streams
+    streams.check_room()
+    page = await streams.page(job_id, _last_event_id(request, after), types)
+    if page.ended and not page.events:
+        # Browsers come back after every end; this answer tells them that there is nothing to come back for.
+        return Response(None, status_code=204)
+    return Stream(streams.follow(job_id, page, types), media_type=MEDIA_TYPE, headers=HEADERS)
+
+
+def _last_event_id(request: Request[Any, Any, Any], after: int) -> int:
+    """Where a reader that comes back goes on; its address still says where it began."""
+    given = request.headers.get("last-event-id")
+    if not given:
+        return after
+    if not re.fullmatch(r"[0-9]{1,16}", given) or int(given) > MAX_SEQ:
+        raise ApiError("bad_request", "The header Last-Event-ID is not the id of an event. Send the last one you read.")
+    return int(given)
 
 
 @get(
@@ -190,6 +247,19 @@ def list_metrics(
 ) -> MetricList:
     """A job's metrics in order of steps."""
     return MetricList(data=service.metrics(job_id, owner, after_step=after_step))
+
+
+@get(
+    "/{job_id:str}/checkpoints",
+    operation_id="listCheckpoints",
+    summary="What a job has saved on its way, with links to download it",
+    opt=READ,
+    responses=responses("bad_query", "not_found"),
+    sync_to_thread=True,
+)
+def list_checkpoints(job_id: JobId, owner: Owner, service: Service) -> CheckpointList:
+    """A job's whole checkpoints so far, also while it runs; older ones go as the job goes on."""
+    return CheckpointList(data=[checkpoint_of(found) for found in service.checkpoints(job_id, owner)])
 
 
 @get(
@@ -216,7 +286,7 @@ def _dry_run(spec: JobSpec, warnings: list[Any]) -> Response[Any]:
 
 ROUTER = Router(
     "/jobs",
-    route_handlers=[submit, list_jobs, get_job, cancel, list_events, list_metrics, list_artifacts],
+    route_handlers=[submit, list_jobs, get_job, cancel, list_events, list_metrics, list_checkpoints, list_artifacts],
     guards=[check_id],
     tags=["jobs"],
 )

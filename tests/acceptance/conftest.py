@@ -100,7 +100,7 @@ def submit(service: JobService) -> Callable[..., JobRecord]:
     return submit
 
 
-def wait_for(service: JobService, job_id: str, *statuses: JobStatus, seconds: float = 30) -> JobRecord:
+def wait_for(service: JobService, job_id: str, *statuses: JobStatus, seconds: float = 120) -> JobRecord:
     """The job once it has one of these states (any end when none are named)."""
     deadline = time.monotonic() + seconds
     while True:

@@ -35,7 +35,7 @@ def upload(service: JobService, tmp_path: Path, owner: str = "ann"):
     checker = JsonlChecker()
     checker.feed(text)
     (tmp_path / "rows.jsonl").write_bytes(text)
-    return service.store_dataset(tmp_path / "rows.jsonl", checker.finish(), owner, "sums")
+    return service.store_dataset(tmp_path / "rows.jsonl", checker.finish(), owner, "sums")[0]
 
 
 def test_a_submitted_job_is_in_the_bucket_and_in_the_ledger(service: JobService) -> None:

@@ -12,11 +12,12 @@ from ulid import ULID
 
 from grpo_core.datasets import DatasetSummary
 from grpo_core.spec import JobSpec, Problem
+from jobs.admission import KeyReused, RequestKey
 from jobs.datasets import DatasetRecord
 from jobs.errors import Conflict, NotFound, Rejected
 from jobs.keys import SCOPES, KeyRecord
 from jobs.record import TERMINAL, JobRecord, JobStatus, new_job_id
-from jobs.service import Artifact, Page, SpecWarning
+from jobs.service import Artifact, EventPage, LinkedCheckpoint, Page, SpecWarning
 
 ALICE = "grpo_alice-key"
 BOB = "grpo_bob-key"
@@ -33,10 +34,12 @@ class FakeJobService:
     def __init__(self) -> None:
         self.jobs: dict[str, JobRecord] = {}
         self.uploads: dict[str, tuple[DatasetRecord, bytes]] = {}
+        self.once: dict[tuple[str, str], tuple[str, str]] = {}
         self.job_events: dict[str, list[dict[str, Any]]] = {}
         self.job_artifacts: dict[str, list[Artifact]] = {}
         self.verdicts = {"valkey": "ok", "storage": "ok"}
         self.fail: Exception | None = None
+        self.limited: Exception | None = None
         self.running = False
         self.known_keys = {
             ALICE: key_record("alice"),
@@ -51,6 +54,8 @@ class FakeJobService:
         self.running = False
 
     def authenticate(self, key: str) -> KeyRecord | None:
+        if self.limited is not None and key in self.known_keys:
+            raise self.limited
         return self.known_keys.get(key)
 
     def submit(self, spec: JobSpec, owner: str) -> JobRecord:
@@ -58,6 +63,17 @@ class FakeJobService:
         record = make_record(owner=owner, spec=spec)
         self.jobs[record.id] = record
         return record
+
+    def submit_once(self, spec: JobSpec, owner: str, request: RequestKey) -> tuple[JobRecord, bool]:
+        self._check()
+        known = self.once.get((owner, request.digest))
+        if known is None:
+            record = self.submit(spec, owner)
+            self.once[owner, request.digest] = (request.fingerprint, record.id)
+            return record, False
+        if known[0] != request.fingerprint:
+            raise KeyReused
+        return self.jobs[known[1]], True
 
     def warnings(self, spec: JobSpec, owner: str) -> list[SpecWarning]:
         self._check()
@@ -103,6 +119,19 @@ class FakeJobService:
         found = [e for e in self.job_events.get(job_id, []) if e["seq"] > after and (not types or e["type"] in types)]
         return found[:limit]
 
+    def read_on(self, job_id: str, *, after: int, types: Collection[str] = ()) -> EventPage:
+        self._check()
+        found = [event for event in self.job_events.get(job_id, []) if event["seq"] > after]
+        return EventPage(
+            events=[event for event in found if not types or event["type"] in types],
+            after=found[-1]["seq"] if found else after,
+            more=False,
+            ended=self.jobs[job_id].status in TERMINAL,
+        )
+
+    def newest_events(self, job_ids: list[str]) -> dict[str, int]:
+        return {job_id: len(self.job_events.get(job_id, [])) for job_id in job_ids}
+
     def metrics(self, job_id: str, owner: str, *, after_step: int = 0) -> list[dict[str, Any]]:
         events = self.events(job_id, owner, after=0, limit=10**6, types={"metric"})
         return [{**event["data"], "step": event["step"]} for event in events if event["step"] > after_step]
@@ -111,8 +140,20 @@ class FakeJobService:
         self.get(job_id, owner)
         return self.job_artifacts.get(job_id, [])
 
-    def store_dataset(self, path: Path, summary: DatasetSummary, owner: str, name: str | None) -> DatasetRecord:
+    def checkpoints(self, job_id: str, owner: str) -> list[LinkedCheckpoint]:
+        self.get(job_id, owner)
+        files = self.job_artifacts.get(job_id, [])
+        return [LinkedCheckpoint(step=5, epoch=1, created_at=datetime.now(UTC), files=files)] if files else []
+
+    def store_dataset(
+        self, path: Path, summary: DatasetSummary, owner: str, name: str | None, request: RequestKey | None = None
+    ) -> tuple[DatasetRecord, bool]:
         self._check()
+        known = self.once.get((owner, request.digest)) if request else None
+        if request and known:
+            if known[0] != request.fingerprint:
+                raise KeyReused
+            return self.uploads[known[1]][0], True
         record = DatasetRecord(
             id=f"ds-{ULID()}",
             owner=owner,
@@ -124,7 +165,9 @@ class FakeJobService:
             created_at=datetime.now(UTC),
         )
         self.uploads[record.id] = (record, path.read_bytes())
-        return record
+        if request:
+            self.once[owner, request.digest] = (request.fingerprint, record.id)
+        return record, False
 
     def get_dataset(self, dataset_id: str, owner: str) -> DatasetRecord:
         self._check()

@@ -8,11 +8,14 @@ from litestar.testing import TestClient
 
 from api.app import create_app
 from grpo_core.spec import JobSpec, json_schema
+from jobs.admission import InProgress, KeyReused, TooManyJobs
 from jobs.errors import Unavailable
+from jobs.ratelimit import RateLimited
 from jobs.record import JobStatus
 from tests.unit.fakes import BOB, FakeJobService, bearer, make_record
 
 Client = TestClient[Litestar]
+JSON = {"Content-Type": "application/json"}
 FOREIGN = "job-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 
@@ -68,6 +71,87 @@ def test_a_dry_run_stores_nothing(client: Client, service: FakeJobService) -> No
     assert service.jobs == {}
 
 
+KEYED = {"Idempotency-Key": "3f0c9d0e"}
+
+
+def test_a_repeated_submission_gets_the_first_answer(client: Client, service: FakeJobService) -> None:
+    first = client.post("/jobs", content='{"name": "a", "metadata": {}}', headers={**KEYED, **JSON})
+    again = client.post("/jobs", content='{ "metadata":{},"name":"a"}', headers={**KEYED, **JSON})
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert (first.json(), first.headers["location"]) == (again.json(), again.headers["location"])
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
+    other = client.post("/jobs", json={"name": "b"}, headers=KEYED)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    theirs = client.post("/jobs", json={"name": "b"}, headers={**KEYED, **bearer(BOB)})
+    assert "idempotent-replayed" not in theirs.headers
+    assert len(service.jobs) == 2
+
+
+def test_a_repeated_upload_gets_the_first_answer(client: Client, service: FakeJobService) -> None:
+    lines, headers = '{"question": "1", "answer": "1"}\n', {**KEYED, "Content-Type": "application/x-ndjson"}
+    first = client.post("/datasets?name=a", content=lines, headers=headers)
+    again = client.post("/datasets?name=a", content=lines, headers=headers)
+    assert first.json() == again.json()
+    assert again.headers["idempotent-replayed"] == "true"
+    for url, content in (("/datasets?name=b", lines), ("/datasets?name=a", lines * 2)):
+        assert client.post(url, content=content, headers=headers).json()["code"] == "idempotency_key_reused"
+    job = client.post("/jobs", json={}, headers=KEYED)
+    assert job.status_code == 201, "a key of another route is another key"
+    assert len(service.uploads) == 1
+
+
+@pytest.mark.parametrize("key", ["", " ", "a b", "x" * 256, "ä", "a\tb"])
+def test_a_key_that_cannot_be_one_is_refused(client: Client, service: FakeJobService, key: str) -> None:
+    answer = client.post("/jobs", json={}, headers={"Idempotency-Key": key.encode()})
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+    assert "Idempotency-Key" in answer.json()["detail"]
+    assert service.jobs == {}
+
+
+def test_a_key_given_twice_is_refused(client: Client, service: FakeJobService) -> None:
+    headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b"), ("Authorization", bearer()["Authorization"])]
+    assert client.post("/jobs", json={}, headers=headers).status_code == 400  # type: ignore[arg-type]
+    assert service.jobs == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "retry_after"),
+    [
+        (InProgress(9.7), 409, "idempotency_in_progress", "1"),
+        (KeyReused(), 422, "idempotency_key_reused", None),
+        (TooManyJobs("5 jobs are queued."), 429, "too_many_jobs", "30"),
+        (RateLimited(2.5, 0.3), 429, "rate_limited", "1"),
+        (RateLimited(0.1, 9.2), 429, "rate_limited", "10"),
+    ],
+)
+def test_a_refusal_for_now_says_when_to_come_back(
+    client: Client, service: FakeJobService, error: Exception, status: int, code: str, retry_after: str | None
+) -> None:
+    service.fail = error
+    answer = client.post("/jobs", json={}, headers=KEYED)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert answer.headers.get("retry-after") == retry_after
+
+
+def test_too_many_requests_are_refused_before_anything_is_read(client: Client, service: FakeJobService) -> None:
+    service.limited = RateLimited(5, 0.2)
+    for method, path in (("GET", "/jobs"), ("POST", "/jobs"), ("GET", "/rewards"), ("POST", "/datasets")):
+        answer = client.request(method, path, content=b"{")
+        assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited"), path
+    for path in ("/healthz", "/readyz", "/schema/openapi.json"):
+        assert client.get(path).status_code == 200, "what needs no key is not counted"
+
+
+def test_checkpoints_have_links(client: Client, service: FakeJobService) -> None:
+    record = service.put(make_record(), status=JobStatus.RUNNING)
+    assert client.get(f"/jobs/{record.id}/checkpoints").json() == {"object": "list", "data": []}
+    service.add_artifact(record.id, "adapter_config.json", b"{}")
+    (found,) = client.get(f"/jobs/{record.id}/checkpoints").json()["data"]
+    assert (found["step"], found["epoch"], found["files"][0]["size"]) == (5, 1, 2)
+    assert set(found["files"][0]) == {"path", "key", "size", "sha256", "url", "expires_at"}
+
+
 def test_a_mistyped_dry_run_is_not_a_submission(client: Client, service: FakeJobService) -> None:
     answer = client.post("/jobs?dryrun=true", json={})
     assert answer.status_code == 400
@@ -120,7 +204,7 @@ def test_get_shows_progress_and_failure(client: Client, service: FakeJobService)
     assert client.get(f"/jobs/{record.id}").json()["error"] == error
 
 
-@pytest.mark.parametrize("rest", ["", "/events", "/metrics", "/artifacts"])
+@pytest.mark.parametrize("rest", ["", "/events", "/metrics", "/checkpoints", "/artifacts"])
 def test_jobs_of_others_are_not_there(client: Client, service: FakeJobService, rest: str) -> None:
     theirs = service.put(make_record(owner="bob"))
     foreign = client.get(f"/jobs/{theirs.id}{rest}")

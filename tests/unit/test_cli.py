@@ -233,6 +233,24 @@ def test_wait_with_json_prints_the_job_alone(
     assert "step 2/20" in result.err
 
 
+def test_watch_follows_a_job_that_was_submitted_before(run: Run, online: FakeJobService) -> None:
+    record = online.put(make_record(), status=JobStatus.FAILED)
+    online.add_event(record.id, "metric", step=3, reward=0.5)
+    result = run("watch", record.id)
+    assert result.code == 1
+    assert "step 3/250  reward 0.500" in result.out
+    assert run("watch", record.id, "--json").json["id"] == record.id
+    assert run("watch", "job-01ARZ3NDEKTSV4RRFFQ69G5FAV").code == 2
+
+
+def test_submit_again_with_the_same_key_is_one_job(run: Run, online: FakeJobService, spec: str) -> None:
+    first = run("submit", spec, "--idempotency-key", "nightly-1", "--json").json
+    assert run("submit", spec, "--idempotency-key", "nightly-1", "--json").json == first
+    other = run("submit", spec, "--idempotency-key", "nightly-1", "--set", "training.steps=3")
+    assert (other.code, len(online.jobs)) == (2, 1)
+    assert "Use a new key" in other.err
+
+
 def test_list_show_and_cancel(run: Run, online: FakeJobService) -> None:
     record = online.put(make_record(name="first", metadata={"team": "a"}), step=3, reward=0.5)
     online.put(make_record())
@@ -376,9 +394,9 @@ def test_a_stack_that_cannot_start_is_one_sentence(run: Run, tmp_path: Path) -> 
 
 
 def test_every_command_has_help(run: Run) -> None:
-    from api.cli import _COMMANDS
+    from api.cli import COMMANDS
 
-    for words, _target, sentence in _COMMANDS:
+    for words, _target, sentence in COMMANDS:
         result = run(*words.split(), "--help")
         assert (result.code, bool(sentence)) == (0, True)
         assert "Usage: grpo" in result.out

@@ -9,8 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
+import api.client
 from api.client import DownloadError, GrpoClient, NotConfiguredError, ProblemError, UnreachableError
 from api.download import safe_path
+from api.event_stream import read_events
 
 JOB = "job-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 KEY = "grpo_secret"
@@ -66,7 +68,8 @@ def service() -> Service:
 
 
 @pytest.fixture
-def client(service: Service) -> Iterator[GrpoClient]:
+def client(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[GrpoClient]:
+    monkeypatch.setattr(api.client, "RETRY_DELAYS", [0] * len(api.client.RETRY_DELAYS))
     with GrpoClient("http://api.test/", KEY, transport=httpx.MockTransport(service)) as client:
         yield client
 
@@ -140,11 +143,51 @@ def test_a_refusal_carries_every_field(client: GrpoClient, service: Service) -> 
     ],
 )
 def test_whatever_is_not_the_service_is_one_sentence(client: GrpoClient, service: Service, answer: Any) -> None:
-    service.on("POST", "/jobs", answer)
+    service.on("POST", f"/jobs/{JOB}/cancel", answer)
     with pytest.raises(UnreachableError) as caught:
-        client.submit({})
+        client.cancel(JOB)
     assert "api.test" in str(caught.value)
-    assert len(service.requests) == 1, "a submission is never sent twice"
+    assert len(service.requests) == 1, "what has no key is never sent twice"
+
+
+def test_a_submission_that_was_cut_off_is_sent_again_under_its_key(client: GrpoClient, service: Service) -> None:
+    service.on(
+        "POST",
+        "/jobs",
+        httpx.ReadTimeout(""),
+        problem(409, "idempotency_in_progress"),
+        problem(503, "unavailable"),
+        httpx.Response(502, content=b"Bad Gateway"),
+        httpx.ConnectError("refused"),
+        {"id": JOB},
+    )
+    assert client.submit({"name": "x"}) == {"id": JOB}
+    assert len({request.headers["idempotency-key"] for request in service.requests}) == 1
+    assert {request.content for request in service.requests} == {b'{"name":"x"}'}
+    client.submit({"name": "x"})
+    assert len({request.headers["idempotency-key"] for request in service.requests}) == 2, "the next one is another"
+    client.submit({}, idempotency_key="mine")
+    assert service.requests[-1].headers["idempotency-key"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("answer", "times"),
+    [
+        (httpx.ConnectError("refused"), 6),
+        (problem(503, "unavailable"), 6),
+        (problem(500, "internal"), 1),
+        (problem(429, "too_many_jobs"), 1),
+        (problem(422, "idempotency_key_reused"), 1),
+        (httpx.Response(200, content=b"<html>"), 1),
+    ],
+)
+def test_only_what_may_pass_is_tried_again_and_not_for_ever(
+    client: GrpoClient, service: Service, answer: Any, times: int
+) -> None:
+    service.on("POST", "/jobs", answer)
+    with pytest.raises((ProblemError, UnreachableError)):
+        client.submit({})
+    assert len(service.requests) == times
 
 
 def test_an_upload_is_streamed_with_its_length(client: GrpoClient, service: Service, tmp_path: Path) -> None:
@@ -159,35 +202,85 @@ def test_an_upload_is_streamed_with_its_length(client: GrpoClient, service: Serv
     assert request.url.query == b"name=sums"
 
 
-def test_wait_tells_of_each_event_once_and_ends_with_the_job(client: GrpoClient, service: Service) -> None:
-    service.on("GET", f"/jobs/{JOB}", {"status": "running"}, {"status": "running"}, {"status": "succeeded"})
-    service.on(
-        "GET",
-        f"/jobs/{JOB}/events",
-        {"data": [{"seq": 1}, {"seq": 2}]},
-        {"data": []},
-        {"data": [{"seq": 3}]},
+def sse(*events: dict[str, Any], rest: bytes = b"") -> httpx.Response:
+    """A stream that is closed after these events and some bytes of the next."""
+    frames = [f"id: {event['seq']}\nevent: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events]
+    return httpx.Response(
+        200,
+        content=b"retry: 2000\n\n: hello\n\n" + "".join(frames).encode() + rest,
+        headers={"Content-Type": "text/event-stream; charset=utf-8"},
     )
+
+
+def event(seq: int, kind: str = "metric", **data: Any) -> dict[str, Any]:
+    return {"seq": seq, "type": kind, "data": data}
+
+
+LAST = event(4, "status", status="succeeded")
+EVENTS = f"/jobs/{JOB}/events"
+
+
+def asked_after(service: Service) -> list[str]:
+    return [request.headers["last-event-id"] for request in service.requests if request.url.path == EVENTS]
+
+
+def test_wait_tells_of_each_event_once_and_ends_with_the_job(client: GrpoClient, service: Service) -> None:
+    service.on("GET", EVENTS, sse(event(1), event(2), rest=b"id: 3\nda"), sse(event(3), LAST))
+    service.on("GET", f"/jobs/{JOB}", {"status": "succeeded"})
     seen: list[int] = []
     assert client.wait(JOB, lambda event: seen.append(event["seq"]), poll=0)["status"] == "succeeded"
-    assert seen == [1, 2, 3]
-    asked = [request.url.params["after"] for request in service.requests if request.url.path.endswith("/events")]
-    assert asked == ["0", "2", "2"]
+    assert seen == [1, 2, 3, 4]
+    assert asked_after(service) == ["0", "2"]
+    assert service.requests[0].headers["accept"] == "text/event-stream"
+
+
+def test_a_stream_begins_where_it_is_told_and_ends_where_there_is_no_more(client: GrpoClient, service: Service) -> None:
+    service.on("GET", EVENTS, sse(LAST))
+    assert [each["seq"] for each in client.stream(JOB, after=3)] == [4]
+    assert asked_after(service) == ["3"]
+    service.on("GET", EVENTS, httpx.Response(204))
+    assert list(client.stream(JOB, after=4)) == []
+
+
+def test_an_event_may_hold_any_character(client: GrpoClient, service: Service) -> None:
+    text = "a\u2028b\u0085c\x0bd\x1ce\r\nf 一"
+    frame = b"id: 1\nevent: log\ndata: " + json.dumps(event(1, "log", message=text), ensure_ascii=False).encode()
+    service.on("GET", EVENTS, sse(rest=frame + b"\n\n"), sse(LAST))
+    assert next(client.stream(JOB, poll=0))["data"]["message"] == text
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_events_are_read_however_they_are_cut(size: int) -> None:
+    content = sse(event(1, "log", message="一\u2028"), LAST, rest=b"data: {}").content
+    chunks = [content[start : start + size] for start in range(0, len(content), size)]
+    assert [each for each in read_events(chunks) if each] == [event(1, "log", message="一\u2028"), LAST]
 
 
 def test_wait_outlasts_a_restart_of_the_service(client: GrpoClient, service: Service) -> None:
     service.on(
-        "GET", f"/jobs/{JOB}", httpx.ConnectError("refused"), problem(503, "unavailable"), {"status": "cancelled"}
+        "GET",
+        EVENTS,
+        httpx.ConnectError("refused"),
+        problem(503, "unavailable"),
+        problem(429, "too_many_streams"),
+        httpx.Response(502, content=b"Bad Gateway"),
+        sse(event(1)),
+        httpx.ReadTimeout(""),
+        sse(LAST),
     )
-    service.on("GET", f"/jobs/{JOB}/events", httpx.ReadTimeout(""), {"data": []})
+    service.on("GET", f"/jobs/{JOB}", httpx.ReadTimeout(""), {"status": "cancelled"})
     assert client.wait(JOB, poll=0)["status"] == "cancelled"
+    assert asked_after(service)[-2:] == ["1", "1"]
 
 
 def test_wait_gives_up_in_the_end_and_at_once_when_refused(client: GrpoClient, service: Service) -> None:
-    service.on("GET", f"/jobs/{JOB}", httpx.ConnectError("refused"))
+    service.on("GET", EVENTS, httpx.ConnectError("refused"))
     with pytest.raises(UnreachableError):
         client.wait(JOB, poll=0, patience=0.01)
-    service.on("GET", f"/jobs/{JOB}", problem(404, "not_found"))
+    service.on("GET", EVENTS, httpx.Response(200, json={"data": []}))
+    with pytest.raises(UnreachableError, match="not this API"):
+        client.wait(JOB, poll=0, patience=0.01)
+    service.on("GET", EVENTS, problem(404, "not_found"))
     with pytest.raises(ProblemError):
         client.wait(JOB, poll=0)
 

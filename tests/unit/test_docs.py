@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import AliasChoices
 from pydantic_settings import BaseSettings
 
+from api.app import create_app
+from api.cli import COMMANDS, app
 from api.problems import PROBLEMS
+from api.routes.jobs import EventType
 from api.settings import ApiSettings
 from grpo_core.errors import EXIT_CODES, FAILURE_CLASSES
 from jobs.service import ServiceSettings
 from jobs.settings import QueueSettings, StorageSettings
+from jobs.sources import SourceSettings
 from jobs.worker import WorkerSettings
+from tests.unit.fakes import FakeJobService
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -33,7 +39,9 @@ def variables(settings: type[BaseSettings]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("settings", [StorageSettings, QueueSettings, ServiceSettings, ApiSettings, WorkerSettings])
+@pytest.mark.parametrize(
+    "settings", [StorageSettings, QueueSettings, ServiceSettings, SourceSettings, ApiSettings, WorkerSettings]
+)
 def test_every_setting_is_in_the_page_of_settings(settings: type[BaseSettings]) -> None:
     page = (ROOT / "docs" / "settings.md").read_text()
     assert [name for name in variables(settings) if f"`{name}`" not in page] == []
@@ -48,6 +56,51 @@ def test_every_failure_class_and_exit_code_is_documented() -> None:
     assert [name for name in FAILURE_CLASSES if f"`{name}`" not in (ROOT / "docs" / "api.md").read_text()] == []
     page = (ROOT / "docs" / "run-folder.md").read_text()
     assert [name for name, code in EXIT_CODES.items() if f"| {code} | `{name}` |" not in page] == []
+
+
+def test_every_event_type_is_documented() -> None:
+    types = get_args(EventType)
+    for page in ("api.md", "run-folder.md"):
+        text = (ROOT / "docs" / page).read_text()
+        assert [name for name in types if f"| `{name}` |" not in text] == [], page
+
+
+def test_every_route_is_in_the_page_of_the_api() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    document = create_app(FakeJobService()).openapi_schema.to_schema()  # type: ignore[arg-type]
+    routes = [
+        f"{method.upper()} {re.sub('{[a-z_]+}', '{id}', path)}"
+        for path, methods in document["paths"].items()
+        for method in methods
+    ]
+    assert [route for route in routes if f"`{route}`" not in page and route != "GET /schema/job"] == []
+    assert "`/schema/job`" in page
+
+
+def cli_section(words: str) -> str:
+    """What docs/cli.md says of a command: the text below its heading."""
+    page = (ROOT / "docs" / "cli.md").read_text()
+    match = re.search(rf"^### `grpo {words}[A-Z_ ]*`\n(.*?)(?=^##|\Z)", page, re.DOTALL | re.MULTILINE)
+    assert match is not None, f"docs/cli.md has no section for grpo {words}"
+    return match[0]
+
+
+@pytest.mark.parametrize("words", [words for words, _, _ in COMMANDS])
+def test_every_command_and_option_is_documented_and_no_other(words: str) -> None:
+    command = app
+    for word in words.split():
+        command = command[word]
+    names = {name for argument in command.assemble_argument_collection() for name in argument.names}
+    section = cli_section(words)
+    heading = section.splitlines()[0]
+    assert [name for name in names if not name.startswith("--") and name not in heading] == []
+    assert set(re.findall(r"`(--[a-z0-9-]+)`", section)) == {name for name in names if name.startswith("--")}
+
+
+def test_no_command_is_documented_that_there_is_not() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text()
+    documented = {" ".join(re.findall(r"[a-z]+", words)) for words in re.findall(r"^### `grpo (.*)`$", page, re.M)}
+    assert documented == {words for words, _, _ in COMMANDS}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,0 +1,55 @@
+"""Reads the Idempotency-Key of a request. What the key does is in `jobs.admission`.
+
+Invariant: a header that cannot be used as it was meant is refused, never ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from litestar import Request
+from litestar.di import NamedDependency
+from litestar.params import SkipValidation
+
+from api.bodies import Upload
+from api.problems import ApiError
+from grpo_core import strict_json
+from grpo_core.spec import JobSpec
+from jobs.admission import RequestKey
+
+KEY_PATTERN = r"^[\x21-\x7e]{1,255}$"
+REPLAYED = {"Idempotent-Replayed": "true"}
+
+Once = NamedDependency[SkipValidation[RequestKey | None]]
+
+
+async def submission_key(request: Request[Any, Any, Any], spec: NamedDependency[SkipValidation[JobSpec]]) -> Any:  # noqa: ARG001 - read first
+    """Dependency: the key of a submission, if it has one, with the body as it was meant: spaces do not matter.
+
+    The body and not the resolved spec, which a newer release may resolve otherwise between two attempts.
+    """
+    key = _read(request)
+    if key is None:
+        return None
+    return RequestKey.of("submitJob", key, strict_json.canonical(strict_json.loads(await request.body())))
+
+
+def upload_key(request: Request[Any, Any, Any], upload: NamedDependency[SkipValidation[Upload]]) -> Any:
+    """Dependency: the key of an upload, if it has one, with the file's hash and label."""
+    key = _read(request)
+    if key is None:
+        return None
+    return RequestKey.of("uploadDataset", key, f"{upload.summary.sha256}\n{request.query_params.get('name', '')}")
+
+
+def _read(request: Request[Any, Any, Any]) -> str | None:
+    given = request.headers.getall("idempotency-key", [])
+    if not given:
+        return None
+    if len(given) > 1 or not re.fullmatch(KEY_PATTERN, given[0]):
+        raise ApiError(
+            "bad_request",
+            "The header Idempotency-Key must come once, with 1 to 255 visible ASCII characters; a UUID is good.",
+        )
+    return given[0]

@@ -289,9 +289,12 @@ def test_service_that_keeps_dying_ends_up_with_its_log(local: Local) -> None:
 def test_interrupted_up_leaves_nothing_running(local: Local) -> None:
     commands = local.commands(api="import time; time.sleep(600)").model_dump_json()
     script = f"""
+        import signal
         from pathlib import Path
         from deploy.local import stack
         from deploy.local.folder import Commands
+        # As on a terminal: a shell's background jobs are started with the signal ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         commands = Commands.model_validate_json({commands!r})
         stack.up(Path({str(local.data)!r}), **{local.ports!r}, commands=commands)
     """

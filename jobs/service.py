@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -147,7 +146,6 @@ class JobService:
         self._outbox = Outbox(Doorbell(queue), self.ledger)
         self._sweeper = Sweeper(self.ledger, self.archive, self._outbox, queue)
         self._name = f"api-{socket.gethostname()}-{os.getpid()}"
-        self._started = threading.Event()
 
     @classmethod
     def from_settings(cls) -> Self:

@@ -182,14 +182,8 @@ class TrlEngine:
                 peft_config=LoraConfig(**adapter_settings(self._spec)),
             )
         except ValueError as error:
-            if "target modules" not in str(error).lower():
-                raise
-            raise JobFailure(
-                "user_config",
-                "no_such_module",
-                f"{self.files.name} lacks some of the projections in lora.target_modules.",
-                hint="Name projections that the model's architecture has.",
-            ) from error
+            raise_if_module_missing(error, self.files)
+            raise
 
     def _record_options(self) -> dict[str, Any]:
         """What `RecordingTrainer` wants besides what TRL's does."""
@@ -267,6 +261,17 @@ def load_base_model(files: ModelFiles, precision: Precision, tokenizer: Any) -> 
         pad_token_id=tokenizer.pad_token_id,
     )
     return model
+
+
+def raise_if_module_missing(error: ValueError, files: ModelFiles) -> None:
+    """Raises a `user_config` failure if PEFT's error says that the model lacks a projection; else returns."""
+    if "target modules" in str(error).lower():
+        raise JobFailure(
+            "user_config",
+            "no_such_module",
+            f"{files.name} lacks some of the projections in lora.target_modules.",
+            hint="Name projections that the model's architecture has.",
+        ) from error
 
 
 def require_context_length(model: Any, spec: JobSpec) -> None:

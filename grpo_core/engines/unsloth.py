@@ -34,7 +34,7 @@ from grpo_core.engines.settings import (
     unsloth_model_settings,
 )
 from grpo_core.engines.trainer import RecordingTrainer
-from grpo_core.engines.trl import TrlEngine, as_dataset, require_context_length
+from grpo_core.engines.trl import TrlEngine, as_dataset, raise_if_module_missing, require_context_length
 from grpo_core.errors import JobFailure
 from grpo_core.evaluation import Answer
 from grpo_core.models import ModelFiles
@@ -237,14 +237,8 @@ class UnslothEngine(TrlEngine):
         try:
             return fast.get_peft_model(model, **unsloth_adapter_settings(self._spec))
         except ValueError as error:
-            if "target modules" not in str(error).lower():
-                raise
-            raise JobFailure(
-                "user_config",
-                "no_such_module",
-                f"{self.files.name} lacks some of the projections in lora.target_modules.",
-                hint="Name projections that the model's architecture has.",
-            ) from error
+            raise_if_module_missing(error, self.files)
+            raise
 
     def _require_server(self, model: Any) -> None:
         """Fail the job unless vLLM and the model are what was asked for: Unsloth falls back to less with a print."""

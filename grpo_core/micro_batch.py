@@ -1,0 +1,27 @@
+"""How many parts a step's completions are trained on in, and what to try when one part is too much for the memory.
+
+Owns which splits are the same training: neither the completions of a step nor the objective depend on the split, only
+what is in memory at once. Imports no torch, so that whoever starts a run again can ask too.
+"""
+
+from __future__ import annotations
+
+from grpo_core.spec import JobSpec
+
+
+def splits(spec: JobSpec) -> list[int]:
+    """The numbers of equal parts that a step of this job can be trained on in, from one part up."""
+    total, gpus = spec.completions_per_step, max(1, spec.resources.gpus)
+    return [parts for parts in range(1, total + 1) if total % parts == 0 and total // parts % gpus == 0]
+
+
+def keeps_objective(spec: JobSpec) -> bool:
+    """Whether another split than the spec's computes the same loss; `bnpo` averages over the tokens of each part."""
+    return spec.loss.type != "bnpo"
+
+
+def smaller(spec: JobSpec, accumulation: int) -> int | None:
+    """The next split after `accumulation` parts needed too much memory; None if nothing is left to lower."""
+    if not keeps_objective(spec):
+        return None
+    return next((parts for parts in splits(spec) if parts > accumulation), None)

@@ -1,0 +1,44 @@
+"""Which splits of a step are the same training, and which comes next after an out-of-memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from grpo_core.micro_batch import keeps_objective, smaller, splits
+from grpo_core.spec import JobSpec, parse_spec
+
+
+def spec_of(prompts: int, generations: int, **sections: Any) -> JobSpec:
+    return parse_spec({"sampling": {"prompts_per_step": prompts, "generations": generations}, **sections})
+
+
+def test_the_recipe_can_be_lowered_to_one_completion() -> None:
+    spec, tried = parse_spec({}), [1]
+    while (parts := smaller(spec, tried[-1])) is not None:
+        tried.append(parts)
+    assert tried == [1, 2, 3, 6]
+
+
+def test_parts_are_equal_and_each_split_is_a_legal_spec() -> None:
+    spec = spec_of(4, 5)
+    assert splits(spec) == [1, 2, 4, 5, 10, 20]
+    for parts in splits(spec):
+        sampling = {"prompts_per_step": 4, "generations": 5, "gradient_accumulation": parts}
+        assert parse_spec({"sampling": sampling}).micro_batch * parts == 20
+
+
+def test_gpus_share_each_part_evenly() -> None:
+    assert splits(spec_of(2, 6, resources={"gpus": 4})) == [1, 3]
+
+
+@pytest.mark.parametrize(("accumulation", "following"), [(1, 2), (2, 3), (3, 4), (4, 6), (5, 6), (6, 12), (12, None)])
+def test_the_next_split_is_the_next_divisor(accumulation: int, following: int | None) -> None:
+    assert smaller(spec_of(3, 4), accumulation) == following
+
+
+def test_a_loss_that_averages_over_the_part_is_left_as_asked() -> None:
+    spec = spec_of(3, 4, loss={"type": "bnpo"})
+    assert not keeps_objective(spec)
+    assert smaller(spec, 1) is None

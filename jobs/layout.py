@@ -46,6 +46,26 @@ def run(job_id: str, number: int) -> str:
     return f"{JOBS}{job_id}/e{number}/"
 
 
+def base(job_id: str, number: int) -> str:
+    """What stays valid of earlier runs, written when a run begins."""
+    return f"{run(job_id, number)}base.json"
+
+
+def commits(job_id: str, number: int) -> str:
+    """Prefix of a run's commits."""
+    return f"{run(job_id, number)}commits/"
+
+
+def commit(job_id: str, number: int, step: int) -> str:
+    """What is valid as of a checkpoint, written once the checkpoint and all up to it are in the bucket."""
+    return f"{commits(job_id, number)}step-{step:06d}.json"
+
+
+def rejected(job_id: str, number: int) -> str:
+    """The commit a run was started from and could not read: later runs pass it over."""
+    return f"{run(job_id, number)}rejected.json"
+
+
 def manifest(job_id: str, number: int) -> str:
     """Key, SHA-256 and size of every valid object of the job as of this epoch."""
     return f"{JOBS}{job_id}/manifest-e{number}.json"

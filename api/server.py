@@ -21,8 +21,8 @@ def serve(host: str | None = None, port: int | None = None) -> None:
     settings = ApiSettings()
     logs.configure(logging.getLevelNamesMapping()[settings.log_level])
     service = JobService.from_settings()
-    # The lifespan checks this too, but from there uvicorn could only print a traceback.
-    service.store.ensure_ready()
+    # Here and not first in the lifespan, from where uvicorn could only print a traceback.
+    service.check_storage()
     server = make_server(create_app(service, settings), settings, host, port)
     server.run()
     if not server.started:

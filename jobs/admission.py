@@ -6,7 +6,9 @@ any point loses and doubles nothing:
 1. `admit` reserves the key together with the id that the job shall have, before anything is written.
 2. `job.json` is put once under that id, then the record is created under it; creating the record marks the key as
    done in the same script. So a key is done exactly when its job is accepted.
-3. An attempt that dies between leaves the key reserved. Once its hold is over (at once, where it could say that it
+3. `job.json` is the acceptance: from there on the job is run, whatever its client heard. Where the record does not
+   follow, `jobs.unfinished` makes it some minutes later, and `grpo admin rebuild` does after a loss of Valkey.
+4. An attempt that dies between leaves the key reserved. Once its hold is over (at once, where it could say that it
    failed) the next attempt is given the same id and goes through the same steps; those that were done stay done.
    Two attempts that overlap, because the first was only slow, therefore make one job between them.
 
@@ -87,7 +89,7 @@ class Admission:
     def admit_job(self, owner: str, job_id: str, request: RequestKey | None = None) -> Ticket:
         """Leave to write down a job, within the limits."""
         limits = {"queued": self._max_queued or None, "owned": self._max_owned or None}
-        return self._admit(owner, job_id, request, **limits)
+        return self._admit(owner, job_id, request, job=True, **limits)
 
     def admit(self, owner: str, new_id: str, request: RequestKey) -> Ticket:
         """Leave to write down something that takes no place in the queue."""

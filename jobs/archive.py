@@ -61,39 +61,51 @@ class Archive:
     """The put-once objects of all jobs in one bucket."""
 
     def __init__(self, store: ObjectStore) -> None:
-        self._store = store
+        self.store = store
 
     def put_job(self, job_id: str, body: dict[str, Any]) -> bool:
         """Write down what was asked for."""
-        return self._store.put_json_once(layout.job(job_id), {"v": ARCHIVE_VERSION, **body})
+        return self.store.put_json_once(layout.job(job_id), {"v": ARCHIVE_VERSION, **body})
 
-    def forget_job(self, job_id: str) -> None:
-        """Take back a job whose client is about to be told that it was not accepted."""
-        self._store.delete(layout.job(job_id))
+    def job(self, job_id: str) -> dict[str, Any] | None:
+        """What was asked for, or None where nothing was written down."""
+        return self.store.get_json(layout.job(job_id))
 
-    def allocate_epoch(self, job_id: str, worker: str, time: str) -> int | None:
-        """The next epoch number, now owned by `worker`; None where another worker took it first."""
+    def allocate_epoch(self, job_id: str, worker: str, time: str, *, attempts: int = 0) -> int | None:
+        """The next epoch number, now owned by `worker`; None where another worker took it first.
+
+        `attempts` is the record's, kept here for the day when Valkey is lost.
+        """
         number = self.latest_epoch(job_id) + 1
-        ticket = {"v": ARCHIVE_VERSION, "job": job_id, "epoch": number, "worker": worker, "time": time}
-        return number if self._store.put_json_once(layout.epoch(job_id, number), ticket) else None
+        ticket: dict[str, Any] = {"v": ARCHIVE_VERSION, "job": job_id, "epoch": number, "worker": worker}
+        ticket |= {"time": time, "attempts": attempts}
+        return number if self.store.put_json_once(layout.epoch(job_id, number), ticket) else None
 
     def latest_epoch(self, job_id: str) -> int:
         """The highest epoch that was ever begun; 0 before the first."""
         prefix = layout.epochs(job_id)
-        numbers = [item.key.removeprefix(prefix).removesuffix(".json") for item in self._store.list(prefix)]
+        numbers = [item.key.removeprefix(prefix).removesuffix(".json") for item in self.store.list(prefix)]
         return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
     def put_order(self, job_id: str, order: Order, by: str, time: str) -> int:
         """Append an order to the job's control log; returns its number."""
-        number = sum(1 for _ in self._store.list(layout.controls(job_id))) + 1
+        number = sum(1 for _ in self.store.list(layout.controls(job_id))) + 1
         body = {"v": ARCHIVE_VERSION, "job": job_id, "order": order, "by": by, "time": time}
-        while not self._store.put_json_once(layout.control(job_id, number), {**body, "seq": number}):
+        while not self.store.put_json_once(layout.control(job_id, number), {**body, "seq": number}):
             number += 1
         return number
 
+    def orders(self, job_id: str, *, after: int = 0) -> list[tuple[int, Order]]:
+        """The orders numbered above `after`, first to last."""
+        prefix = layout.controls(job_id)
+        names = [item.key.removeprefix(prefix).removesuffix(".json") for item in self.store.list(prefix)]
+        numbers = sorted(int(name) for name in names if name.isdecimal() and int(name) > after)
+        bodies = ((number, self.store.get_json(layout.control(job_id, number))) for number in numbers)
+        return [(number, body["order"]) for number, body in bodies if body]
+
     def put_outcome(self, outcome: Outcome) -> Outcome:
         """Try to write how the job ended; returns the outcome that stands, which may be another's."""
-        if self._store.put_json_once(layout.outcome(outcome.job), outcome.as_dict()):
+        if self.store.put_json_once(layout.outcome(outcome.job), outcome.as_dict()):
             return outcome
         standing = self.outcome(outcome.job)
         assert standing is not None, "a put-once object that exists can be read"
@@ -101,21 +113,21 @@ class Archive:
 
     def outcome(self, job_id: str) -> Outcome | None:
         """How the job ended, or None while it has not."""
-        body = self._store.get_json(layout.outcome(job_id))
+        body = self.store.get_json(layout.outcome(job_id))
         return Outcome(**{key: value for key, value in body.items() if key != "v"}) if body else None
 
     def put_manifest(self, manifest: Manifest) -> str:
         """Write a manifest; returns its key."""
         key = layout.manifest(manifest.job, manifest.epoch)
         objects = [entry.__dict__ for entry in manifest.objects]
-        self._store.put_json(
+        self.store.put_json(
             key, {"v": ARCHIVE_VERSION, "job": manifest.job, "epoch": manifest.epoch, "objects": objects}
         )
         return key
 
     def manifest(self, key: str) -> Manifest | None:
         """Read a manifest by its key."""
-        body = self._store.get_json(key)
+        body = self.store.get_json(key)
         if body is None:
             return None
         objects = [ManifestEntry(**entry) for entry in body["objects"]]

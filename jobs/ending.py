@@ -9,7 +9,8 @@ from __future__ import annotations
 import structlog
 
 from grpo_core.errors import FailureReport
-from jobs.archive import Archive, Ending, Outcome
+from jobs import lineage
+from jobs.archive import Archive, Ending, Manifest, Outcome
 from jobs.journal import now_iso
 from jobs.ledger import JobEvent, Ledger
 from jobs.outbox import Outbox
@@ -40,9 +41,9 @@ def hand_back(
     attempts = record.attempts + (1 if counts else 0)
     standing = archive.outcome(record.id)
     if standing is None and record.status is JobStatus.CANCELLING:
-        standing = archive.put_outcome(_outcome(record, "cancelled", None))
+        standing = close(archive, record.id, "cancelled", by="sweeper")
     if standing is None and attempts >= MAX_ATTEMPTS:
-        standing = archive.put_outcome(_outcome(record, "failed", _lost(attempts, reason).as_dict()))
+        standing = close(archive, record.id, "failed", by="sweeper", error=_lost(attempts, reason).as_dict())
     if standing is not None:
         settle(ledger, record.id, standing, tell_error=True)
         return
@@ -83,11 +84,25 @@ def settle(
         fields={"error": outcome.error, "manifest": outcome.manifest, "phase": None, "worker": None},
         events=[*events, JobEvent(type="status", data={"status": final.value})],
         expire_events_seconds=expire_events_seconds,
+        settles=True,
     )
 
 
-def _outcome(record: JobRecord, status: Ending, error: dict[str, object] | None) -> Outcome:
-    return Outcome(job=record.id, status=status, epoch=record.epoch, time=now_iso(), by="sweeper", error=error)
+def close(
+    archive: Archive, job_id: str, status: Ending, *, by: str, error: dict[str, object] | None = None
+) -> Outcome:
+    """Write the outcome of a job that no worker has; returns the one that stands.
+
+    Takes an epoch for it, so that a run of the job that wakes up finds itself fenced, and keeps what the newest
+    commit names as the job's artifacts.
+    """
+    latest = archive.latest_epoch(job_id)
+    epoch = (archive.allocate_epoch(job_id, by, now_iso()) or latest) if latest else 0
+    commit = lineage.newest_commit(archive.store, job_id, latest) if epoch > latest else None
+    manifest = archive.put_manifest(Manifest(job=job_id, epoch=epoch, objects=commit.objects)) if commit else None
+    return archive.put_outcome(
+        Outcome(job=job_id, status=status, epoch=epoch, time=now_iso(), by=by, error=error, manifest=manifest)
+    )
 
 
 def _lost(attempts: int, reason: str) -> FailureReport:

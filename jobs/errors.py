@@ -28,9 +28,9 @@ class NotFound(JobsError):
 class Conflict(JobsError):
     """The job's present state does not allow the change."""
 
-    def __init__(self, job_id: str, status: str, action: str) -> None:
+    def __init__(self, job_id: str, status: str, action: str, remedy: str = "") -> None:
         self.status = status
-        super().__init__(f"Job {job_id} is {status}, so it cannot be {action}.")
+        super().__init__(f"Job {job_id} is {status}, so it cannot be {action}. {remedy}".rstrip())
 
 
 class Fenced(JobsError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from importlib.resources import files
 from typing import Any, Literal
@@ -19,13 +20,17 @@ from redis.retry import Retry
 
 from grpo_core import strict_json
 from jobs.errors import Unavailable
-from jobs.record import HELD, RECORD_VERSION, JobRecord, JobStatus, utc
+from jobs.record import HELD, RECORD_VERSION, TERMINAL, TRANSITIONS, JobRecord, JobStatus, utc
 from jobs.settings import QueueSettings
 
 SOCKET_SECONDS = 3.0
 """A hung server must not hang a request or a heartbeat."""
+REPLAYED_AT_ONCE = 500
+"""Events put back in one script, which nothing else can run beside."""
 
-Refusal = Literal["missing", "status", "epoch", "lease"]
+Refusal = Literal["missing", "status", "epoch", "lease", "order"]
+Begun = Literal["submitting", "ordering"]
+"""What a process may begin and not live to finish."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +118,12 @@ class Ledger:
         events: Iterable[JobEvent] = (),
         first_ordinal: int | None = None,
         expire_events_seconds: float | None = None,
+        settles: bool = False,
     ) -> Change:
-        """Compare, then set: nothing happens unless status, epoch and lease are as named.
+        """Compare, then set: nothing happens unless status, epoch and lease are as named and `to` is allowed.
 
-        `first_ordinal` is the place of the first event in its run; events taken before are passed over.
+        `first_ordinal` is the place of the first event in its run; events taken before are passed over. `settles`: an
+        outcome stands, so the job may end in whatever state it is.
         """
         event_list = list(events)
         if to is not None and not any(event.type == "status" for event in event_list):
@@ -131,15 +138,57 @@ class Ledger:
             "first": first_ordinal,
             "events": [_to_order(event) for event in event_list] or None,
             "expire": int(expire_events_seconds * 1000) if expire_events_seconds is not None else None,
+            "settles": settles or None,
         }
         present = {key: value for key, value in order.items() if value is not None}
-        code, status, at_epoch, shipped = self.run_script("change", job_id, strict_json.dumps(present))
-        return Change(
-            refusal=None if code == "ok" else code,
-            status=JobStatus(status) if status else None,
-            epoch=int(at_epoch),
-            shipped=int(shipped),
-        )
+        return _to_change(self.run_script("change", job_id, strict_json.dumps(present)))
+
+    def obey(self, job_id: str, number: int, moves: Mapping[JobStatus, JobStatus]) -> Change:
+        """Carry out the order of this number, once: `moves` names where it leads from each status it knows.
+
+        Refused with `order` where it was carried out before, with `status` where `moves` does not know the status.
+        """
+        targets = strict_json.dumps({old.value: new.value for old, new in moves.items()})
+        return _to_change(self.run_script("obey", job_id, str(number), targets))
+
+    def replay(self, job_id: str, events: list[dict[str, Any]]) -> None:
+        """Put events from the bucket back, numbered as they were, for a job whose record is not there yet."""
+        for start in range(0, len(events), REPLAYED_AT_ONCE):
+            batch = events[start : start + REPLAYED_AT_ONCE]
+            self.run_script("replay", job_id, strict_json.dumps([_to_replay(event) for event in batch]))
+
+    def restore(self, record: JobRecord, *, event_seq: int, lease_seconds: float | None) -> bool:
+        """Put back a record that was lost; False where there is one. Its next event has a number above `event_seq`."""
+        times = {name: _to_ms(getattr(record, name)) for name in ("started_at", "finished_at")}
+        fields = {**_to_fields(record), "event_seq": str(event_seq), **{n: time for n, time in times.items() if time}}
+        lease = str(int(lease_seconds * 1000)) if lease_seconds is not None else ""
+        return bool(self.run_script("restore", record.id, strict_json.dumps(fields), lease))
+
+    def missing(self, job_ids: list[str]) -> list[str]:
+        """Those of these jobs that have no record."""
+        if not job_ids:
+            return []
+
+        def read() -> list[int]:
+            pipeline = self.client.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipeline.exists(f"{self.prefix}:job:{job_id}")
+            return pipeline.execute()
+
+        return [job_id for job_id, exists in zip(job_ids, self._call(read), strict=True) if not exists]
+
+    def begin(self, what: Begun, member: str) -> None:
+        """Note what is about to be done, for others to finish should this process die."""
+        now = self.now_ms()
+        self._call(lambda: self.client.zadd(f"{self.prefix}:{what}", {member: now}))
+
+    def end(self, what: Begun, member: str) -> None:
+        """Note that it is done."""
+        self._call(lambda: self.client.zrem(f"{self.prefix}:{what}", member))
+
+    def begun(self, what: Begun, seconds: float, limit: int = 100) -> list[str]:
+        """What was begun longer ago than that and never noted as done."""
+        return self._due(what, seconds, limit)
 
     def beat(self, job_id: str, *, epoch: int, lease_seconds: float | None) -> Change:
         """Keep the lease, or with None only look; refused when the epoch is over."""
@@ -224,7 +273,8 @@ class Ledger:
     def _scripts(self) -> dict[str, Any]:
         folder = files("jobs") / "scripts"
         prelude = (folder / "prelude.lua").read_text()
-        names = ("create", "claim", "change", "admit", "withdraw", "take")
+        prelude = _states() + prelude
+        names = ("create", "claim", "change", "obey", "replay", "restore", "admit", "withdraw", "take")
         return {name: self.client.register_script(prelude + (folder / f"{name}.lua").read_text()) for name in names}
 
     def run_script(self, name: str, subject: str, *arguments: str) -> Any:
@@ -247,7 +297,7 @@ def guarded(function: Any) -> Any:
 
 _JSON_FIELDS = ("spec", "metadata", "error")
 _TIME_FIELDS = ("created_at", "updated_at", "started_at", "finished_at")
-_INTEGER_FIELDS = ("epoch", "attempts", "step", "total_steps")
+_INTEGER_FIELDS = ("epoch", "attempts", "step", "total_steps", "orders")
 _TEXT_FIELDS = ("id", "owner", "spec_sha256", "queue", "name", "phase", "worker", "manifest")
 
 
@@ -259,9 +309,15 @@ def _to_text(value: Any) -> str:
 
 
 def _to_fields(record: JobRecord) -> dict[str, str]:
-    names = (*_TEXT_FIELDS, *_JSON_FIELDS, *_INTEGER_FIELDS, "status")
+    names = (*_TEXT_FIELDS, *_JSON_FIELDS, *_INTEGER_FIELDS, "status", "reward")
     fields = {name: _to_text(getattr(record, name)) for name in names}
-    return {**fields, "v": str(RECORD_VERSION), "created_at": str(int(record.created_at.timestamp() * 1000))}
+    fields["restored"] = "1" if record.restored else ""
+    return {**fields, "v": str(RECORD_VERSION), "created_at": _to_ms(record.created_at)}
+
+
+def _to_ms(moment: datetime | None) -> str:
+    # Rounded: a float of seconds may lie just below the millisecond it came from.
+    return "" if moment is None else str(round(moment.timestamp() * 1000))
 
 
 def _from_fields(fields: dict[str, str]) -> JobRecord:
@@ -273,7 +329,34 @@ def _from_fields(fields: dict[str, str]) -> JobRecord:
     values["metadata"] = values["metadata"] or {}
     values["status"] = JobStatus(fields["status"])
     values["reward"] = float(reward) if reward else None
+    values["restored"] = bool(fields.get("restored"))
     return JobRecord(**values)
+
+
+def _to_change(answer: list[Any]) -> Change:
+    code, status, epoch, shipped = answer
+    return Change(
+        refusal=None if code == "ok" else code,
+        status=JobStatus(status) if status else None,
+        epoch=int(epoch),
+        shipped=int(shipped),
+    )
+
+
+def _states() -> str:
+    """What the scripts must know of states, as Lua: `held`, `terminal`, `transitions`."""
+
+    def table(names: Iterable[JobStatus]) -> str:
+        return "{ " + ", ".join(f"{name.value} = true" for name in sorted(names)) + " }"
+
+    rows = ", ".join(f"{old.value} = {table(new)}" for old, new in TRANSITIONS.items())
+    return f"local held = {table(HELD)}\nlocal terminal = {table(TERMINAL)}\nlocal transitions = {{ {rows} }}\n"
+
+
+def _to_replay(event: dict[str, Any]) -> dict[str, Any]:
+    """A stored event as the stream holds it."""
+    texts = {name: str(event[name]) for name in ("seq", "epoch", "type", "time", "step")}
+    return {**texts, "data": strict_json.dumps(event["data"])}
 
 
 def _to_order(event: JobEvent) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A job as the service sees it: identity, state, progress. Frozen values; only `ledger` changes a job.
 
-Invariant: the states a job may go to from each state are written here once, and the Lua scripts are given them.
+Invariant: the states a job may go to from each state are written here once; the Lua scripts are given them, and
+refuse every other change. Only an outcome, which is stronger than a record, may end a job from any state.
 """
 
 from __future__ import annotations
@@ -81,6 +82,10 @@ class JobRecord:
     """The run that holds or last held the job; 0 before the first."""
     attempts: int = 0
     """Runs that were lost without a new checkpoint."""
+    orders: int = 0
+    """Number of the last of its owner's orders that was carried out."""
+    restored: bool = False
+    """Put back after Valkey was lost, as held by a run nothing has been heard of since."""
     step: int = 0
     total_steps: int = 0
     reward: float | None = None
@@ -92,6 +97,25 @@ class JobRecord:
     """On failure: code, class, message, hint, retryable."""
     manifest: str | None = None
     """Key of the manifest in the bucket, once there is one."""
+
+
+def record_of(asked: dict[str, Any]) -> JobRecord:
+    """The record of a job that was only asked for so far, from its `job.json`."""
+    created_at = datetime.fromisoformat(asked["created_at"])
+    spec: dict[str, Any] = asked["spec"]
+    return JobRecord(
+        id=asked["id"],
+        owner=asked["owner"],
+        status=JobStatus.QUEUED,
+        spec=spec,
+        spec_sha256=asked["spec_sha256"],
+        created_at=created_at,
+        updated_at=created_at,
+        queue=asked["queue"],
+        name=spec["name"],
+        metadata=spec["metadata"],
+        total_steps=spec["training"]["steps"],
+    )
 
 
 def new_job_id() -> str:

@@ -1,4 +1,4 @@
-"""What the API may do with jobs: submit, look, cancel, read events and artifacts, keep data sets and keys.
+"""What the API may do with jobs: submit, look, cancel, pause, read events and artifacts, keep data sets and keys.
 
 The one way into `jobs` for code that serves people; synchronous and thread-safe. Owns the order of writes: what
 was asked is in the bucket before it is in the ledger, and in the ledger before anyone is told.
@@ -20,19 +20,19 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from grpo_core.datasets import DatasetSummary
 from grpo_core.estimates import warnings as suspicious_settings
 from grpo_core.spec import JobSpec, Problem
-from jobs import journal, layout
+from jobs import journal
 from jobs.admission import REMEMBER_SECONDS, Admission, RequestKey, Ticket
-from jobs.archive import Archive, Outcome
+from jobs.archive import Archive, Order
 from jobs.checkpoints import list_checkpoints
 from jobs.datasets import DatasetRecord, DatasetStore, new_dataset_id
-from jobs.ending import settle
-from jobs.errors import Conflict, JobsError, NotFound, Rejected, Unavailable
+from jobs.errors import JobsError, NotFound, Rejected, Unavailable
 from jobs.keys import KeyRecord, KeyStore
 from jobs.ledger import Ledger
+from jobs.orders import Orders
 from jobs.outbox import Outbox
 from jobs.queue import Doorbell, queue_for
 from jobs.ratelimit import RateLimiter
-from jobs.record import TERMINAL, JobRecord, JobStatus, new_job_id
+from jobs.record import TERMINAL, JobRecord, JobStatus, new_job_id, record_of
 from jobs.registry import WorkerRegistry
 from jobs.settings import QueueSettings, StorageSettings
 from jobs.sources import Bucket, Sources, SourceSettings
@@ -145,7 +145,10 @@ class JobService:
         self.workers = WorkerRegistry(self.ledger)
         self._outbox = Outbox(Doorbell(queue), self.ledger)
         self._sweeper = Sweeper(self.ledger, self.archive, self._outbox, queue)
-        self._name = f"api-{socket.gethostname()}-{os.getpid()}"
+        self._orders = Orders(
+            self.ledger, self.archive, self._outbox, by=f"api-{socket.gethostname()}-{os.getpid()}"
+        )
+        self._is_checked = False
 
     @classmethod
     def from_settings(cls) -> Self:
@@ -154,7 +157,7 @@ class JobService:
 
     def start(self) -> None:
         """Check that storage is safe to use, then begin to ring and to sweep."""
-        self.store.ensure_ready()
+        self.check_storage()
         self._outbox.start()
         self._sweeper.start()
 
@@ -162,19 +165,28 @@ class JobService:
         """Stop the threads."""
         self._sweeper.close()
         self._outbox.close()
+    def check_storage(self) -> None:
+        """Raise `UnsafeStorage` or `Unavailable` where jobs cannot be kept; `start` does so too, and once is enough."""
+        if not self._is_checked:
+            self.store.ensure_ready()
+            self._is_checked = True
+
 
     def submit(self, spec: JobSpec, owner: str) -> JobRecord:
-        """Accept a job: from here on it is run to an end. Raises `Rejected`, `TooManyJobs`, `Unavailable`."""
+        """Accept a job: from here on it is run to an end. Raises `Rejected`, `TooManyJobs`, `Unavailable`.
+
+        After `Unavailable` it may have been accepted all the same; only `submit_once` can ask again.
+        """
         ticket = self._admission.admit_job(owner, new_job_id())
         try:
             record = self._write_down(ticket, spec)
-        except (Rejected, Unavailable):
+            self.ledger.create(record)
+        except Rejected:
             self._admission.withdraw(ticket, forget=True)
             raise
-        try:
-            self.ledger.create(record)
         except Unavailable:
-            self._take_back(record.id)
+            # `job.json` may be there, and then it is run: see jobs.unfinished.
+            self._admission.withdraw(ticket, forget=False)
             raise
         self._outbox.add(record.id, record.queue)
         return record
@@ -202,13 +214,13 @@ class JobService:
 
     def _write_down(self, ticket: Ticket, spec: JobSpec) -> JobRecord:
         """Put `job.json`, unless an earlier attempt has: then that is what was asked for."""
-        asked = self.store.get_json(layout.job(ticket.id)) if ticket.state == "resumed" else None
+        asked = self.archive.job(ticket.id) if ticket.state == "resumed" else None
         if asked is None:
             self._check_references(spec, ticket.owner)
             asked = self._as_asked(ticket, spec)
             if not self.archive.put_job(ticket.id, asked):
-                asked = self.store.get_json(layout.job(ticket.id)) or asked
-        return _record_of(asked)
+                asked = self.archive.job(ticket.id) or asked
+        return record_of(asked)
 
     def _as_asked(self, ticket: Ticket, spec: JobSpec) -> dict[str, Any]:
         """`job.json`: enough to make the record again."""
@@ -222,13 +234,6 @@ class JobService:
             "spec": spec.as_dict(),
             "spec_sha256": spec.digest(),
         }
-
-    def _take_back(self, job_id: str) -> None:
-        """The client is about to hear that the job was not accepted: leave nothing that would run it later."""
-        try:
-            self.archive.forget_job(job_id)
-        except Unavailable:
-            return  # both servers are away; `job.json` alone never starts a job while Valkey keeps its data
 
     def warnings(self, spec: JobSpec, owner: str) -> list[SpecWarning]:
         """What a dry run tells: settings that are legal and probably not meant. Raises `Rejected` as `submit` does."""
@@ -326,32 +331,22 @@ class JobService:
 
     def cancel(self, job_id: str, owner: str) -> JobRecord:
         """End a job: at once where no worker has it, else as soon as its worker hears. Raises `Conflict`."""
-        record = self.get(job_id, owner)
-        if record.status in TERMINAL:
-            raise Conflict(job_id, record.status.value, "cancelled")
-        if record.status is not JobStatus.CANCELLING:
-            self.archive.put_order(job_id, "cancel", self._name, journal.now_iso())
-        for _ in range(5):
-            if record.status in TERMINAL or record.status is JobStatus.CANCELLING:
-                break
-            if record.status in (JobStatus.QUEUED, JobStatus.PAUSED):
-                record = self._cancel_waiting(record)
-            else:
-                self.ledger.change(job_id, from_statuses={record.status}, to=JobStatus.CANCELLING)
-                record = self.get(job_id, owner)
-        return record
+        return self._order(job_id, owner, "cancel")
 
-    def _cancel_waiting(self, record: JobRecord) -> JobRecord:
-        """Cancel a job no worker holds; a worker that claims it first makes the caller look again."""
-        change = self.ledger.change(record.id, from_statuses={record.status}, to=JobStatus.CANCELLED)
-        if change.done:
-            outcome = Outcome(
-                job=record.id, status="cancelled", epoch=record.epoch, time=journal.now_iso(), by=self._name
-            )
-            standing = self.archive.put_outcome(outcome)
-            if standing.status != "cancelled":
-                settle(self.ledger, record.id, standing)
-        return self.get(record.id, record.owner)
+    def pause(self, job_id: str, owner: str) -> JobRecord:
+        """Set a job aside: at once where no worker has it, else at its next checkpoint. Raises `Conflict`."""
+        return self._order(job_id, owner, "pause")
+
+    def resume(self, job_id: str, owner: str) -> JobRecord:
+        """Put a paused job back into the queue; it goes on from its last checkpoint. Raises `Conflict`."""
+        return self._order(job_id, owner, "resume")
+
+    def _order(self, job_id: str, owner: str, order: Order) -> JobRecord:
+        self.get(job_id, owner)
+        record = self._orders.give(job_id, order)
+        if record is None:
+            raise NotFound("job", job_id)
+        return record
 
     def events(
         self, job_id: str, owner: str, *, after: int = 0, limit: int = 1000, types: Collection[str] = ()
@@ -477,28 +472,9 @@ def _verdict(check: Any) -> str:
     return "ok"
 
 
-def _record_of(asked: dict[str, Any]) -> JobRecord:
-    """The record of a job that was only asked for so far."""
-    created_at = datetime.fromisoformat(asked["created_at"])
-    spec: dict[str, Any] = asked["spec"]
-    return JobRecord(
-        id=asked["id"],
-        owner=asked["owner"],
-        status=JobStatus.QUEUED,
-        spec=spec,
-        spec_sha256=asked["spec_sha256"],
-        created_at=created_at,
-        updated_at=created_at,
-        queue=asked["queue"],
-        name=spec["name"],
-        metadata=spec["metadata"],
-        total_steps=spec["training"]["steps"],
-    )
-
-
 def _as_accepted(record: JobRecord) -> JobRecord:
     """A job as it was when it was accepted: what the first answer said."""
-    return _record_of({**record.__dict__, "created_at": record.created_at.isoformat()})
+    return record_of({**record.__dict__, "created_at": record.created_at.isoformat()})
 
 
 def _has_metadata(record: JobRecord, wanted: dict[str, str] | None) -> bool:

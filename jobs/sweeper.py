@@ -1,4 +1,5 @@
-"""Finds jobs nobody is looking after: leases that ran out, and queued jobs whose wake-up was lost.
+"""Finds jobs nobody is looking after: leases that ran out, queued jobs whose wake-up was lost, and what a process
+began and did not finish.
 
 Runs as a thread in every API and worker process, one at a time by a lock in Valkey. It is the only thing that
 takes a job from a silent worker. Invariant: it never touches a job whose lease is live by the server's clock,
@@ -19,6 +20,7 @@ from jobs.ledger import Ledger, guarded
 from jobs.outbox import Outbox
 from jobs.record import HELD, JobStatus
 from jobs.settings import QueueSettings
+from jobs.unfinished import Unfinished
 
 log = structlog.get_logger()
 
@@ -37,6 +39,7 @@ class Sweeper:
         self._interval = min(5.0, settings.lease_seconds / 4)
         self._stop = threading.Event()
         self._name = secrets.token_hex(8)
+        self._unfinished = Unfinished(ledger, archive, outbox, by="sweeper")
         self._lock = f"{ledger.prefix}:lock:sweeper"
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
@@ -57,6 +60,7 @@ class Sweeper:
             waited += self._interval
             try:
                 if self._is_mine():
+                    self._unfinished.finish()
                     self.ring_again()
                     if waited >= leases_from:
                         self.take_over_expired()
@@ -87,4 +91,6 @@ class Sweeper:
         for job_id in self._ledger.expired_leases():
             record = self._ledger.get(job_id)
             if record is not None and record.status in HELD:
-                hand_back(self._ledger, self._archive, self._outbox, record, expired=True)
+                # A restored record may name a run that had ended before Valkey was lost: no run was lost here.
+                counts = not record.restored
+                hand_back(self._ledger, self._archive, self._outbox, record, expired=True, counts=counts)

@@ -157,7 +157,7 @@ class Worker:
         if outcome is not None:
             settle(self._ledger, job_id, outcome)
             return None
-        epoch = self._archive.allocate_epoch(job_id, self.name, journal.now_iso())
+        epoch = self._archive.allocate_epoch(job_id, self.name, journal.now_iso(), attempts=record.attempts)
         if epoch is None:
             return None
         claimed = self._ledger.claim(

@@ -2,6 +2,7 @@
 --   owner, holder   whose it is; a name of this very attempt     hold   ms after which the attempt counts as dead
 --   key, print      digests of its Idempotency-Key and of its body; both may be missing
 --   keep            ms for which a key is remembered
+--   job             true where it is a job: one that gets no record is found by it (jobs/unfinished.py)
 --   queued, owned   how many jobs may be queued in all, and unfinished of one owner; both may be missing
 -- Returns {verdict, id, ms to wait}: new, resumed (an attempt died: its id is used again), done, busy, reused,
 -- queue_full or owner_full.
@@ -47,6 +48,7 @@ if order.queued or order.owned then
   end
 end
 
+if order.job then redis.call('ZADD', prefix .. ':submitting', now, id) end
 if memory then
   redis.call('HSET', memory, 'id', id, 'print', order.print, 'holder', order.holder, 'until', now + order.hold)
   redis.call('PEXPIRE', memory, order.keep)

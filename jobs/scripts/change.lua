@@ -4,7 +4,7 @@
 --   expired   the lease must have run out            to       the new status
 --   set       fields to set, as strings              lease    ms from now until the lease runs out
 --   first     ordinal of the first event in its run  events   [{type, epoch, step, data, time}]
---   expire    ms until the events may go
+--   expire    ms until the events may go       settles  an outcome stands: any state may end
 -- Returns {'ok'|'missing'|'status'|'epoch'|'lease', status, epoch, events accepted of this run}.
 local order = cjson.decode(ARGV[2])
 local owner, status, epoch, shipped = unpack(redis.call('HMGET', job, 'owner', 'status', 'epoch', 'shipped'))
@@ -17,6 +17,9 @@ if order.from then
   local allowed = false
   for _, name in ipairs(order.from) do allowed = allowed or name == status end
   if not allowed then return refuse('status') end
+end
+if order.to and order.to ~= status and not transitions[status][order.to] then
+  if not (order.settles and terminal[order.to] and not terminal[status]) then return refuse('status') end
 end
 local now = now_ms()
 if order.expired then
@@ -40,6 +43,9 @@ if order.to and order.to ~= status then
   set_status(now, owner, status, order.to)
   status = order.to
 end
-if order.lease then redis.call('ZADD', prefix .. ':leases', now + order.lease, id) end
+if order.lease then
+  redis.call('ZADD', prefix .. ':leases', now + order.lease, id)
+  redis.call('HDEL', job, 'restored')
+end
 if order.expire then redis.call('PEXPIRE', prefix .. ':events:' .. id, order.expire) end
 return { 'ok', status, tonumber(epoch), shipped }

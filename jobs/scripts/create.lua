@@ -3,6 +3,7 @@
 -- Returns 1, or 0 where it exists already.
 local now = now_ms()
 local fields = cjson.decode(ARGV[2])
+redis.call('ZREM', prefix .. ':submitting', id)
 redis.call('ZREM', prefix .. ':admitted', id)
 redis.call('ZREM', prefix .. ':admitted:' .. fields.owner, id)
 -- In the same step as the record: a key that is done has a job, and a job with a key is found by it.

@@ -1,9 +1,8 @@
 -- Shared by all scripts: names of keys, the server's clock, events, and the indexes a status stands in.
--- KEYS[1] is the prefix of every key; ARGV[1] is the job's id.
+-- KEYS[1] is the prefix of every key; ARGV[1] is the job's id. `held`, `terminal` and `transitions` come from
+-- jobs/record.py and stand above.
 local prefix, id = KEYS[1], ARGV[1]
 local job = prefix .. ':job:' .. id
-local held = { running = true, pausing = true, cancelling = true }
-local terminal = { succeeded = true, failed = true, cancelled = true }
 
 local function now_ms()
   local time = redis.call('TIME')

@@ -1,0 +1,48 @@
+"""What a process began, and died or was cut off before it could finish: submissions, and orders of owners.
+
+Valkey notes both before anything is written to the bucket; what the bucket then holds decides. A `job.json` is an
+accepted job, whatever its client heard, and an order is carried out. The sweeper calls this. Invariant: everything
+here may be done any number of times, also beside the process that began it.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from jobs.archive import Archive
+from jobs.ledger import Ledger
+from jobs.orders import Orders
+from jobs.outbox import Outbox
+from jobs.record import record_of
+
+log = structlog.get_logger()
+
+SUBMITTING_SECONDS = 300.0
+"""A submission that wrote nothing for so long wrote nothing: its retries on the way to storage are over."""
+ORDERING_SECONDS = 10.0
+
+
+class Unfinished:
+    """Finishes what others began."""
+
+    def __init__(self, ledger: Ledger, archive: Archive, outbox: Outbox, *, by: str) -> None:
+        self._ledger = ledger
+        self._archive = archive
+        self._outbox = outbox
+        self._orders = Orders(ledger, archive, outbox, by=by)
+
+    def finish(self) -> None:
+        """One round over everything that has been under way for too long. Raises `Unavailable`."""
+        for job_id in self._ledger.begun("submitting", SUBMITTING_SECONDS):
+            self._accept(job_id)
+        for note in self._ledger.begun("ordering", ORDERING_SECONDS):
+            self._orders.carry_out(note.split(" ")[0])
+            self._ledger.end("ordering", note)
+
+    def _accept(self, job_id: str) -> None:
+        """Make the record of a job that was written down; forget one that was not."""
+        asked = self._archive.job(job_id)
+        if asked is not None and self._ledger.create(record := record_of(asked)):
+            log.warning("submission_finished", job_id=job_id)
+            self._outbox.add(job_id, record.queue)
+        self._ledger.end("submitting", job_id)

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from jobs import layout
 from jobs.archive import Archive
-from jobs.sources import Bucket
+from jobs.storage import ObjectStore
 
 _MANIFEST = re.compile(r"checkpoints/step-(\d+)/manifest\.json$")
 
@@ -37,7 +37,7 @@ class Checkpoint:
     files: list[CheckpointFile]
 
 
-def list_checkpoints(bucket: Bucket, job_id: str) -> list[Checkpoint]:
+def list_checkpoints(bucket: ObjectStore, job_id: str) -> list[Checkpoint]:
     """A job's checkpoints, in order of steps."""
     found: dict[int, Checkpoint] = {}
     for epoch in range(1, Archive(bucket).latest_epoch(job_id) + 1):
@@ -49,7 +49,7 @@ def list_checkpoints(bucket: Bucket, job_id: str) -> list[Checkpoint]:
     return [found[step] for step in sorted(found)]
 
 
-def _read(bucket: Bucket, key: str, step: int, epoch: int) -> Checkpoint | None:
+def _read(bucket: ObjectStore, key: str, step: int, epoch: int) -> Checkpoint | None:
     """None for one that is pruned just now."""
     head, manifest = bucket.head(key), bucket.get_json(key)
     if head is None or manifest is None:

@@ -6,6 +6,8 @@ JobsError
 ├── Fenced              this worker's epoch is over: it may write nothing more
 ├── Rejected            a request that is well formed but cannot be accepted (names field and remedy)
 ├── Unavailable         Valkey or object storage did not answer
+├── Damaged             an object is gone, or not what was recorded of it
+├── Denied              object storage answered, and refused
 └── UnsafeStorage       the object store has no conditional writes
 """
 
@@ -51,6 +53,21 @@ class Unavailable(JobsError):
     def __init__(self, server: str, reason: str) -> None:
         self.server = server
         super().__init__(f"{server} did not answer ({reason}); try again shortly.")
+
+
+class Damaged(JobsError):
+    """An object is gone, or does not have the bytes that were recorded for it; asking again gives the same."""
+
+    def __init__(self, key: str, fault: str) -> None:
+        super().__init__(f"{key} {fault}")
+
+
+class Denied(JobsError):
+    """The store answered, and gives this object to us neither now nor later."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        super().__init__(f"HTTP {status}")
 
 
 class UnsafeStorage(JobsError):

@@ -35,7 +35,8 @@ from jobs.ratelimit import RateLimiter
 from jobs.record import TERMINAL, JobRecord, JobStatus, new_job_id, record_of
 from jobs.registry import WorkerRegistry
 from jobs.settings import QueueSettings, StorageSettings
-from jobs.sources import Bucket, Sources, SourceSettings
+from jobs.sources import Sources, SourceSettings
+from jobs.storage import ObjectStore
 from jobs.sweeper import Sweeper
 
 LIST_SCAN = 200
@@ -131,7 +132,7 @@ class JobService:
     ) -> None:
         self._settings = settings or ServiceSettings()
         self._queue_settings = queue
-        self.store = Bucket(storage)
+        self.store = ObjectStore(storage)
         self.ledger = Ledger(queue)
         self.archive = Archive(self.store)
         self.keys = KeyStore(self.store, self.ledger)

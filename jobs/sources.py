@@ -8,20 +8,17 @@ Invariant: no name leads to an object that this service wrote, whoever's it is.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
-from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from grpo_core.datasets import MAX_BYTES, DatasetError, DatasetTooLargeError, JsonlChecker
 from grpo_core.spec import S3_URL, Problem
-from jobs.errors import Unavailable
+from jobs.errors import Denied
 from jobs.settings import StorageSettings
-from jobs.storage import CHUNK_BYTES, ObjectStore
+from jobs.storage import ObjectStore
 
 OWN_PREFIX = "data/"
 """Where an operator puts data sets in the service's own bucket; the service writes nothing there."""
@@ -43,57 +40,13 @@ class SourceSettings(BaseSettings):
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-@dataclass(frozen=True, kw_only=True)
-class ObjectHead:
-    """What is known of an object without reading it."""
-
-    size: int
-    modified: datetime
-
-
-class Denied(Exception):
-    """The store answered, and gives this object to us neither now nor later."""
-
-
-class Bucket(ObjectStore):
-    """A bucket that can also be asked about single objects, and be denied."""
-
-    def head(self, key: str) -> ObjectHead | None:
-        """Size and time of an object, None where there is none; raises `Denied`, `Unavailable`."""
-        try:
-            answer = self._client.head_object(Bucket=self.bucket, Key=key)
-        except ClientError as error:
-            if _status(error) == 404:
-                return None
-            raise _meaning(error) from error
-        except BotoCoreError as error:
-            raise Unavailable("Object storage", type(error).__name__) from error
-        return ObjectHead(size=answer["ContentLength"], modified=answer["LastModified"])
-
-    def fetch_jsonl(self, key: str, path: Path) -> None:
-        """Copy a data set to a file, checked as an upload is; raises `DatasetError`, `Denied`, `Unavailable`."""
-        checker = JsonlChecker()
-        try:
-            body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
-                for chunk in body.iter_chunks(CHUNK_BYTES):
-                    checker.feed(chunk)
-                    file.write(chunk)
-        except ClientError as error:
-            raise _meaning(error) from error
-        except BotoCoreError as error:
-            raise Unavailable("Object storage", type(error).__name__) from error
-        checker.finish()
-
-
 class Sources:
     """The objects that jobs may name."""
 
     def __init__(self, storage: StorageSettings, settings: SourceSettings | None = None) -> None:
         self._storage = storage
         self._allowed = (settings or SourceSettings()).buckets
-        self._buckets: dict[str, Bucket] = {}
+        self._buckets: dict[str, ObjectStore] = {}
 
     def check(self, url: str) -> list[Problem]:
         """What is wrong with a data set before its job is accepted, as far as this process may look."""
@@ -121,7 +74,9 @@ class Sources:
                 raise DatasetError([_problem("no_such_dataset", f"{url} does not exist", "Was it deleted?")])
             if head.size > MAX_BYTES:
                 raise DatasetTooLargeError([_too_large(url, head.size)])
-            self._bucket(bucket).fetch_jsonl(key, path)
+            checker = JsonlChecker()
+            self._bucket(bucket).stream(key, path, checker.feed)
+            checker.finish()
         except Denied as error:
             remedy = "Give the worker's credentials s3:GetObject on it."
             raise DatasetError([_problem("access_denied", f"{url} cannot be read ({error})", remedy)]) from error
@@ -136,9 +91,9 @@ class Sources:
         places = [f"s3://{self._storage.bucket}/{OWN_PREFIX}", *(f"s3://{name}/" for name in buckets)]
         return _problem("not_allowed", f"{url} is not below {' or '.join(places)}", "Use another place, or upload it.")
 
-    def _bucket(self, name: str) -> Bucket:
+    def _bucket(self, name: str) -> ObjectStore:
         if name not in self._buckets:
-            self._buckets[name] = Bucket(self._storage.model_copy(update={"bucket": name}))
+            self._buckets[name] = ObjectStore(self._storage.model_copy(update={"bucket": name}))
         return self._buckets[name]
 
 
@@ -156,15 +111,3 @@ def _too_large(url: str, size: int) -> Problem:
 
 def _problem(code: str, detail: str, remedy: str) -> Problem:
     return Problem(pointer="/data/dataset", code=code, detail=detail, remedy=remedy)
-
-
-def _status(error: ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _meaning(error: ClientError) -> Exception:
-    """A server's own fault passes; what it says about the object or about us does not."""
-    status = _status(error)
-    if status >= 500 or status in (0, 408, 429):
-        return Unavailable("Object storage", f"HTTP {status}")
-    return Denied(f"HTTP {status}")

@@ -10,19 +10,21 @@ import base64
 import hashlib
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from grpo_core import strict_json
 from jobs import layout
-from jobs.errors import Unavailable, UnsafeStorage
+from jobs.errors import Damaged, Denied, Unavailable, UnsafeStorage
 from jobs.settings import StorageSettings
 
 if TYPE_CHECKING:
@@ -39,6 +41,14 @@ class StoredObject:
 
     key: str
     size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectHead:
+    """What is known of an object without reading it."""
+
+    size: int
+    modified: datetime
 
 
 class ObjectStore:
@@ -200,24 +210,46 @@ class ObjectStore:
                 stored = self._client.head_object(Bucket=self.bucket, Key=key)["ContentLength"]
                 if stored != size:
                     raise Unavailable("Object storage", f"it kept {stored} of {size} bytes of {key}")
-        except (ClientError, BotoCoreError) as error:
+        except (ClientError, BotoCoreError, Boto3Error) as error:
             raise _unavailable(error) from error
         return digest.hex(), size
 
+    def head(self, key: str) -> ObjectHead | None:
+        """Size and time of an object, None where there is none; raises `Denied` too."""
+        try:
+            answer = self._client.head_object(Bucket=self.bucket, Key=key)
+        except ClientError as error:
+            if _status(error) == 404:
+                return None
+            raise _meaning(error) from error
+        except BotoCoreError as error:
+            raise _unavailable(error) from error
+        return ObjectHead(size=answer["ContentLength"], modified=answer["LastModified"])
+
     def download(self, key: str, path: Path, sha256: str | None = None) -> None:
-        """Copy an object to a file and check it against a known hash; raises `Unavailable` where they differ."""
+        """Copy an object to a file in a folder that exists; raises `Damaged` where it is not what was recorded."""
         hasher = hashlib.sha256()
         try:
+            self.stream(key, path, hasher.update)
+        except Denied as error:
+            if error.status == 404:
+                raise Damaged(key, "is gone") from error
+            raise Unavailable("Object storage", str(error)) from error
+        if sha256 is not None and hasher.hexdigest() != sha256:
+            raise Damaged(key, "does not have the SHA-256 that was recorded for it")
+
+    def stream(self, key: str, path: Path, feed: Callable[[bytes], object]) -> None:
+        """Copy an object to a file and each chunk to `feed`; raises `Denied`, also where there is none."""
+        try:
             body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
-            path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:
                 for chunk in body.iter_chunks(CHUNK_BYTES):
-                    hasher.update(chunk)
+                    feed(chunk)
                     file.write(chunk)
-        except (ClientError, BotoCoreError) as error:
+        except ClientError as error:
+            raise _meaning(error) from error
+        except BotoCoreError as error:
             raise _unavailable(error) from error
-        if sha256 is not None and hasher.hexdigest() != sha256:
-            raise Unavailable("Object storage", f"{key} does not have the SHA-256 that was recorded for it")
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Every object below a prefix, in the order of keys."""
@@ -266,6 +298,14 @@ def _checksum(body: bytes) -> str:
 
 def _status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _meaning(error: ClientError) -> Denied | Unavailable:
+    """A server's own fault passes; what it says about the object or about us does not."""
+    status = _status(error)
+    if status >= 500 or status in (0, 408, 429):
+        return _unavailable(error)
+    return Denied(status)
 
 
 def _unavailable(error: Exception) -> Unavailable:

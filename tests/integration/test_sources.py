@@ -9,14 +9,16 @@ import pytest
 from botocore.exceptions import ClientError
 
 import jobs.sources
+import jobs.storage
 from grpo_core.datasets import DatasetError, DatasetTooLargeError
 from grpo_core.spec import SpecError, parse_spec
 from jobs import layout
-from jobs.errors import Rejected, Unavailable
+from jobs.errors import Denied, Rejected, Unavailable
 from jobs.record import JobRecord
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
-from jobs.sources import Bucket, Denied, Sources, SourceSettings
+from jobs.sources import Sources, SourceSettings
+from jobs.storage import ObjectStore
 
 CPU = {"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}}
 ROWS = b'{"question": "1+1", "answer": "2"}\n{"question": "1+2", "answer": 3}\n'
@@ -38,8 +40,8 @@ def service(storage_settings: StorageSettings, queue_settings: QueueSettings, pr
 
 
 @pytest.fixture
-def other(storage_settings: StorageSettings) -> Bucket:
-    bucket = Bucket(storage_settings.model_copy(update={"bucket": OTHER}))
+def other(storage_settings: StorageSettings) -> ObjectStore:
+    bucket = ObjectStore(storage_settings.model_copy(update={"bucket": OTHER}))
     bucket.ensure_ready()
     return bucket
 
@@ -53,7 +55,7 @@ def key_of(url: str) -> str:
 
 
 def test_what_the_operator_put_there_is_accepted_and_fetched(
-    service: tuple[JobService, str], other: Bucket, tmp_path: Path
+    service: tuple[JobService, str], other: ObjectStore, tmp_path: Path
 ) -> None:
     jobs_service, place = service
     jobs_service.store.put(key_of(f"{place}/rows.jsonl"), ROWS)
@@ -62,7 +64,7 @@ def test_what_the_operator_put_there_is_accepted_and_fetched(
         job = submit(jobs_service, url)
         data = parse_spec(job.spec).data
         assert (data.dataset, data.question_column, data.answer_column) == (url, "question", "answer")
-        target = tmp_path / "inputs" / "dataset.jsonl"
+        target = tmp_path / "dataset.jsonl"
         jobs_service.datasets.fetch(data, "ann", target)
         assert target.read_bytes() == ROWS
 
@@ -169,9 +171,9 @@ def test_what_we_may_not_read_is_left_to_the_worker_and_said_there(
     jobs_service, place = service
 
     def denied(*_: Any) -> Any:
-        raise Denied("HTTP 403")
+        raise Denied(403)
 
-    monkeypatch.setattr(Bucket, "head", denied)
+    monkeypatch.setattr(ObjectStore, "head", denied)
     submit(jobs_service, f"{place}/rows.jsonl")
     with pytest.raises(DatasetError, match="s3:GetObject"):
         jobs_service.datasets.sources.fetch(f"{place}/rows.jsonl", tmp_path / "x")
@@ -180,7 +182,7 @@ def test_what_we_may_not_read_is_left_to_the_worker_and_said_there(
 @pytest.mark.parametrize(("status", "meaning"), [(403, Denied), (301, Denied), (500, Unavailable), (503, Unavailable)])
 def test_a_refusal_is_for_good_and_a_fault_is_not(status: int, meaning: type[Exception]) -> None:
     error = ClientError({"ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")  # type: ignore[typeddict-item]
-    assert isinstance(jobs.sources._meaning(error), meaning)
+    assert isinstance(jobs.storage._meaning(error), meaning)
 
 
 def test_no_setting_allows_nothing_but_the_own_folder(storage_settings: StorageSettings) -> None:

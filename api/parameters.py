@@ -62,4 +62,6 @@ def _expected(kind: Any, bounds: ParameterKwarg) -> str:
         return "true or false"
     if kind is int:
         return f"a whole number from {bounds.ge:.0f} to {bounds.le:.0f}"
+    if kind is float:
+        return "a finite number"
     return f"text of {bounds.min_length} to {bounds.max_length} characters" if bounds.max_length else "text"

@@ -34,7 +34,7 @@ from grpo_core.datasets import DatasetError, DatasetTooLargeError
 from grpo_core.spec import Problem, SpecError
 from grpo_core.strict_json import StrictJsonError
 from jobs.admission import InProgress, KeyReused, TooManyJobs
-from jobs.errors import Conflict, NotFound, Rejected, Unavailable
+from jobs.errors import BadCursor, Conflict, NotFound, Rejected, Unavailable
 from jobs.ratelimit import RateLimited
 
 log = structlog.get_logger(__name__)
@@ -170,6 +170,13 @@ def _(error: StrictJsonError, _request: Request[Any, Any, Any]) -> ApiError:
 @describe.register
 def _(error: NotFound, _request: Request[Any, Any, Any]) -> ApiError:
     return ApiError("not_found", str(error))
+
+
+@describe.register
+def _(error: BadCursor, _request: Request[Any, Any, Any]) -> ApiError:
+    remedy = "Give the next_cursor of the page before, with the same filters and order; or none, to begin again."
+    errors = [bad_parameter("cursor", error.detail, remedy)]
+    return ApiError("bad_query", _count(errors, "the query"), errors=errors)
 
 
 @describe.register

@@ -14,6 +14,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 from grpo_core.rewards import RewardInfo
 from jobs.datasets import DatasetRecord
 from jobs.record import TERMINAL, JobRecord, JobStatus, Phase
+from jobs.rollout_store import Rollout as FoundRollout
+from jobs.rollout_store import StepRollouts
 from jobs.service import Artifact, LinkedCheckpoint, SpecWarning
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -48,6 +50,7 @@ class JobLinks(Struct, frozen=True, kw_only=True):
     self: str
     events: str
     metrics: str
+    rollouts: str
     checkpoints: str
     artifacts: str
 
@@ -139,6 +142,55 @@ class MetricList(Struct, frozen=True, kw_only=True):
 
     object: Literal["list"] = "list"
     data: list[dict[str, Any]]
+
+
+class Rollout(Struct, frozen=True, kw_only=True):
+    """One completion, with everything that was decided about it."""
+
+    step: Annotated[int, Meta(ge=1)]
+    epoch: Annotated[int, Meta(ge=1, description="The run that drew it")]
+    prompt_id: Annotated[str, Meta(description="The same wherever the prompt was drawn: give it as `prompt`")]
+    row: Annotated[int, Meta(description="Of the data set")]
+    sample: Annotated[int, Meta(ge=0, description="Place in the group of its prompt")]
+    seed: int
+    prompt: Annotated[str, Meta(description="The question, without system prompt and chat template")]
+    answer: str
+    completion: str
+    rewards: Annotated[dict[str, float | None], Meta(description="Raw, before weights; null: no finite number")]
+    reward_total: Annotated[float | None, Meta(description="Weighted sum")]
+    advantage: float | None
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: Annotated[str, Meta(description="stop, or length where it was cut")]
+    adapter_version: Annotated[int, Meta(description="Optimizer steps the adapter had seen when it drew this")]
+
+
+class RolloutList(Struct, frozen=True, kw_only=True):
+    """Some of a job's completions, in the order asked for."""
+
+    object: Literal["list"] = "list"
+    data: list[Rollout]
+    has_more: bool
+    next_cursor: Annotated[str | None, Meta(description="Give it as `cursor`, with the same filters")]
+
+
+class RolloutStep(Struct, frozen=True, kw_only=True):
+    """What there is of one step."""
+
+    step: Annotated[int, Meta(ge=1)]
+    epoch: Annotated[int, Meta(ge=1)]
+    completions: int
+    prompts: Annotated[list[str], Meta(description="Their prompt_id, in the order of the step")]
+    reward_mean: float | None
+    reward_min: float | None
+    reward_max: float | None
+
+
+class RolloutStepList(Struct, frozen=True, kw_only=True):
+    """The steps whose completions can be read."""
+
+    object: Literal["list"] = "list"
+    data: list[RolloutStep]
 
 
 class ArtifactFile(Struct, frozen=True, kw_only=True):
@@ -264,6 +316,16 @@ def event_of(event: dict[str, Any]) -> Event:
         step=event["step"] or 0,
         data=event["data"],
     )
+
+
+def rollout_of(rollout: FoundRollout) -> Rollout:
+    """The public form of a completion."""
+    return Rollout(**{name: getattr(rollout, name) for name in Rollout.__struct_fields__})
+
+
+def rollout_step_of(step: StepRollouts) -> RolloutStep:
+    """The public form of what there is of a step."""
+    return RolloutStep(**{name: getattr(step, name) for name in RolloutStep.__struct_fields__})
 
 
 def artifacts_of(artifacts: list[Artifact], record: JobRecord) -> ArtifactList:

@@ -5,6 +5,7 @@ JobsError
 ├── Conflict            the job's state does not allow what was asked
 ├── Fenced              this worker's epoch is over: it may write nothing more
 ├── Rejected            a request that is well formed but cannot be accepted (names field and remedy)
+├── BadCursor           a page's cursor that is none, or of another list
 ├── Unavailable         Valkey or object storage did not answer
 ├── Damaged             an object is gone, or not what was recorded of it
 ├── Denied              object storage answered, and refused
@@ -45,6 +46,14 @@ class Rejected(JobsError):
     def __init__(self, *problems: Problem) -> None:
         self.problems = list(problems)
         super().__init__("; ".join(f"{p.pointer} {p.detail}. {p.remedy}" for p in problems))
+
+
+class BadCursor(JobsError):
+    """A cursor that leads nowhere in the list it was given for."""
+
+    def __init__(self, detail: str) -> None:
+        self.detail = detail
+        super().__init__(f"The cursor {detail}; give the next_cursor of the page before, with the same filters.")
 
 
 class Unavailable(JobsError):

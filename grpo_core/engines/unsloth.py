@@ -189,6 +189,7 @@ class UnslothEngine(TrlEngine):
         require_context_length(model, self._spec)
         self._llm = model.vllm_engine
         self._require_server(model)
+        score_in_equal_parts()
         with self._start_up.phase("trainer"):
             trainer = RecordingTrainer(
                 **self._record_options(),
@@ -265,6 +266,17 @@ class UnslothEngine(TrlEngine):
     def _read(self, told: Any) -> Answer:
         text = self.tokenizer.decode(told.token_ids, skip_special_tokens=True)
         return Answer(text, len(told.token_ids), "stop" if told.finish_reason == "stop" else "length")
+
+
+def score_in_equal_parts() -> None:
+    """Have Unsloth compute log-probabilities by one compiled part, run in a loop.
+
+    Its usual function is compiled with the loop unrolled, a part or more for each completion: a graph that grows with
+    the batch, and took over two minutes to compile for 64 completions. The variant it keeps for saving memory computes
+    a part's logits again in the backward pass, which costs one matrix product of the output head more.
+    """
+    scoring: Any = import_module("unsloth_zoo.rl_replacements")
+    scoring.chunked_hidden_states_selective_log_softmax = scoring.chunked_hidden_states_selective_log_softmax_recompute
 
 
 def _held_by_server(llm: Any) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def _baseline(host: Host, *, bits: int, beta: float) -> dict[str, Any]:
 # The service
 
 
-@stage(240)
+@stage(400)
 def smoke(host: Host) -> dict[str, Any]:
     """Three steps of a small model with every check and an evaluation: what is broken shows here first."""
     return _job(host, "smoke", _small_spec(host, steps=3, questions=16))
@@ -189,6 +189,14 @@ def smoke(host: Host) -> dict[str, Any]:
 def recipe16(host: Host) -> dict[str, Any]:
     """The recipe in 16-bit on the 7B shape, cold."""
     return _job(host, "recipe16", _recipe(host, "recipe-16bit.json", steps=25))
+
+
+@stage(600)
+def resume16(host: Host) -> dict[str, Any]:
+    """The recipe in 16-bit on a cold host, its process killed at step 13: memory free, resumed from step 10, warm."""
+    spec = _recipe(host, "recipe-16bit.json", steps=24)
+    spec["training"] |= {"checkpoint_every": 10}
+    return _job(host, "resume16", spec, kill_at=13, go_on=True)
 
 
 @stage(480)
@@ -208,9 +216,6 @@ def throughput8(host: Host) -> dict[str, Any]:
     """The throughput preset at 8 problems × 8 completions, to be held against TRL with vLLM at the same size."""
     spec = _recipe(host, "throughput.json", steps=15)
     spec["sampling"] |= {"prompts_per_step": 8, "gradient_accumulation": 4}
-    # An 80 GB card holds the activations of 16 sequences: nothing need be computed twice.
-    spec["lora"] = {"gradient_checkpointing": "off"}
-    spec["model"]["gpu_memory_share"] = 0.3
     return _job(host, "throughput8", spec)
 
 
@@ -235,7 +240,7 @@ def trl4(host: Host) -> dict[str, Any]:
 @stage(900)
 def learn(host: Host) -> dict[str, Any]:
     """A real chat model on real word problems: strict format on 300 held-out problems before and after."""
-    return _job(host, "learn", _small_spec(host, steps=200, questions=300))
+    return _job(host, "learn", _small_spec(host, steps=160, questions=300))
 
 
 @stage(500)
@@ -262,27 +267,11 @@ def _recipe(host: Host, preset: str, *, steps: int, share: float | None = None) 
 
 
 def _small_spec(host: Host, *, steps: int, questions: int) -> dict[str, Any]:
-    """The small chat model on word problems, asked as its example asks."""
-    data = json.loads((SMALL / "job.json").read_text("utf-8"))["data"]
-    spec: dict[str, Any] = {
-        "model": {"name": host.model(MODEL_SMALL), "max_sequence": 1024, "gpu_memory_share": 0.4, "precision": "16bit"},
-        "lora": {"gradient_checkpointing": "off"},
-        "optimizer": {"learning_rate": 1e-4, "schedule": "constant", "warmup_ratio": 0.03, "max_grad_norm": 1.0},
-        "training": {"steps": steps, "checkpoint_every": 50},
-        "sampling": {
-            "prompts_per_step": 16,
-            "generations": 8,
-            "gradient_accumulation": 2,
-            "max_prompt_tokens": 640,
-            "max_completion_tokens": 128,
-            "temperature": 1.0,
-        },
-        "loss": {"type": "dapo", "beta": 0.0},
-        "rewards": {"mode": "fixed"},
-        "guards": {"no_signal_steps": 0},
-        "evaluation": {"questions": questions, "max_completion_tokens": 192},
-        "data": {**data, "source": "upload"},
-    }
+    """The small chat model on word problems, as its example for a GPU has it."""
+    spec: dict[str, Any] = json.loads((SMALL / "cuda.json").read_text("utf-8"))
+    spec["model"] |= {"name": host.model(MODEL_SMALL)}
+    spec["training"] |= {"steps": steps, "save_steps": steps}
+    spec["evaluation"] |= {"questions": questions}
     return _for_host(host, spec)
 
 
@@ -327,8 +316,13 @@ class Memory:
             thread.join()
 
 
-def _job(host: Host, name: str, spec: dict[str, Any], *, kill_at: int | None = None) -> dict[str, Any]:
-    """Submit a job to the stack, follow it to its end, and put together what it says of itself."""
+def _job(
+    host: Host, name: str, spec: dict[str, Any], *, kill_at: int | None = None, go_on: bool = False
+) -> dict[str, Any]:
+    """Submit a job to the stack, follow it to its end, and put together what it says of itself.
+
+    `kill_at`: the step after which its process is killed; then the job is cancelled, unless it shall `go_on`.
+    """
     from api.client import GrpoClient
 
     spec = _merged({"name": name, **spec}, host.overrides.get(name, {}))
@@ -351,7 +345,8 @@ def _job(host: Host, name: str, spec: dict[str, Any], *, kill_at: int | None = N
                 _tell(event)
             if kill_at is not None and any(e["type"] == "metric" and (e["step"] or 0) >= kill_at for e in events):
                 killed = _kill_child(idle)
-                client.cancel(job["id"])
+                if not go_on:
+                    client.cancel(job["id"])
                 kill_at = None
             if host.left() < 20:
                 client.cancel(job["id"])
@@ -371,8 +366,11 @@ def _summary(
     job: dict[str, Any], events: list[dict[str, Any]], metrics: list[dict[str, Any]], submitted: float
 ) -> dict[str, Any]:
     settled = metrics[SETTLED:] or metrics
-    logs = [event["data"]["message"] for event in events if event["type"] == "log"]
-    timed = [re.fullmatch(r"start-up: (\w+) ([\d.]+) s", line) for line in logs]
+    start_ups: dict[int, dict[str, float]] = {}
+    for event in events:
+        found = event["type"] == "log" and re.fullmatch(r"start-up: (\w+) ([\d.]+) s", event["data"]["message"])
+        if found:
+            start_ups.setdefault(event["epoch"], {})[found[1]] = float(found[2])
     differences = [m["logprob_diff_mean"] for m in metrics if m.get("logprob_diff_mean") is not None]
     largest = [m["logprob_diff_max"] for m in metrics if m.get("logprob_diff_max") is not None]
 
@@ -395,7 +393,7 @@ def _summary(
         "logprob_diff_mean": max(differences, default=None),
         "logprob_diff_max": max(largest, default=None),
         "rewards": [round(m["reward"], 4) for m in metrics],
-        "start_up": {found[1]: float(found[2]) for found in timed if found},
+        "start_up": start_ups,
         "phases": [
             (event["data"]["phase"], event["time"])
             for event in events

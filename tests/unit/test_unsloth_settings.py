@@ -101,7 +101,7 @@ def test_the_adapter_is_the_same_as_plain_pefts() -> None:
 
 @pytest.mark.parametrize(
     ("prompts", "generations", "questions", "expected"),
-    [(1, 6, 0, 6), (1, 6, 300, 64), (1, 6, 10, 10), (8, 8, 300, 64), (16, 8, 300, 128), (32, 8, 0, 257)],
+    [(1, 3, 0, 4), (1, 6, 0, 8), (1, 6, 300, 64), (1, 6, 10, 16), (8, 8, 300, 64), (16, 8, 300, 128), (32, 8, 0, 257)],
 )
 def test_graphs_are_captured_for_what_the_job_draws(
     prompts: int, generations: int, questions: int, expected: int

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from api.requests import REQUEST_ID_HEADER, allowed_methods, request_id, root_of, stack_of
+from api.telemetry import ServiceMetrics
 
 if TYPE_CHECKING:
     from litestar.types import ASGIApp, Message, Receive, Scope, Send
@@ -37,8 +38,8 @@ class AnswerBrokenOffError(Exception):
 class Edge:
     """Wraps the ASGI application."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics) -> None:
+        self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,6 +53,7 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                self._metrics.observe(scope, status, time.perf_counter() - begun)
                 headers = list(message["headers"])
                 if scope["method"] == "OPTIONS":
                     headers = [(name, value) for name, value in headers if name.lower() != b"allow"]

@@ -21,6 +21,7 @@ from litestar.openapi.spec import Components, License, SecurityScheme, Server
 from api.auth import PUBLIC
 from api.bodies import JSON, JSONL
 from api.idempotency import KEY_PATTERN
+from api.metric_table import MEDIA_TYPE as CSV
 from api.streams import MEDIA_TYPE as EVENT_STREAM
 from grpo_core import __version__
 from grpo_core.spec import json_schema
@@ -133,6 +134,7 @@ def complete(derived: dict[str, Any]) -> dict[str, Any]:
         if operation["operationId"] in _BODIES:
             operation["requestBody"] = _BODIES[operation["operationId"]]
     document["paths"]["/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"][EVENT_STREAM] = _STREAM
+    document["paths"]["/jobs/{job_id}/metrics"]["get"]["responses"]["200"]["content"][CSV] = _TABLE
     return document
 
 
@@ -193,6 +195,12 @@ _STREAM: dict[str, Any] = {
     "example": 'id: 7\nevent: metric\ndata: {"v": 1, "seq": 7, "epoch": 1, "type": "metric", "step": 3, ...}\n\n',
 }
 """Server-sent events: `id` is the event's number, `event` its type, `data` the event as JSON in one line."""
+
+_TABLE: dict[str, Any] = {
+    "schema": {"type": "string"},
+    "example": "step,epoch,reward,reward_std,...\r\n1,1,0.5,0.25,...\r\n",
+}
+"""One line a step; a column for each number, such as `rewards.correctness`."""
 
 _EXTRA_PARAMETERS: dict[str, list[Any]] = {
     "submitJob": [_IDEMPOTENCY_KEY],

@@ -35,8 +35,8 @@ CACHE_BYTES = 32 * 1024**2
 """Of all indexes together: about 20 bytes a completion."""
 FILES_AT_ONCE = 64
 """Objects whose index is read in one go."""
-STEP_FILES_AT_ONCE = 4
-"""The same where steps are read in order, and the first few may be enough."""
+FIRST_FILES = 4
+"""The same at first where steps are read in order, since few may be enough; then twice as many each time."""
 
 _INDEX = ("step", "epoch", "prompt_id", "reward_total", "advantage", "completion_tokens", "finish_reason")
 
@@ -236,11 +236,14 @@ def _batches(
         return _split(able, FILES_AT_ONCE)
     if after is not None:
         able = [f for f in able if (f.first <= after.step if query.descending else f.last >= after.step)]
-    return _split(able[::-1] if query.descending else able, STEP_FILES_AT_ONCE)
+    return _split(able[::-1] if query.descending else able, FIRST_FILES)
 
 
 def _split(files: Sequence[RolloutFile], size: int) -> Iterator[Sequence[RolloutFile]]:
-    return (files[start : start + size] for start in range(0, len(files), size))
+    start = 0
+    while start < len(files):
+        yield files[start : start + size]
+        start, size = start + size, min(2 * size, FILES_AT_ONCE)
 
 
 def _as_index(rows: pl.DataFrame) -> pl.DataFrame:

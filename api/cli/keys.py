@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 Days = Annotated[float | None, Parameter(validator=validators.Number(gt=0, lte=36500))]
 Scopes = Annotated[
     list[str] | None,
-    Parameter(name="--scope", negative="", help="jobs:read, jobs:write or datasets:write; repeat it. All by default."),
+    Parameter(
+        name="--scope",
+        negative="",
+        help="jobs:read, jobs:write, datasets:write or metrics:read; repeat it. All by default.",
+    ),
 ]
 
 

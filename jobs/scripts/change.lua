@@ -35,6 +35,7 @@ for _, event in ipairs(order.events or {}) do
   ordinal = ordinal + 1
   if not order.first or ordinal > shipped then
     emit(now, event.epoch or epoch, event.type, event.step, event.data, event.time)
+    if event.type == 'metric' then time_step(event.data) end
     if order.first then shipped = ordinal end
   end
 end

@@ -16,7 +16,36 @@ local function emit(now, epoch, kind, step, data, time)
     'type', kind, 'epoch', epoch, 'time', time or now, 'step', step, 'data', data)
 end
 
+-- Jobs by status, and those that wait by queue: for telemetry, nothing is decided by them.
+local function count(now, old, new)
+  local queue = redis.call('HGET', job, 'queue') or ''
+  local waiting = prefix .. ':waiting:' .. queue
+  if old then redis.call('HINCRBY', prefix .. ':statuses', old, -1) end
+  redis.call('HINCRBY', prefix .. ':statuses', new, 1)
+  if old == 'queued' then redis.call('ZREM', waiting, id) end
+  if new == 'queued' then
+    redis.call('ZADD', waiting, now, id)
+    redis.call('SADD', prefix .. ':queues', queue)
+  end
+end
+
+-- How long steps take, by queue: a histogram, also for telemetry.
+local step_bounds = { 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600 }
+local function time_step(data)
+  local readable, metrics = pcall(cjson.decode, data)
+  local seconds = readable and type(metrics) == 'table' and type(metrics.seconds) == 'table' and metrics.seconds.total
+  if type(seconds) ~= 'number' then return end
+  local steps = prefix .. ':steps:' .. (redis.call('HGET', job, 'queue') or '')
+  local bucket = '+Inf'
+  for _, bound in ipairs(step_bounds) do
+    if seconds <= bound then bucket = tostring(bound); break end
+  end
+  redis.call('HINCRBY', steps, bucket, 1)
+  redis.call('HINCRBYFLOAT', steps, 'sum', seconds)
+end
+
 local function set_status(now, owner, old, new)
+  count(now, old, new)
   local list = prefix .. ':owner:' .. owner
   if old then redis.call('ZREM', list .. ':' .. old, id) end
   redis.call('ZADD', list .. ':' .. new, 0, id)

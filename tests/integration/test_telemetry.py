@@ -1,0 +1,158 @@
+"""What /metrics says, on real servers: counts that follow jobs, and no more labels than there are routes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from api.client import GrpoClient, ProblemError
+from grpo_core.spec import parse_spec
+from jobs.ledger import JobEvent
+from jobs.record import JobStatus
+from jobs.registry import WorkerInfo
+from jobs.service import JobService
+from jobs.settings import QueueSettings, StorageSettings
+from tests.integration.running import RunningApi
+
+CPU = parse_spec({"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}})
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+@pytest.fixture
+def api(storage_settings: StorageSettings, queue_settings: QueueSettings) -> Iterator[RunningApi]:
+    api = RunningApi(JobService(storage_settings, queue_settings))
+    with api.run():
+        yield api
+
+
+@pytest.fixture
+def client(api: RunningApi) -> Iterator[GrpoClient]:
+    key, _ = api.service.keys.create("ann")
+    with GrpoClient(api.url, key) as client:
+        yield client
+
+
+def scrape(client: GrpoClient) -> Samples:
+    families = text_string_to_metric_families(client.service_metrics())
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    return samples[name, tuple(sorted(labels.items()))]
+
+
+def test_counts_follow_jobs_through_their_states(api: RunningApi, client: GrpoClient) -> None:
+    ledger, queue = api.service.ledger, f"{api.service.ledger.prefix}.cpu"
+    jobs = [api.service.submit(CPU, "ann").id for _ in range(4)]
+    api.service.workers.announce(WorkerInfo(name="w1", queues=[queue], device="cpu", job=jobs[0]))
+    api.service.workers.announce(WorkerInfo(name="w2", queues=[queue, "spare"], device="cpu"))
+    assert ledger.claim(jobs[0], epoch=1, worker="w1", lease_seconds=60)
+    times = [0.4, 3.0, 3.0, 700.0]
+    events = [JobEvent(type="metric", step=step, data={"seconds": {"total": t}}) for step, t in enumerate(times, 1)]
+    ledger.change(jobs[0], epoch=1, events=events, first_ordinal=1)
+    ledger.change(jobs[0], epoch=1, events=events, first_ordinal=1)  # sent again: counted once
+    ledger.change(jobs[0], epoch=1, events=[JobEvent(type="metric", step=5, data={"seconds": "odd"})])
+    api.service.cancel(jobs[1], "ann")
+    samples = scrape(client)
+    by_status = {status.value: value(samples, "grpo_jobs", status=status.value) for status in JobStatus}
+    assert {status: count for status, count in by_status.items() if count} == {
+        "queued": 2,
+        "running": 1,
+        "cancelled": 1,
+    }
+    assert value(samples, "grpo_queue_depth", queue=queue) == 2
+    assert 0 < value(samples, "grpo_queue_oldest_seconds", queue=queue) < 60
+    assert value(samples, "grpo_queue_workers", queue=queue) == 2
+    assert value(samples, "grpo_queue_workers", queue="spare") == 1
+    assert (value(samples, "grpo_workers", state="busy"), value(samples, "grpo_workers", state="idle")) == (1, 1)
+    assert value(samples, "grpo_leases") == 1
+    assert 0 <= value(samples, "grpo_lease_age_seconds") < 30
+    steps = {
+        bound: value(samples, "grpo_step_seconds_bucket", queue=queue, le=bound) for bound in ("0.5", "5.0", "600.0")
+    }
+    assert steps == {"0.5": 1, "5.0": 3, "600.0": 3}
+    assert value(samples, "grpo_step_seconds_count", queue=queue) == 4
+    assert value(samples, "grpo_step_seconds_sum", queue=queue) == pytest.approx(sum(times))
+
+    assert ledger.change(jobs[0], epoch=1, to=JobStatus.QUEUED).done
+    samples = scrape(client)
+    assert (value(samples, "grpo_leases"), value(samples, "grpo_lease_age_seconds")) == (0, 0)
+    assert value(samples, "grpo_queue_depth", queue=queue) == 3
+
+
+def test_a_silent_worker_shows_as_the_age_of_its_lease(
+    storage_settings: StorageSettings, queue_settings: QueueSettings
+) -> None:
+    service = JobService(storage_settings, queue_settings)
+    job = service.submit(CPU, "ann").id
+    assert service.ledger.claim(job, epoch=1, worker="w", lease_seconds=60)
+    before = service.telemetry().lease_age_seconds
+    service.ledger.client.zincrby(f"{queue_settings.prefix}:leases", -45_000, job)  # as 45 s without a beat leave it
+    assert service.telemetry().lease_age_seconds == pytest.approx(before + 45, abs=2)
+
+
+def test_requests_are_counted_by_route_and_never_by_id(api: RunningApi, client: GrpoClient) -> None:
+    for number in range(5):
+        with pytest.raises(ProblemError):
+            client.get(f"job-{number:026d}")
+    for path in ("nowhere", "etc/passwd", "jobs/x/y/z"):
+        client._api.get(f"/{path}")
+    client._api.request("BREW", "/jobs")
+    samples = scrape(client)
+    label = {"method": "GET", "route": "/jobs/{job_id}", "status": "404"}
+    assert value(samples, "grpo_http_request_seconds_count", **label) == 5
+    assert value(samples, "grpo_http_request_seconds_count", method="GET", route="unmatched", status="404") == 3
+    routes = {dict(labels).get("route", "") for _, labels in samples}
+    assert not [route for route in routes if re.search(r"job-|passwd|:str", route)]
+    assert {dict(labels).get("method") for _, labels in samples} <= {None, "GET", "other"}
+
+
+def test_a_key_needs_the_scope(api: RunningApi) -> None:
+    key, _ = api.service.keys.create("ann", ["jobs:read"])
+    with GrpoClient(api.url, key) as client, pytest.raises(ProblemError) as raised:
+        client.service_metrics()
+    assert (raised.value.status, raised.value.code) == (403, "forbidden")
+    key, _ = api.service.keys.create("prometheus", ["metrics:read"])
+    with GrpoClient(api.url, key) as client:
+        assert "grpo_valkey_up 1.0" in client.service_metrics()
+        with pytest.raises(ProblemError):
+            client.list()
+
+
+def test_each_expression_of_the_dashboard_and_the_alarms_names_what_is_exposed(
+    api: RunningApi, client: GrpoClient
+) -> None:
+    queue = f"{api.service.ledger.prefix}.cpu"
+    job = api.service.submit(CPU, "ann").id
+    api.service.ledger.claim(job, epoch=1, worker="w", lease_seconds=60)
+    client.get(job)
+    exposed: dict[str, set[str]] = {}
+    for name, labels in scrape(client):
+        exposed.setdefault(name, set()).update(dict(labels))
+    folder = Path("deploy/grafana")
+    dashboard = json.loads((folder / "dashboards" / "grpo.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    expressions += re.findall(r"^\s*expr: (.+)$", (folder / "prometheus" / "alerts.yaml").read_text(), re.MULTILINE)
+    assert len(expressions) > 12
+    named: set[str] = set()
+    for expression in expressions:
+        metrics = re.findall(r"\b((?:grpo|process)_[a-z_]+)(?:\{([^}]*)\})?", expression)
+        assert metrics, expression
+        for name, matchers in metrics:
+            assert name in exposed, f"{name} in {expression}"
+            used = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
+            used |= {label for group in re.findall(r"\bby \(([^)]*)\)", expression) for label in group.split(", ")}
+            known = exposed[name] | {"job", "instance"} | (set.union(*exposed.values()) if len(metrics) > 1 else set())
+            assert used <= known, expression
+            named.add(name)
+    assert {"grpo_queue_depth", "grpo_lease_age_seconds", "grpo_jobs", "grpo_step_seconds_bucket"} <= named
+    assert queue in {dict(labels).get("queue") for _, labels in scrape(client)}

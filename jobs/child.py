@@ -49,6 +49,16 @@ class Child:
         if self._process.poll() is None:
             self._process.terminate()
 
+    def dump_stacks(self) -> None:
+        """Ask it to write where each of its threads is to its output; a stopped or early one may not."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGUSR1)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for its end, but no longer than that."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+
     def kill(self) -> None:
         """End the whole group now."""
         with contextlib.suppress(ProcessLookupError):

@@ -6,17 +6,24 @@ completes, is ever read.
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 from grpo_core import strict_json
 from jobs import layout
-from jobs.archive import Archive
+from jobs.archive import Archive, ManifestEntry, Outcome
+from jobs.ledger import Ledger
+from jobs.record import TERMINAL
 from jobs.storage import ObjectStore
 
-_EVENTS_FILE = re.compile(r"/events-\d+-\d+\.jsonl$")
+EVENTS_IN_A_FILE = 1000
+
+_EVENTS_FILE = re.compile(r"/events-(\d+)-(\d+)\.jsonl$")
 
 
 def now_iso() -> str:
@@ -29,6 +36,59 @@ def events_name(first: int, last: int) -> str:
     return f"events-{first:09d}-{last:09d}.jsonl"
 
 
+@dataclass(frozen=True, kw_only=True)
+class EventFile:
+    """An object that holds every event of a job numbered `first` to `last`."""
+
+    first: int
+    last: int
+    key: str
+
+
+def event_files(keys: Iterable[str]) -> list[EventFile]:
+    """The files of events among these keys, by number. Runs may have stored the same events: none that adds nothing."""
+    matches = ((key, _EVENTS_FILE.search(key)) for key in keys)
+    found = [EventFile(first=int(match[1]), last=int(match[2]), key=key) for key, match in matches if match]
+    chosen: list[EventFile] = []
+    for file in sorted(found, key=lambda file: (file.first, -file.last)):
+        if not chosen or file.last > chosen[-1].last:
+            chosen.append(file)
+    return chosen
+
+
+def read_events(store: ObjectStore, files: Iterable[EventFile], *, after: int = 0) -> Iterator[dict[str, Any]]:
+    """The events of these files numbered above `after`, in order and each once; only files that hold some are read."""
+    for file in files:
+        if file.last > after:
+            for line in (store.get(file.key) or b"").splitlines():
+                event = strict_json.loads(line)
+                if event["seq"] > after:
+                    after = event["seq"]
+                    yield event
+
+
+def store_events(
+    store: ObjectStore, ledger: Ledger, job_id: str, prefix: str, *, after: int, at_least: int = 1
+) -> Iterator[ManifestEntry]:
+    """Put the events numbered above `after` below a run's prefix, a file at a time, while there are so many.
+
+    A job's last event is not among them: readers know it from the outcome.
+    """
+    while events := _not_the_end(ledger.events(job_id, after=after, limit=EVENTS_IN_A_FILE)):
+        if len(events) < at_least:
+            return
+        name = events_name(events[0]["seq"], events[-1]["seq"])
+        body = "".join(f"{strict_json.dumps(event)}\n" for event in events).encode()
+        store.put(prefix + name, body, content_type="application/x-ndjson")
+        after = events[-1]["seq"]
+        yield ManifestEntry(path=name, key=prefix + name, sha256=hashlib.sha256(body).hexdigest(), size=len(body))
+
+
+def _not_the_end(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    ends = events and events[-1]["type"] == "status" and events[-1]["data"].get("status") in TERMINAL
+    return events[:-1] if ends else events
+
+
 def stored_events(
     store: ObjectStore, archive: Archive, manifest_key: str, *, after: int, limit: int, types: Collection[str]
 ) -> list[dict[str, Any]]:
@@ -36,24 +96,25 @@ def stored_events(
     manifest = archive.manifest(manifest_key)
     if manifest is None:
         return []
-    events: list[dict[str, Any]] = []
-    for entry in manifest.objects:
-        if _EVENTS_FILE.search(entry.key):
-            events += [strict_json.loads(line) for line in (store.get(entry.key) or b"").splitlines()]
-    events.sort(key=lambda event: event["seq"])
-    events += _closing_events(archive, manifest.job, events)
-    return [event for event in events if event["seq"] > after and (not types or event["type"] in types)][:limit]
+    files = event_files(entry.key for entry in manifest.objects)
+    events = (event for event in read_events(store, files, after=after) if not types or event["type"] in types)
+    found = list(islice(events, limit))
+    if len(found) == limit:
+        return found
+    outcome = archive.outcome(manifest.job)
+    closing = closing_events(store, files, outcome) if outcome else []
+    found += [event for event in closing if event["seq"] > after and (not types or event["type"] in types)]
+    return found[:limit]
 
 
-def _closing_events(archive: Archive, job_id: str, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def closing_events(store: ObjectStore, files: list[EventFile], outcome: Outcome) -> list[dict[str, Any]]:
     """The last events were numbered after the files were written, in this order and without a gap."""
-    outcome = archive.outcome(job_id)
-    if outcome is None:
-        return []
+    # The end of what was written: an error is followed by next to nothing.
+    end = list(read_events(store, files[-2:])) if files else []
     closing: list[tuple[str, dict[str, Any]]] = [("status", {"status": outcome.status})]
-    if outcome.error and not any(event["type"] == "error" for event in events):
+    if outcome.error and not any(event["type"] == "error" for event in end):
         closing.insert(0, ("error", outcome.error))
-    last = events[-1] if events else {"v": 1, "seq": 0, "step": 0}
+    last = end[-1] if end else {"v": 1, "seq": 0, "step": 0}
     return [
         {**last, "seq": last["seq"] + place, "epoch": outcome.epoch, "type": kind, "time": outcome.time, "data": data}
         for place, (kind, data) in enumerate(closing, start=1)

@@ -32,6 +32,7 @@ class Lease:
         self._epoch = epoch
         self._seconds = seconds
         self._status = JobStatus.RUNNING
+        self._beaten = time.monotonic()
         self._stop = threading.Event()
         self._lost = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"lease-{job_id}", daemon=True)
@@ -43,12 +44,23 @@ class Lease:
     def stop(self) -> None:
         """Stop beating; the lease runs out by itself unless the job has ended."""
         self._stop.set()
-        self._thread.join(timeout=10)
+        if self._thread.is_alive():
+            self._thread.join(timeout=1)
 
     @property
     def lost(self) -> bool:
         """Whether another epoch has the job, or nobody could be reached for too long."""
         return self._lost.is_set()
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the lease cannot have run out, by the last beat that was answered."""
+        return not self.lost and time.monotonic() - self._beaten < self._seconds
+
+    @property
+    def pausing(self) -> bool:
+        """Whether the owner wants the job set aside."""
+        return self._status is JobStatus.PAUSING
 
     @property
     def cancelled(self) -> bool:
@@ -60,23 +72,28 @@ class Lease:
         self._lost.set()
 
     def _run(self) -> None:
-        heard = beaten = time.monotonic()
+        heard = time.monotonic()
         while not self._stop.wait(min(POLL_SECONDS, self._seconds / 6)):
-            due = time.monotonic() - beaten >= self._seconds / 6
+            asked = time.monotonic()
+            due = asked - self._beaten >= self._seconds / 6
             try:
                 change = self._ledger.beat(
                     self._job_id, epoch=self._epoch, lease_seconds=self._seconds if due else None
                 )
             except Unavailable as error:
                 log.warning("beat_failed", job_id=self._job_id, epoch=self._epoch, reason=str(error))
+            except Exception:  # an edge of the process: a beat that breaks must not end the beating
+                log.exception("beat_broken", job_id=self._job_id)
             else:
+                if self._stop.is_set():
+                    return  # the job has ended, by this very run
                 if change.refusal in ("epoch", "status"):
                     log.warning("fenced", job_id=self._job_id, epoch=self._epoch, status=change.status)
                     self._lost.set()
                     return
                 if change.done and change.status:  # a missing record is a server that lost its data: hold on
                     heard, self._status = time.monotonic(), change.status
-                    beaten = heard if due else beaten
+                    self._beaten = asked if due else self._beaten
             if time.monotonic() - heard > HOLD_SECONDS:
                 log.error("contact_lost", job_id=self._job_id, epoch=self._epoch)
                 self._lost.set()

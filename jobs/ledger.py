@@ -297,7 +297,10 @@ def guarded(function: Any) -> Any:
 
 _JSON_FIELDS = ("spec", "metadata", "error")
 _TIME_FIELDS = ("created_at", "updated_at", "started_at", "finished_at")
-_INTEGER_FIELDS = ("epoch", "attempts", "step", "total_steps", "orders")
+_INTEGER_FIELDS = (
+    *("epoch", "attempts", "step", "total_steps", "orders"),
+    *("checkpoint_step", "accumulation", "stopped_epoch"),
+)
 _TEXT_FIELDS = ("id", "owner", "spec_sha256", "queue", "name", "phase", "worker", "manifest")
 
 

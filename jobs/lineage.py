@@ -7,6 +7,7 @@ and a commit is deleted before any object it needs for resuming.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from jobs.archive import ManifestEntry
 from jobs.storage import ObjectStore
 
 LINEAGE_VERSION = 1
+
+RUN_LOGS = 10
+"""Earlier runs whose output is kept for readers."""
 
 _COMMIT = re.compile(r"/e(\d+)/commits/step-(\d+)\.json$")
 _PART = re.compile(r"rollouts/part-(\d+)-(\d+)\.parquet$")
@@ -143,6 +147,29 @@ def read_base(store: ObjectStore, job_id: str, epoch: int) -> Base | None:
         objects=_load(body["objects"]),
         gradient_accumulation=body.get("gradient_accumulation"),
     )
+
+
+def put_rejected(store: ObjectStore, job_id: str, epoch: int, commit: Point) -> None:
+    """Note, for all later runs, that the commit this run was to go on from cannot be read."""
+    store.put_json(layout.rejected(job_id, epoch), {"v": LINEAGE_VERSION, "step": commit.step, "epoch": commit.epoch})
+
+
+def rejected_up_to(store: ObjectStore, job_id: str, epoch: int) -> set[Point]:
+    """The commits that the runs 1 to `epoch` could not read."""
+    bodies = (store.get_json(layout.rejected(job_id, number)) for number in range(1, epoch + 1))
+    return {Point(step=body["step"], epoch=body["epoch"]) for body in bodies if body}
+
+
+def run_logs(store: ObjectStore, job_id: str, before: int) -> list[ManifestEntry]:
+    """The output of earlier runs, which each left when it was handed back: `stderr-e1.log` and so on."""
+    entries: list[ManifestEntry] = []
+    for epoch in range(max(1, before - RUN_LOGS), before):
+        key = f"{layout.run(job_id, epoch)}stderr.log"
+        body = store.get(key)
+        if body is not None:
+            sha256 = hashlib.sha256(body).hexdigest()
+            entries.append(ManifestEntry(path=f"stderr-e{epoch}.log", key=key, sha256=sha256, size=len(body)))
+    return entries
 
 
 def listed_rollouts(objects: Iterable[ManifestEntry]) -> list[RolloutFile]:

@@ -89,7 +89,8 @@ class Orders:
         change = self._ledger.obey(record.id, number, MOVES[order])
         if change.refusal == "status":
             # A worker that claims it meanwhile is fenced: the outcome stands.
-            settle(self._ledger, record.id, close(self._archive, record.id, "cancelled", by=self._by))
+            outcome = close(self._archive, record.id, "cancelled", by=self._by, ledger=self._ledger)
+            settle(self._ledger, record.id, outcome)
             change = self._ledger.obey(record.id, number, MOVES[order])
         if change.done and order == "resume" and change.status is JobStatus.QUEUED:
             self._outbox.add(record.id, record.queue)

@@ -82,6 +82,12 @@ class JobRecord:
     """The run that holds or last held the job; 0 before the first."""
     attempts: int = 0
     """Runs that were lost without a new checkpoint."""
+    checkpoint_step: int = 0
+    """The highest step that is committed: where the next run would start, if its checkpoint can be read."""
+    accumulation: int = 0
+    """Parts a step is split into since an out-of-memory; 0: as many as the spec says."""
+    stopped_epoch: int = 0
+    """The run whose worker was asked to stop: losing it is no attempt."""
     orders: int = 0
     """Number of the last of its owner's orders that was carried out."""
     restored: bool = False

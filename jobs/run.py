@@ -1,48 +1,56 @@
 """One run of one job, from claim to outcome: prepare the folder, watch the child, ship, write how it ended.
 
-Owns the order of those steps and what each way of ending means. Invariant: nothing is written once the lease is
-lost, and `outcome.json` is written before the record says that the job has ended.
+Owns the order of those steps, and what is written when a run ends, is handed back or is cancelled. Invariant: nothing
+is written once the lease is lost, and `outcome.json` is written before the record says that the job has ended; only a
+cancel, which was ordered in the bucket, does not wait for storage that has gone away since.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 
-from grpo_core import strict_json
-from grpo_core.datasets import UPLOAD_NAME, DatasetError
-from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_DONE, RETRYABLE, FailureReport, failure_class_of_exit
-from grpo_core.spec import parse_spec
-from jobs import journal
+from grpo_core import report_page
+from grpo_core.datasets import DatasetError
+from grpo_core.errors import FailureReport
+from grpo_core.spec import JobSpec, parse_spec
+from jobs import journal, layout, lineage
 from jobs.archive import Archive, Ending, Manifest, Outcome
 from jobs.child import Child, clean_environment
 from jobs.datasets import DatasetStore
-from jobs.ending import hand_back, settle
-from jobs.errors import Fenced, NotFound, Unavailable
+from jobs.ending import STOPPED, Lapse, hand_back, settle
+from jobs.errors import Damaged, Fenced, NotFound, Unavailable
 from jobs.lease import Lease
 from jobs.ledger import JobEvent, Ledger
+from jobs.lineage import Base
 from jobs.outbox import Outbox
-from jobs.record import HELD, JobRecord
+from jobs.patience import Interrupted, Order, Patience, TooSlow
+from jobs.preparation import Preparation
+from jobs.record import HELD, JobRecord, Phase
 from jobs.shipper import Shipper
+from jobs.stall import StallLimits
+from jobs.stopping import StopOrder
 from jobs.storage import ObjectStore
-from jobs.tail import EventTail
+from jobs.watch import Ended, Relay, Watch, disk_full
 
 log = structlog.get_logger()
 
-T = TypeVar("T")
-
-WATCH_SECONDS = 0.2
-DRAIN_SECONDS = 120.0
-"""How long a child that was asked to checkpoint may take before it is killed."""
 KEEP_EVENTS_SECONDS = 7 * 24 * 3600.0
 """How long a finished job's events stay in Valkey; the bucket keeps them for good."""
+CANCEL_SHIP_SECONDS = 2.0
+CANCEL_WRITE_SECONDS = 1.0
+"""What a cancel may spend on the artifacts, and then on its outcome, before the record says that it is done."""
+LATE_SECONDS = 300.0
+"""How long a cancelled job's artifacts are tried for after that."""
+LAST_WORDS_SECONDS = 5.0
+"""For handing a job back once the grace time is over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,20 +66,8 @@ class Toolbox:
     lease_seconds: float
     launcher: tuple[str, ...]
     """The training command, to which the spec and the folder are added."""
-    drain: threading.Event = field(default_factory=threading.Event)
-    """Set when this worker was asked to stop."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """How the child's life ended, before anything is written of it."""
-
-    status: Ending | None
-    """None: the job goes back to the queue."""
-    error: FailureReport | None = None
-    counts: bool = True
-    """Whether a run that goes back counts as lost."""
-    reason: str = ""
+    stop: StopOrder
+    stall_limits: StallLimits = field(default_factory=StallLimits)
 
 
 class JobRun:
@@ -80,11 +76,14 @@ class JobRun:
     def __init__(self, tools: Toolbox, record: JobRecord, epoch: int, folder: Path) -> None:
         self._tools = tools
         self._record = record
+        self._spec: JobSpec = parse_spec(record.spec)
         self._epoch = epoch
         self._folder = folder
         self._lease = Lease(tools.ledger, record.id, epoch, tools.lease_seconds)
-        self._shipper = Shipper(tools.store, tools.ledger, record.id, epoch, folder)
-        self._tail = EventTail(folder / "events.jsonl")
+        self._patience = Patience(self._lease, tools.stop)
+        self._relay = Relay(tools.ledger, self._lease, record.id, epoch, folder)
+        self._shipper: Shipper | None = None
+        self._base: Base | None = None
         self._log = log.bind(job_id=record.id, epoch=epoch)
 
     def execute(self) -> None:
@@ -92,205 +91,264 @@ class JobRun:
         self._lease.start()
         try:
             ended = self._train()
-            self._log.info("run_ended", status=ended.status, reason=ended.reason)
+            self._log.info("run_ended", status=ended.status, lapse=ended.lapse.report and ended.lapse.report.code)
             self._conclude(ended)
         finally:
-            self._shipper.stop()
+            if self._shipper is not None:
+                self._shipper.abandon()
             self._lease.stop()
 
     def _train(self) -> Ended:
         try:
-            self._prepare()
+            base = self._prepare()
+        except Interrupted as order:
+            return Ended(status="cancelled") if order.order == "cancel" else Ended(status=None, lapse=self._asked())
         except NotFound as error:
-            report = FailureReport(failure_class="dataset", code="input_gone", message=str(error))
-            return Ended(status="failed", error=report)
+            return _failed(FailureReport(failure_class="dataset", code="input_gone", message=str(error)))
+        except Damaged as error:
+            message = f"An object that the job needs is not what it was: {error}."
+            return _failed(FailureReport(failure_class="dataset", code="input_damaged", message=message))
         except DatasetError as error:
-            report = FailureReport(failure_class="dataset", code=error.code, message=str(error))
-            return Ended(status="failed", error=report)
-        if self._lease.cancelled:
-            return Ended(status="cancelled")
-        argv = (*self._tools.launcher, "spec.json", "--out", ".", "--epoch", str(self._epoch))
-        child = Child(argv, self._folder, clean_environment(os.environ))
-        self._log.info("child_started")
-        self._shipper.start()
+            return _failed(FailureReport(failure_class="dataset", code=error.code, message=str(error)))
+        except OSError as error:
+            return self._broken(error)
+        environment = clean_environment(os.environ, trackers=self._spec.training.report_to)
         try:
-            return self._watch(child)
-        finally:
-            child.kill()
+            child = Child(self._argv(base), self._folder, environment)
+            self._log.info("child_started", resumed=base.resumed and base.resumed.step)
+            return self._watch(child, base)
+        except OSError as error:
+            return self._broken(error)
 
-    def _prepare(self) -> None:
-        """Write the spec and fetch what it names."""
-        spec = parse_spec(self._record.spec)
-        (self._folder / "spec.json").write_text(strict_json.dumps(spec.as_dict()), encoding="utf-8")
-        inputs = self._folder / "inputs"
-        if spec.data.source in ("upload", "s3"):
-            fetch = self._tools.datasets.fetch
-            self._patiently(lambda: fetch(spec.data, self._record.owner, inputs / UPLOAD_NAME))
-        if spec.from_checkpoint is not None:
-            self._fetch_checkpoint(spec.from_checkpoint.job, spec.from_checkpoint.step, inputs / "checkpoint")
-
-    def _fetch_checkpoint(self, job_id: str, step: int, target: Path) -> None:
-        store = self._tools.store
-        prefix = self._patiently(lambda: journal.find_checkpoint(store, job_id, step))
-        if prefix is None:
-            raise NotFound("checkpoint", f"{step} of {job_id}")
-        manifest = self._patiently(lambda: store.get_json(f"{prefix}manifest.json")) or {}
-        for entry in manifest["files"]:
-            name = Path(entry["path"]).name
-            self._patiently(lambda n=name, e=entry: store.download(prefix + n, target / n, e["sha256"]))
-
-    def _watch(self, child: Child) -> Ended:
-        """Relay the child's events and obey its owner until it ends."""
-        drained_at: float | None = None
-        while True:
-            exit_code = child.exit_code
-            self._relay()
-            if self._lease.lost:
-                raise Fenced(f"epoch {self._epoch} of {self._record.id} is over")
-            if self._lease.cancelled:
-                return Ended(status="cancelled")
-            if exit_code is not None:
-                return self._read_exit(exit_code, drained=drained_at is not None)
-            if drained_at is not None and time.monotonic() - drained_at > DRAIN_SECONDS:
-                return Ended(status=None, counts=False, reason="The worker was stopped; the run took too long to save.")
-            if self._tools.drain.is_set() and drained_at is None:
-                drained_at = time.monotonic()
-                child.terminate()
-            time.sleep(WATCH_SECONDS)
-
-    def _relay(self) -> None:
-        """Send new events to the ledger; what an outage holds up is sent later."""
-        self._tail.read()
-        while True:
-            first, batch = self._tail.batch()
-            if not batch:
-                return
-            try:
-                change = self._tools.ledger.change(
-                    self._record.id,
-                    from_statuses=HELD,
-                    epoch=self._epoch,
-                    fields=_progress(batch),
-                    events=batch,
-                    first_ordinal=first,
-                )
-            except Unavailable:
-                return
-            if not change.done:
-                if change.refusal != "missing":
-                    self._lease.lose()
-                return
-            self._tail.taken(change.shipped)
-
-    def _read_exit(self, code: int, *, drained: bool) -> Ended:
-        if code == EXIT_DONE:
-            return Ended(status="succeeded")
-        if code == EXIT_CHECKPOINTED or (drained and code < 0):
-            return Ended(status=None, counts=False, reason="The worker was stopped.")
-        error = self._failure(code)
-        if error.failure_class in RETRYABLE:
-            return Ended(status=None, error=error, reason=error.message)
-        return Ended(status="failed", error=error)
-
-    def _failure(self, code: int) -> FailureReport:
-        """What the child said of its failure, or what its exit status tells."""
-        said = self._tail.last_error
-        if said is not None and code > 0:
-            return FailureReport(
-                failure_class=said["class"],
-                code=said["code"],
-                message=said["message"],
-                hint=said.get("hint", ""),
-                retryable=said.get("retryable", False),
-            )
-        how = f"signal {-code}" if code < 0 else f"exit status {code}"
-        return FailureReport(
-            failure_class=failure_class_of_exit(code),
-            code="child_died",
-            message=f"The training process ended by {how} and gave no reason.",
-            hint="Its output is the artifact stderr.log.",
-            retryable=code < 0,
+    def _prepare(self) -> Base:
+        tools = self._tools
+        start = Preparation(tools.store, tools.datasets, self._patience, self._folder).prepare(
+            self._record, self._spec, self._epoch
         )
+        self._base = start.base
+        if start.warnings:
+            self._tell(*start.warnings)
+        self._ship_from(start.base)
+        return start.base
+
+    def _argv(self, base: Base) -> tuple[str, ...]:
+        parts = base.gradient_accumulation
+        split = ("--gradient-accumulation", str(parts)) if parts else ()
+        return (*self._tools.launcher, "spec.json", "--out", ".", "--epoch", str(self._epoch), *split)
+
+    def _watch(self, child: Child, base: Base) -> Ended:
+        tools = self._tools
+        return Watch(
+            child,
+            self._relay,
+            self._lease,
+            tools.stop,
+            folder=self._folder,
+            spec=self._spec,
+            base=base,
+            limits=tools.stall_limits,
+        ).run()
 
     def _conclude(self, ended: Ended) -> None:
-        """Ship the rest, write manifest and outcome, then the record; or hand the job back."""
-        self._patiently(self._relay_all)
-        self._shipper.stop()
-        if ended.status is None:
-            self._hand_back(ended)
+        """Write how the run ended; a cancel that comes meanwhile goes before all else."""
+        try:
+            if ended.status is None:
+                self._give_back(ended)
+            elif ended.status == "cancelled":
+                self._cancel()
+            else:
+                self._finish(ended.status, ended.error)
+        except Interrupted as order:
+            if order.order == "cancel":
+                self._cancel()
+            else:
+                self._release(STOPPED)
+
+    def _finish(self, status: Ending, error: FailureReport | None) -> None:
+        """Ship the rest, write manifest and outcome, then the record."""
+        heed: Collection[Order] = ("cancel", "deadline")
+        self._patience(self._relay.send_all, heed)
+        self._set_phase("uploading")
+        try:
+            manifest = self._ship_all(status, error, heed)
+        except OSError as broken:
+            self._release(self._broken(broken).lapse)
             return
-        objects = self._patiently(self._shipper.finish)
-        manifest = Manifest(job=self._record.id, epoch=self._epoch, objects=objects)
-        key = self._patiently(lambda: self._tools.archive.put_manifest(manifest))
-        self._still_mine()
-        if self._lease.cancelled and ended.status != "cancelled":
-            ended = Ended(status="cancelled")
-        outcome = Outcome(
+        if self._patience(lambda: self._tools.archive.latest_epoch(self._record.id), heed) != self._epoch:
+            raise Fenced(f"epoch {self._epoch} of {self._record.id} is over")
+        outcome = self._outcome(status, error, manifest)
+        standing = self._patience(lambda: self._tools.archive.put_outcome(outcome), heed)
+        self._lease.stop()
+        self._patience(lambda: self._settle(standing), ())
+
+    def _ship_all(
+        self, status: Ending, error: FailureReport | None, heed: Collection[Order], *, until: float | None = None
+    ) -> str:
+        """Send everything and write the manifest; returns its key."""
+        shipper = self._shipper or self._patience(self._start_shipper, heed, seconds=_left(until))
+        self._patience(lambda: write_report_page(self._folder, status, error), heed, seconds=_left(until))
+        shipper.finish(whole=True)
+        self._patience.wait(shipper.wait, heed, until=until)
+        if shipper.error is not None:
+            raise shipper.error
+        manifest = Manifest(job=self._record.id, epoch=self._epoch, objects=shipper.objects)
+        return self._patience(lambda: self._tools.archive.put_manifest(manifest), heed, seconds=_left(until))
+
+    def _start_shipper(self) -> Shipper:
+        """For a run that ended before it knew its base: what earlier runs committed stays valid all the same."""
+        commit = lineage.newest_commit(self._tools.store, self._record.id, self._epoch - 1)
+        base = Base(job=self._record.id, epoch=self._epoch, resumed=None, objects=commit.objects if commit else [])
+        return self._ship_from(base)
+
+    def _ship_from(self, base: Base) -> Shipper:
+        tools = self._tools
+        self._shipper = Shipper(
+            tools.store, tools.ledger, self._lease, self._record.id, self._epoch, self._folder, base
+        )
+        self._shipper.start()
+        return self._shipper
+
+    def _give_back(self, ended: Ended) -> None:
+        """Send what a later run needs, then return the job."""
+        heed: Collection[Order] = ("cancel", "deadline")
+        if self._shipper is not None:
+            self._shipper.finish(whole=False)
+        self._patience(self._relay.send_all, heed)
+        if self._shipper is not None:
+            self._patience.wait(self._shipper.wait, heed)
+        base = self._base
+        if ended.unreadable and base is not None and base.resumed is not None:
+            store, resumed = self._tools.store, base.resumed
+            self._patience(lambda: lineage.put_rejected(store, self._record.id, self._epoch, resumed), heed)
+        self._release(ended.lapse)
+
+    def _release(self, lapse: Lapse) -> None:
+        """Return the job: to the queue, to its pause, or to its end where it was lost too often or cancelled."""
+        over = self._tools.stop.over
+        released: list[bool] = []
+        try:
+            while not released:
+                self._patience(
+                    lambda: self._try_release(lapse, released),
+                    () if over else ("deadline",),
+                    seconds=LAST_WORDS_SECONDS if over else None,
+                )
+        except Interrupted:
+            self._release(lapse)
+        except TooSlow:
+            self._log.warning("not_handed_back")  # the sweeper does it, once the lease has run out
+        except Fenced:
+            if not released:
+                raise
+
+    def _try_release(self, lapse: Lapse, released: list[bool]) -> None:
+        tools = self._tools
+        record = tools.ledger.get(self._record.id)
+        if record is None:
+            raise Unavailable("Valkey", "it has lost the record")
+        if record.epoch != self._epoch or record.status not in HELD:
+            raise Fenced(f"epoch {self._epoch} of {self._record.id} is over")
+        if hand_back(tools.ledger, tools.archive, tools.outbox, record, lapse, by=tools.worker):
+            released.append(True)
+
+    def _cancel(self) -> None:
+        """End the job within seconds: artifacts first if that is quick, the record in any case."""
+        until = time.monotonic() + CANCEL_SHIP_SECONDS
+        late = False
+        try:
+            self._patience(self._relay.send_all, (), seconds=CANCEL_SHIP_SECONDS)
+            manifest = self._ship_all("cancelled", None, (), until=until)
+        except (TooSlow, OSError) as error:
+            self._log.warning("cancelled_before_shipped", error=repr(error))
+            manifest, late = layout.manifest(self._record.id, self._epoch), True
+        outcome = self._outcome("cancelled", None, manifest)
+        try:
+            standing = self._patience(
+                lambda: self._tools.archive.put_outcome(outcome), (), seconds=CANCEL_WRITE_SECONDS
+            )
+        except TooSlow:
+            standing, late = outcome, True  # the order stands in the bucket: it outranks the record
+        self._lease.stop()
+        self._patience(lambda: self._settle(standing), ())
+        if late:
+            self._ship_late(outcome)
+
+    def _ship_late(self, outcome: Outcome) -> None:
+        """What a cancel did not wait for. The job has ended, so nobody else writes; a worker asked to stop gives up."""
+        try:
+            self._patience(lambda: self._tools.archive.put_outcome(outcome), ("stop",), seconds=LATE_SECONDS)
+            self._ship_all("cancelled", None, ("stop",), until=time.monotonic() + LATE_SECONDS)
+        except (Interrupted, TooSlow, OSError) as error:
+            self._log.error("artifacts_lost", error=repr(error))
+
+    def _settle(self, standing: Outcome) -> None:
+        settle(
+            self._tools.ledger,
+            self._record.id,
+            standing,
+            tell_error=True,
+            expire_events_seconds=KEEP_EVENTS_SECONDS,
+        )
+
+    def _outcome(self, status: Ending, error: FailureReport | None, manifest: str) -> Outcome:
+        return Outcome(
             job=self._record.id,
-            status=ended.status or "failed",
+            status=status,
             epoch=self._epoch,
             time=journal.now_iso(),
             by=self._tools.worker,
-            error=ended.error.as_dict() if ended.error else None,
-            manifest=key,
-        )
-        standing = self._patiently(lambda: self._tools.archive.put_outcome(outcome))
-        self._patiently(
-            lambda: settle(
-                self._tools.ledger,
-                self._record.id,
-                standing,
-                tell_error=self._tail.last_error is None,
-                expire_events_seconds=KEEP_EVENTS_SECONDS,
-            )
+            error=error.as_dict() if error else None,
+            manifest=manifest,
         )
 
-    def _hand_back(self, ended: Ended) -> None:
-        """Return the job to the queue; after too many lost runs this ends it."""
-        tools = self._tools
-        record = self._patiently(lambda: tools.ledger.get(self._record.id))
-        if record is None or record.epoch != self._epoch:
-            raise Fenced(f"epoch {self._epoch} of {self._record.id} is over")
-        self._patiently(
-            lambda: hand_back(
-                tools.ledger, tools.archive, tools.outbox, record, reason=ended.reason, counts=ended.counts
-            )
+    def _asked(self) -> Lapse:
+        """Of a run that was asked to end before its child began."""
+        return STOPPED if self._tools.stop.asked else Lapse(counts=False)
+
+    def _broken(self, error: OSError) -> Ended:
+        """The machine failed the run, which another may cure."""
+        self._log.error("machine_failed", error=repr(error))
+        return Ended(status=None, lapse=Lapse(report=machine_failure(error, self._folder.parent)))
+
+    def _tell(self, *events: JobEvent) -> None:
+        """Tell the owner something that the child did not."""
+        ledger = self._tools.ledger
+        self._patience(
+            lambda: ledger.change(self._record.id, epoch=self._epoch, events=events), ("cancel", "pause", "stop")
         )
 
-    def _relay_all(self) -> None:
-        """Send every event the child wrote; raises `Unavailable` while the ledger does not take them."""
-        self._relay()
-        if self._tail.batch()[1] and not self._lease.lost:
-            raise Unavailable("Valkey", "events are waiting")
-
-    def _still_mine(self) -> None:
-        """Before the outcome: nobody has begun a later epoch."""
-        latest = self._patiently(lambda: self._tools.archive.latest_epoch(self._record.id))
-        if self._lease.lost or latest != self._epoch:
-            raise Fenced(f"epoch {self._epoch} of {self._record.id} is over")
-
-    def _patiently(self, action: Callable[[], T]) -> T:
-        """Try until it works, as long as the job is ours: what was trained must outlive an outage."""
-        delay = 0.5
-        while True:
-            try:
-                return action()
-            except Unavailable as error:
-                self._log.warning("waiting", reason=str(error))
-            if self._lease.lost:
-                raise Fenced(f"epoch {self._epoch} of {self._record.id} is over")
-            time.sleep(delay)
-            delay = min(delay * 2, 15.0)
+    def _set_phase(self, phase: Phase) -> None:
+        """For displays only: it is not waited for."""
+        with contextlib.suppress(Unavailable):
+            self._tools.ledger.change(self._record.id, epoch=self._epoch, fields={"phase": phase})
 
 
-def _progress(events: list[JobEvent]) -> dict[str, object] | None:
-    """What a batch of events says of the job as a whole."""
-    fields: dict[str, object] = {}
-    for event in events:
-        if event.type == "metric":
-            fields["step"] = event.step
-            if event.data.get("reward") is not None:
-                fields["reward"] = event.data["reward"]
-        elif event.type == "status" and "phase" in event.data:
-            fields["phase"] = event.data["phase"]
-    return fields or None
+def machine_failure(error: OSError, root: Path) -> FailureReport:
+    """What an error of the operating system means for the job it hit."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full(root)
+    return FailureReport(
+        failure_class="infra",
+        code="worker_error",
+        message=f"The worker could not run the job ({error.strerror or type(error).__name__}).",
+        hint="The worker's log has the details.",
+        retryable=True,
+    )
+
+
+def write_report_page(folder: Path, status: Ending, error: FailureReport | None) -> None:
+    """Leave `report.html` for people, of a run that has begun. It is never worth a job."""
+    if not (folder / "events.jsonl").exists():
+        return
+    try:
+        report_page.write(folder, status=status, error=error.as_dict() if error else None)
+    except Exception:  # whatever a page may trip over, the numbers are all in other files
+        log.exception("report_page_failed", folder=folder.name)
+
+
+def _failed(report: FailureReport) -> Ended:
+    return Ended(status="failed", error=report)
+
+
+def _left(until: float | None) -> float | None:
+    return None if until is None else max(0.1, until - time.monotonic())

@@ -1,104 +1,208 @@
-"""Copies a run folder into the bucket while the run goes on, and makes the manifest of what is valid.
+"""Copies a run folder into the bucket while the run goes on, commits its checkpoints, and lists what is valid.
 
-Owns which files are sent and when; a thread of its own, so that slow storage never holds up a heartbeat.
-Invariant: it writes only below its own epoch's prefix, and lists only files that were sent whole.
+Owns which files are sent, when, and what is deleted; all of it in a thread of its own, so that slow storage holds up
+neither a heartbeat nor an order. Invariants: it writes only below its own epoch's prefix, a commit is put after all it
+names and deleted before any of it, and the newest commit always has its checkpoint.
 """
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import structlog
 
-from grpo_core import strict_json
-from jobs import layout, rollouts
+from jobs import journal, layout, lineage, rollouts
 from jobs.archive import ManifestEntry
-from jobs.errors import Unavailable
-from jobs.journal import events_name
+from jobs.errors import Fenced, Unavailable
+from jobs.lease import Lease
 from jobs.ledger import Ledger
+from jobs.lineage import Base, Commit, Point
 from jobs.storage import ObjectStore
 
 log = structlog.get_logger()
 
-SYNC_SECONDS = 3.0
+SYNC_SECONDS = 1.0
+RETRY_SECONDS = 0.5
+LONGEST_RETRY_SECONDS = 15.0
 EVENTS_AT_ONCE = 500
-"""Events are sent in files of about so many, so that a long job leaves few; the rest goes at the end."""
-FINAL_FILES = ("metrics.jsonl", "evaluation.parquet", "report.json", "spec.json", "stderr.log")
+"""Events are sent in files of about so many between commits, so that a long job leaves few."""
+FINAL_FILES = (
+    *("metrics.jsonl", "evaluation.parquet", "report.json", "report.html", "spec.json", "stderr.log"),
+    *("adapter/*", "tensorboard/**/*"),
+)
 """Files that change until the run ends."""
+COMMITS_KEPT = 2
+"""A checkpoint that the run has pruned is deleted once so many later ones are committed."""
+
+Goal = Literal["whole", "resumable"]
+
+_CHECKPOINT = re.compile(r"checkpoints/step-(\d+)/")
 
 
 class Shipper:
-    """The copy of one run in the bucket."""
+    """The copy of one run in the bucket. `start` it, ask it to `finish`, then `wait`."""
 
-    def __init__(self, store: ObjectStore, ledger: Ledger, job_id: str, epoch: int, folder: Path) -> None:
+    def __init__(
+        self, store: ObjectStore, ledger: Ledger, lease: Lease, job_id: str, epoch: int, folder: Path, base: Base
+    ) -> None:
         self._store = store
         self._ledger = ledger
+        self._lease = lease
         self._job_id = job_id
+        self._epoch = epoch
         self._folder = folder
+        self._base = base
         self._prefix = layout.run(job_id, epoch)
         self._sent: dict[str, ManifestEntry] = {}
-        self._last_event = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"shipper-{job_id}", daemon=True)
+        self._commits: list[int] = []
+        self._told = 0
+        self._last_event = max((file.last for file in journal.event_files(e.key for e in base.objects)), default=0)
+        self._goal: Goal | None = None
+        self._failures = 0
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._abandoned = threading.Event()
+        self._done = threading.Event()
+        self.error: Exception | None = None
+        """What made it give up, for the run to judge; None after it finished."""
+        self.objects: list[ManifestEntry] = []
+        """After `finish(whole=True)`: every object that may be read."""
 
     def start(self) -> None:
         """Begin to copy."""
-        self._thread.start()
+        threading.Thread(target=self._run, name=f"shipper-{self._job_id}", daemon=True).start()
 
-    def stop(self) -> None:
-        """Finish the file at hand and copy no more."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+    def finish(self, *, whole: bool) -> None:
+        """The child is gone: send all it left, or only what a later run needs. Returns at once."""
+        with self._lock:
+            self._goal = "whole" if whole else "resumable"
+            if self._done.is_set():  # it had finished what was asked before
+                self._done.clear()
+                self.start()
+        self._wake.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it has finished, or given up, within that time."""
+        return self._done.wait(seconds)
+
+    def abandon(self) -> None:
+        """Begin no further exchange; one that is under way ends by itself."""
+        self._abandoned.set()
+        self._wake.set()
 
     def _run(self) -> None:
-        while not self._stop.wait(SYNC_SECONDS):
+        self.error = None
+        while not self._abandoned.is_set():
+            goal = self._goal
             try:
-                self.sync()
+                self._round(goal)
+                self._failures = 0
+                if goal is not None and self._is_reached(goal):
+                    return
             except Unavailable as error:
+                self._failures += 1
                 log.warning("ship_failed", job_id=self._job_id, reason=str(error))
+            except Fenced:
+                break
+            except Exception as error:  # such as a full disk, on which room may come while the run goes on
+                log.exception("ship_broken", job_id=self._job_id)
+                self._failures += 1
+                if goal is not None:
+                    self.error = error
+                    break
+            self._wake.wait(self._pause())
+            self._wake.clear()
+        with self._lock:
+            self._done.set()
 
-    def sync(self) -> None:
-        """Send what is finished and not yet sent; drop the checkpoints the run has pruned."""
-        self._drop_pruned()
+    def _is_reached(self, goal: Goal) -> bool:
+        """Whether that is still what was asked for; then it is done."""
+        with self._lock:
+            if goal == self._goal:
+                self._done.set()
+            return goal == self._goal
+
+    def _pause(self) -> float:
+        if self._failures:
+            return min(RETRY_SECONDS * 2 ** min(self._failures, 10), LONGEST_RETRY_SECONDS)
+        return SYNC_SECONDS
+
+    def _round(self, goal: Goal | None) -> None:
+        """One pass over the folder; safe to repeat from any point."""
         for checkpoint in sorted(self._folder.glob("checkpoints/step-*")):
-            self._send_checkpoint(checkpoint)
+            step = int(checkpoint.name.removeprefix("step-"))
+            if step not in self._commits:
+                self._commit(checkpoint, step)
+        self._tell_progress()
+        if goal == "whole":
+            self._send_rest()
+            return
+        if goal == "resumable":
+            if (self._folder / "stderr.log").exists():
+                self._send(self._folder / "stderr.log", again=True)
+            return
         for _, path in rollouts.step_files(self._folder / "rollouts"):
             self._send(path)
+        self._drop_pruned()
         self._send_events(at_least=EVENTS_AT_ONCE)
 
-    def finish(self) -> list[ManifestEntry]:
-        """Send everything the run left; returns all objects that may be read. Call it after `stop`."""
-        self._drop_pruned()
-        self._merge_rollouts(None)
-        for checkpoint in sorted(self._folder.glob("checkpoints/step-*")):
-            self._send_checkpoint(checkpoint)
-        for path in sorted(self._folder.glob("adapter/*")):
-            self._send(path)
-        for name in FINAL_FILES:
-            if (self._folder / name).exists():
-                self._send(self._folder / name, again=True)
-        self._send_events(at_least=1)
-        return [self._sent[path] for path in sorted(self._sent)]
-
-    def _send_checkpoint(self, folder: Path) -> None:
-        """Send a whole checkpoint, its manifest last; then the rollouts up to it become one part."""
-        manifest = folder / "manifest.json"
-        if not manifest.exists() or self._name(manifest) in self._sent:
+    def _commit(self, folder: Path, step: int) -> None:
+        """Send a checkpoint, its manifest last, then the rollouts up to it as one part, then the commit."""
+        if not self._send_checkpoint(folder):
             return
-        for path in sorted(folder.iterdir()):
-            if path != manifest:
-                self._send(path)
-        self._send(manifest)
-        self._merge_rollouts(int(folder.name.removeprefix("step-")))
+        self._merge_rollouts(step)
+        try:
+            self._send_events(at_least=1)
+        except Unavailable as error:
+            if error.server != "Valkey":
+                raise
+            log.warning("events_not_sent", job_id=self._job_id, reason=str(error))  # the next commit has them
+        checkpoint = f"{self._prefix}checkpoints/{folder.name}/"
+        objects = [entry for entry in self._valid() if not _is_later(entry, step)]
+        self._guard()
+        lineage.put_commit(
+            self._store,
+            Commit(job=self._job_id, epoch=self._epoch, step=step, checkpoint=checkpoint, objects=objects),
+        )
+        self._commits.append(step)
+        log.info("committed", job_id=self._job_id, epoch=self._epoch, step=step)
+
+    def _send_checkpoint(self, folder: Path) -> bool:
+        """Whether a checkpoint is in the bucket, whole and as its manifest says."""
+        try:
+            manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+        except (FileNotFoundError, ValueError):
+            return False  # pruned, or not finished
+        for file in manifest["files"]:
+            entry = self._send(folder / Path(file["path"]).name)
+            if entry is None:
+                return False  # pruned under our hands
+            if entry.sha256 != file["sha256"]:
+                log.error("checkpoint_damaged", job_id=self._job_id, file=entry.path)
+                return False
+        return self._send(folder / "manifest.json") is not None
 
     def _drop_pruned(self) -> None:
-        """Delete checkpoints that are gone here, their manifests first: half of one must never look whole."""
-        gone = [name for name in self._sent if name.startswith("checkpoints/") and not (self._folder / name).exists()]
-        for name in sorted(gone, key=lambda name: not name.endswith("/manifest.json")):
-            self._store.delete(self._prefix + name)
-            del self._sent[name]
+        """Delete the checkpoints that are gone here and not needed: commit first, then manifest, then the rest."""
+        steps = {int(match[1]) for name in self._sent if (match := _CHECKPOINT.match(name))}
+        for step in sorted(steps):
+            folder = f"checkpoints/step-{step:06d}"
+            later = sum(committed > step for committed in self._commits)
+            if (self._folder / folder).exists() or later < COMMITS_KEPT:
+                continue
+            if not self._lease.fresh:
+                return  # another run may be going on from it
+            lineage.delete_commit(self._store, self._job_id, Point(step=step, epoch=self._epoch))
+            names = [name for name in self._sent if name.startswith(f"{folder}/")]
+            for name in sorted(names, key=lambda name: not name.endswith("/manifest.json")):
+                self._store.delete(self._prefix + name)
+                del self._sent[name]
 
     def _merge_rollouts(self, up_to: int | None) -> None:
         merged = rollouts.merge(self._folder / "rollouts", up_to)
@@ -107,28 +211,98 @@ class Shipper:
         part, replaced = merged
         self._send(part)
         for path in replaced:
-            if self._sent.pop(self._name(path), None):
+            if self._name(path) in self._sent:
+                self._guard()
                 self._store.delete(self._prefix + self._name(path))
+                del self._sent[self._name(path)]
             path.unlink()
+
+    def _send_rest(self) -> None:
+        """Send everything a run that has ended left, and list all that may be read."""
+        self._merge_rollouts(None)
+        self._keep_known_metrics()
+        for pattern in FINAL_FILES:
+            for path in sorted(self._folder.glob(pattern)):
+                if path.is_file():
+                    self._send(path, again=True)
+        self._send_events(at_least=1)
+        self.objects = list(self._existing())
+
+    def _keep_known_metrics(self) -> None:
+        """A run that ended before it wrote metrics still knows those of the steps before it."""
+        metrics, known = self._folder / "metrics.jsonl", self._folder / "inputs" / "resume" / "metrics.jsonl"
+        if not metrics.exists() and known.exists():
+            shutil.copyfile(known, metrics)
+
+    def _existing(self) -> Iterator[ManifestEntry]:
+        """The valid objects. A zombie of an earlier run may have pruned a checkpoint of its own: it is not listed."""
+        stored: dict[int, set[str]] = {}
+        for entry in self._valid():
+            match = _CHECKPOINT.match(entry.path)
+            if match and entry.path not in self._sent:
+                epoch = int(entry.key.removeprefix(layout.JOBS).split("/")[1].removeprefix("e"))
+                if epoch not in stored:
+                    prefix = f"{layout.run(self._job_id, epoch)}checkpoints/"
+                    stored[epoch] = {item.key for item in self._store.list(prefix)}
+                if f"{entry.key.rsplit('/', 1)[0]}/manifest.json" not in stored[epoch]:
+                    continue
+            yield entry
+
+    def _valid(self) -> list[ManifestEntry]:
+        """Inherited and own objects by path; half-sent checkpoints are no objects yet."""
+        objects = {entry.path: entry for entry in self._base.objects}
+        objects |= {name: entry for name, entry in self._sent.items() if self._is_whole(name)}
+        return [objects[path] for path in sorted(objects)]
+
+    def _is_whole(self, name: str) -> bool:
+        match = _CHECKPOINT.match(name)
+        return match is None or f"{match[0]}manifest.json" in self._sent
 
     def _send_events(self, at_least: int) -> None:
         """Send the events the ledger numbered since the last time, unless they are too few."""
-        while len(events := self._ledger.events(self._job_id, after=self._last_event, limit=1000)) >= at_least:
-            first, last = events[0]["seq"], events[-1]["seq"]
-            path = self._folder / events_name(first, last)
-            path.write_text("".join(f"{strict_json.dumps(event)}\n" for event in events), encoding="utf-8")
-            self._send(path)
-            self._last_event = last
+        self._guard()
+        entries = journal.store_events(
+            self._store, self._ledger, self._job_id, self._prefix, after=self._last_event, at_least=at_least
+        )
+        for entry in entries:
+            self._sent[entry.path] = entry
+            self._last_event = max(file.last for file in journal.event_files([entry.key]))
 
-    def _send(self, path: Path, *, again: bool = False) -> None:
+    def _tell_progress(self) -> None:
+        """Note in the record what is committed; late rather than at the cost of a round."""
+        step = max(self._commits, default=0)
+        if step <= self._told:
+            return
+        try:
+            self._ledger.change(self._job_id, epoch=self._epoch, fields={"checkpoint_step": step})
+        except Unavailable:
+            return
+        self._told = step
+
+    def _send(self, path: Path, *, again: bool = False) -> ManifestEntry | None:
+        """Send a file once, or `again`; None where it is gone."""
         name = self._name(path)
         if name in self._sent and not again:
-            return
+            return self._sent[name]
+        self._guard()
         try:
             sha256, size = self._store.upload(path, self._prefix + name)
         except FileNotFoundError:
-            return  # the run pruned an old checkpoint under our hands
+            return None  # the run pruned an old checkpoint under our hands
         self._sent[name] = ManifestEntry(path=name, key=self._prefix + name, sha256=sha256, size=size)
+        return self._sent[name]
+
+    def _guard(self) -> None:
+        if self._lease.lost or self._abandoned.is_set():
+            raise Fenced(f"epoch {self._epoch} of {self._job_id} is over")
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self._folder).as_posix()
+
+
+def _is_later(entry: ManifestEntry, step: int) -> bool:
+    """Whether an object holds steps after this one."""
+    match = _CHECKPOINT.match(entry.path)
+    if match:
+        return int(match[1]) > step
+    return any(file.last > step for file in lineage.listed_rollouts([entry]))

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import secrets
 import threading
+from dataclasses import replace
 
 import structlog
 
 from jobs.archive import Archive
-from jobs.ending import hand_back
+from jobs.ending import LOST, hand_back
 from jobs.errors import Unavailable
 from jobs.ledger import Ledger, guarded
 from jobs.outbox import Outbox
@@ -67,6 +68,8 @@ class Sweeper:
             except Unavailable as error:
                 waited = 0.0  # beats may have been lost too: wait a whole lease again
                 log.warning("sweep_failed", reason=str(error))
+            except Exception:  # an edge of the process: one bad record must not end all later sweeps
+                log.exception("sweep_broken")
 
     def _is_mine(self) -> bool:
         """Take or keep the lock that makes one sweeper act at a time."""
@@ -92,5 +95,5 @@ class Sweeper:
             record = self._ledger.get(job_id)
             if record is not None and record.status in HELD:
                 # A restored record may name a run that had ended before Valkey was lost: no run was lost here.
-                counts = not record.restored
-                hand_back(self._ledger, self._archive, self._outbox, record, expired=True, counts=counts)
+                lapse = replace(LOST, counts=not record.restored)
+                hand_back(self._ledger, self._archive, self._outbox, record, lapse, expired=True)

@@ -9,7 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from jobs.ledger import JobEvent
+
+log = structlog.get_logger()
 
 BATCH = 200
 
@@ -23,7 +27,9 @@ class EventTail:
         self._waiting: list[JobEvent] = []
         self._sent = 0
         self.last_error: dict[str, Any] | None = None
-        """The data of the newest `error` event."""
+        """The data of the newest `error` event. It is not sent: a later run may cure what ended this one."""
+        self.phase: str | None = None
+        """The run's phase, by its last status event."""
 
     def read(self) -> None:
         """Take in the lines that were completed since the last time."""
@@ -35,11 +41,17 @@ class EventTail:
         whole = text[: text.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.splitlines():
-            self._take(json.loads(line))
+            try:
+                self._take(json.loads(line))
+            except (ValueError, KeyError):  # a full disk leaves halves of lines
+                log.warning("bad_event_line", folder=self._path.parent.name, bytes=len(line))
 
     def _take(self, body: dict[str, Any]) -> None:
         if body["type"] == "error":
             self.last_error = body["data"]
+            return
+        if body["type"] == "status":
+            self.phase = body["data"].get("phase", self.phase)
         event = JobEvent(type=body["type"], data=body["data"], step=body.get("step") or 0, time=body["time"])
         self._waiting.append(event)
 

@@ -13,6 +13,8 @@ import shlex
 import socket
 import sys
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,23 +23,28 @@ from celery import signals
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from grpo_core.errors import FailureReport
 from jobs import journal, scratch
 from jobs.archive import Archive
 from jobs.datasets import DatasetStore
-from jobs.ending import settle
+from jobs.ending import Lapse, hand_back, settle
 from jobs.errors import Fenced, Unavailable
 from jobs.gpus import Gpu, find_gpus
 from jobs.ledger import Ledger
 from jobs.outbox import Outbox
 from jobs.queue import TASK, Doorbell, make_celery, queues_served
-from jobs.record import JobStatus
+from jobs.record import HELD, JobRecord, JobStatus
 from jobs.registry import EXPIRY_SECONDS, WorkerInfo, WorkerRegistry
-from jobs.run import JobRun, Toolbox
+from jobs.run import JobRun, Toolbox, machine_failure
 from jobs.settings import QueueSettings, StorageSettings
+from jobs.stall import StallLimits
+from jobs.stopping import StopOrder
 from jobs.storage import ObjectStore
 from jobs.sweeper import Sweeper
 
 log = structlog.get_logger()
+
+STARTUP_RETRY_SECONDS = 2.0
 
 
 class WorkerSettings(BaseSettings):
@@ -51,6 +58,18 @@ class WorkerSettings(BaseSettings):
     """Scratch: needs room for a few checkpoints."""
     queues: Annotated[list[str], NoDecode] = Field(default=[], validation_alias="GRPO_QUEUES")
     """Queues to serve, separated by commas; empty is what the GPUs found here can run."""
+    min_free_mb: int = Field(default=64, ge=0, validation_alias="GRPO_MIN_FREE_MB")
+    """Room below `work_dir` without which no job is claimed."""
+    stop_grace_seconds: float = Field(default=120.0, ge=0, le=86_400, validation_alias="GRPO_STOP_GRACE_SECONDS")
+    """How long after TERM a run may take to save, and be sent; three quarters of it are the training process's."""
+    stall_factor: float = Field(default=10.0, ge=2, le=10_000, validation_alias="GRPO_STALL_FACTOR")
+    """A step that takes so many times the median is stalled."""
+    stall_floor_seconds: float = Field(default=600.0, gt=0, validation_alias="GRPO_STALL_FLOOR_SECONDS")
+    """And at least so long."""
+    stall_quiet_seconds: float = Field(default=3600.0, gt=0, validation_alias="GRPO_STALL_QUIET_SECONDS")
+    """Loading, the first step and evaluations are stalled after so long without an event or a line of output."""
+    startup_seconds: float = Field(default=600.0, ge=0, validation_alias="GRPO_STARTUP_SECONDS")
+    """How long a worker that starts waits for Valkey and object storage before it gives up."""
     launcher: str = Field(default="", validation_alias="GRPO_LAUNCHER")
     """The training command; empty is `python -m grpo_core train` with this Python."""
 
@@ -89,6 +108,12 @@ class Worker:
             outbox=self._outbox,
             lease_seconds=queue.lease_seconds,
             launcher=settings.launcher_argv(),
+            stop=StopOrder(settings.stop_grace_seconds),
+            stall_limits=StallLimits(
+                factor=settings.stall_factor,
+                floor_seconds=settings.stall_floor_seconds,
+                quiet_seconds=settings.stall_quiet_seconds,
+            ),
         )
 
     @property
@@ -100,9 +125,8 @@ class Worker:
     def serve(self) -> None:
         """Listen until TERM; a run at hand is asked to checkpoint and is handed back."""
         self._settings.work_dir.mkdir(parents=True, exist_ok=True)
-        for folder in scratch.remove_abandoned(self._settings.work_dir):
-            log.info("scratch_removed", folder=folder.name)
-        self._store.ensure_ready()
+        self._clean_scratch()
+        self._await_servers()
         self._outbox.start()
         self._sweeper.start()
         threading.Thread(target=self._announce, name="announcer", daemon=True).start()
@@ -115,14 +139,33 @@ class Worker:
             self._outbox.close()
             self._withdraw()
 
+    def _clean_scratch(self) -> None:
+        for folder in scratch.remove_abandoned(self._settings.work_dir):
+            log.info("scratch_removed", folder=folder.name)
+
+    def _await_servers(self) -> None:
+        """Wait for storage and Valkey, which may start after this process; raises `Unavailable` in the end."""
+        until = time.monotonic() + self._settings.startup_seconds
+        while True:
+            try:
+                self._store.ensure_ready()
+                self._ledger.ping()
+            except Unavailable as error:
+                if time.monotonic() > until:
+                    raise
+                log.warning("waiting_for_server", reason=str(error))
+                time.sleep(STARTUP_RETRY_SECONDS)
+            else:
+                return
+
     def _consume(self) -> None:
         app = make_celery(self._queue_settings)
         app.task(name=TASK, ignore_result=True)(self.run_job)
 
-        def drain(**_: object) -> None:
-            self._tools.drain.set()
+        def stop(**_: object) -> None:
+            self._tools.stop.give()
 
-        signals.worker_shutting_down.connect(drain, weak=False)
+        signals.worker_shutting_down.connect(stop, weak=False)
         app.worker_main(
             [
                 *("worker", "--pool", "solo", "--concurrency", "1", "--loglevel", "WARNING"),
@@ -133,13 +176,12 @@ class Worker:
 
     def run_job(self, job_id: str) -> None:
         """What a wake-up does: claim the job and run it, or nothing."""
-        if self._tools.drain.is_set():
-            return  # the sweeper rings again, for a worker that stays
+        if self._tools.stop.asked or not self._has_room():
+            return  # the sweeper rings again, for a worker that stays and has room
         try:
-            epoch = self._claim(job_id)
-            if epoch is None:
-                return
-            self._run(job_id, epoch)
+            claimed = self._claim(job_id)
+            if claimed is not None:
+                self._run(claimed)
         except Fenced as error:
             log.warning("fenced", job_id=job_id, reason=str(error))
         except Unavailable as error:
@@ -148,8 +190,17 @@ class Worker:
             log.exception("run_broken", job_id=job_id)
         finally:
             self._job = None
+            self._clean_scratch()
 
-    def _claim(self, job_id: str) -> int | None:
+    def _has_room(self) -> bool:
+        free = scratch.free_bytes(self._settings.work_dir)
+        if free >= self._settings.min_free_mb * 1_000_000:
+            return True
+        log.error("no_room", work_dir=str(self._settings.work_dir), free_mb=free // 1_000_000)
+        return False
+
+    def _claim(self, job_id: str) -> JobRecord | None:
+        """The record of a job that is now this worker's, or None."""
         record = self._ledger.get(job_id)
         if record is None or record.status is not JobStatus.QUEUED:
             return None
@@ -160,19 +211,34 @@ class Worker:
         epoch = self._archive.allocate_epoch(job_id, self.name, journal.now_iso(), attempts=record.attempts)
         if epoch is None:
             return None
-        claimed = self._ledger.claim(
-            job_id, epoch=epoch, worker=self.name, lease_seconds=self._queue_settings.lease_seconds
-        )
-        return epoch if claimed else None
+        claimed = self._take(job_id, epoch)
+        return replace(record, status=JobStatus.RUNNING, epoch=epoch) if claimed else None
 
-    def _run(self, job_id: str, epoch: int) -> None:
-        record = self._ledger.get(job_id)
-        if record is None:
-            raise Fenced(f"the record of {job_id} is gone")
-        self._job = job_id
-        log.info("run_started", job_id=job_id, epoch=epoch)
-        with scratch.run_folder(self._settings.work_dir, job_id, epoch) as folder:
-            JobRun(self._tools, record, epoch, folder).execute()
+    def _take(self, job_id: str, epoch: int) -> bool:
+        """Claim at an epoch. Where the answer was lost, the record tells: else the job would wait for its lease."""
+        try:
+            return self._ledger.claim(
+                job_id, epoch=epoch, worker=self.name, lease_seconds=self._queue_settings.lease_seconds
+            )
+        except Unavailable:
+            record = self._ledger.get(job_id)
+            return record is not None and record.epoch == epoch and record.status in HELD
+
+    def _run(self, record: JobRecord) -> None:
+        self._job = record.id
+        log.info("run_started", job_id=record.id, epoch=record.epoch)
+        try:
+            with scratch.run_folder(self._settings.work_dir, record.id, record.epoch) as folder:
+                JobRun(self._tools, record, record.epoch, folder).execute()
+        except OSError as error:  # before or after the run: its own are the run's to judge
+            log.exception("run_broken", job_id=record.id)
+            self._hand_back(record, machine_failure(error, self._settings.work_dir))
+
+    def _hand_back(self, record: JobRecord, report: FailureReport) -> None:
+        """Return a job that could not even begin here."""
+        current = self._ledger.get(record.id)
+        if current is not None and current.epoch == record.epoch and current.status in HELD:
+            hand_back(self._ledger, self._archive, self._outbox, current, Lapse(report=report), by=self.name)
 
     def _announce(self) -> None:
         while True:

@@ -19,11 +19,13 @@ from api import openapi
 from api.auth import BearerAuth, check_scope
 from api.dependencies import PROVIDERS
 from api.edge import Edge
+from api.page import assets, curves, report, session
 from api.problems import handle
 from api.queries import check_query
-from api.routes import datasets, health, jobs, rewards, schema
+from api.routes import datasets, health, jobs, metrics, rewards, rollouts, schema
 from api.settings import ApiSettings
 from api.streams import EventStreams
+from api.telemetry import ServiceMetrics
 from jobs.service import JobService
 
 
@@ -33,12 +35,21 @@ def create_app(service: JobService | None = None, settings: ApiSettings | None =
     app = Litestar(
         route_handlers=[
             jobs.ROUTER,
+            rollouts.ROUTER,
             datasets.router(settings.max_dataset_bytes),
             rewards.list_rewards,
             health.health,
             health.readiness,
+            metrics.service_metrics,
             schema.job_schema,
             schema.script,
+            assets.index,
+            assets.asset,
+            session.log_in,
+            session.who,
+            session.log_out,
+            curves.reward_curves,
+            report.report,
         ],
         dependencies=PROVIDERS,
         exception_handlers={HTTPException: handle, Exception: handle},
@@ -50,7 +61,9 @@ def create_app(service: JobService | None = None, settings: ApiSettings | None =
         request_max_body_size=settings.max_body_bytes,
         state=State({"service": service or JobService.from_settings(), "settings": settings}),
     )
-    app.asgi_handler = Edge(app.asgi_handler)
+    state = app.state
+    state.metrics = ServiceMetrics(state.service.telemetry, lambda: state.streams.readers)
+    app.asgi_handler = Edge(app.asgi_handler, state.metrics)
     return app
 
 

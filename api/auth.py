@@ -1,7 +1,8 @@
-"""Who is calling and what their key allows: bearer keys and their scopes.
+"""Who is calling and what their key allows: bearer keys, a browser's session in a key's place, and scopes.
 
-Owns the check, not the keys (`jobs.keys`). Invariants: a route without a scope in its `opt` must be public or it
-is refused, and every refused key gets the same answer, whatever is wrong with it.
+Owns the check, not the keys (`jobs.keys`) or the sessions (`jobs.sessions`). Invariants: a route without a scope in
+its `opt` must be public or it is refused; every refused key gets the same answer, whatever is wrong with it; a cookie
+alone changes nothing, since any site can make a browser send it.
 """
 
 from __future__ import annotations
@@ -16,13 +17,19 @@ from litestar.middleware import AbstractAuthenticationMiddleware, Authentication
 
 from api.problems import ApiError
 
-Scope = Literal["jobs:read", "jobs:write", "datasets:write"]
+Scope = Literal["jobs:read", "jobs:write", "datasets:write", "metrics:read"]
 
 PUBLIC = {"exclude_from_auth": True}
 """The `opt` of a route that needs no key."""
 ANY_SCOPE = {"scope": None}
 """The `opt` of a route that any valid key may use."""
 
+COOKIE = "grpo_session"
+PAGE_HEADER = "X-GRPO-Page"
+"""Sent by our page with whatever changes something: another site's page cannot, without leave that nobody gives."""
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 _BEARER = re.compile(r"[Bb]earer +([A-Za-z0-9._~+/=-]{1,256})")
 
 
@@ -32,11 +39,18 @@ def scope(name: Scope) -> dict[str, Any]:
 
 
 class BearerAuth(AbstractAuthenticationMiddleware):
-    """Finds the key's record, or answers 401."""
+    """Finds the key's record by the bearer key or else by the session's cookie, or answers 401."""
 
     async def authenticate_request(self, connection: ASGIConnection[Any, Any, Any, Any]) -> AuthenticationResult:
-        given = _BEARER.fullmatch(connection.headers.get("authorization", ""))
-        record = await sync_to_thread(connection.app.state.service.authenticate, given[1]) if given else None
+        service = connection.app.state.service
+        token = session_token(connection)
+        record = None
+        if "authorization" in connection.headers or token is None:
+            given = _BEARER.fullmatch(connection.headers.get("authorization", ""))
+            record = await sync_to_thread(service.authenticate, given[1]) if given else None
+        else:
+            check_same_origin(connection)
+            record = await sync_to_thread(service.authenticate_session, token)
         if record is None:
             raise ApiError(
                 "unauthorized",
@@ -45,6 +59,26 @@ class BearerAuth(AbstractAuthenticationMiddleware):
                 headers={"WWW-Authenticate": 'Bearer realm="grpo"'},
             )
         return AuthenticationResult(user=record, auth=None)
+
+
+def session_token(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:
+    """The token in the cookie, if there is one that could be ours."""
+    token = connection.cookies.get(COOKIE, "")
+    return token if _TOKEN.fullmatch(token) else None
+
+
+def check_same_origin(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+    """Refuse what another site, or another port of this host, made the browser send."""
+    if connection.scope.get("method") in _SAFE_METHODS:
+        return
+    # Browsers send this one where the connection is trustworthy; the other needs a preflight that is never granted.
+    elsewhere = connection.headers.get("sec-fetch-site", "same-origin") != "same-origin"
+    if elsewhere or PAGE_HEADER not in connection.headers:
+        raise ApiError(
+            "forbidden",
+            "With a session's cookie only this service's own page may change something. Send 'Authorization: Bearer "
+            "KEY' instead.",
+        )
 
 
 def is_open(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> bool:

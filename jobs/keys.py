@@ -21,7 +21,7 @@ from jobs.errors import NotFound
 from jobs.ledger import Ledger, guarded
 from jobs.storage import ObjectStore
 
-SCOPES = ("jobs:read", "jobs:write", "datasets:write")
+SCOPES = ("jobs:read", "jobs:write", "datasets:write", "metrics:read")
 KEY_PREFIX = "grpo_"
 LOADED = "loaded"
 """A field of the Valkey hash that says the bucket's keys were copied into it since it was last empty."""
@@ -73,17 +73,21 @@ class KeyStore:
             expires_at=expires_at,
             name=name,
         )
-        self._save(record, _digest(key))
+        self._save(record, digest_of(key))
         return key, record
 
     def authenticate(self, key: str) -> KeyRecord | None:
         """The record of a valid key; None for any other text."""
         if not key.startswith(KEY_PREFIX) or len(key) > 128 or not key.isascii():
             return None
-        text, loaded = self._read(_digest(key))
+        return self.find(digest_of(key))
+
+    def find(self, digest: str) -> KeyRecord | None:
+        """The record of the valid key with this hash, or None."""
+        text, loaded = self._read(digest)
         if text is None and not loaded:
             self.load()
-            text, _ = self._read(_digest(key))
+            text, _ = self._read(digest)
         record = _decode(text)[0] if text else None
         return record if record and record.is_valid(datetime.now(UTC)) else None
 
@@ -115,6 +119,12 @@ class KeyStore:
         guarded(copy)
         return len(entries)
 
+    def missing(self) -> int:
+        """How many of the bucket's keys Valkey does not know."""
+        digests = [digest for _, digest in self._stored()]
+        known: list[str | None] = guarded(lambda: self._ledger.client.hmget(self._index, digests)) if digests else []
+        return known.count(None)
+
     def _read(self, digest: str) -> tuple[str | None, str | None]:
         text, loaded = guarded(lambda: self._ledger.client.hmget(self._index, [digest, LOADED]))
         return text, loaded
@@ -132,7 +142,8 @@ class KeyStore:
         return found
 
 
-def _digest(key: str) -> str:
+def digest_of(key: str) -> str:
+    """What is stored of a key."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 

@@ -28,16 +28,21 @@ from jobs.datasets import DatasetRecord, DatasetStore, new_dataset_id
 from jobs.errors import JobsError, NotFound, Rejected, Unavailable
 from jobs.keys import KeyRecord, KeyStore
 from jobs.ledger import Ledger
+from jobs.lineage import RolloutFile, listed_rollouts, live_rollouts
 from jobs.orders import Orders
 from jobs.outbox import Outbox
 from jobs.queue import Doorbell, queue_for
 from jobs.ratelimit import RateLimiter
 from jobs.record import TERMINAL, JobRecord, JobStatus, new_job_id, record_of
 from jobs.registry import WorkerRegistry
+from jobs.rollout_query import RolloutQuery, decode_cursor, encode_cursor
+from jobs.rollout_store import Rollout, RolloutStore, StepRollouts
+from jobs.sessions import Session, SessionStore
 from jobs.settings import QueueSettings, StorageSettings
 from jobs.sources import Sources, SourceSettings
 from jobs.storage import ObjectStore
 from jobs.sweeper import Sweeper
+from jobs.telemetry import Telemetry, read_telemetry
 
 LIST_SCAN = 200
 """Records looked through at a time when a list is filtered by metadata."""
@@ -66,6 +71,8 @@ class ServiceSettings(BaseSettings):
     """Requests one API key may send, on average; 0 is no limit."""
     requests_burst: int = Field(default=100, ge=1, le=1_000_000, validation_alias="GRPO_REQUESTS_BURST")
     """Requests a key may send at once after a pause."""
+    session_hours: float = Field(default=12, gt=0, le=24 * 90, validation_alias="GRPO_SESSION_HOURS")
+    """How long a browser stays logged in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +143,9 @@ class JobService:
         self.ledger = Ledger(queue)
         self.archive = Archive(self.store)
         self.keys = KeyStore(self.store, self.ledger)
+        self._sessions = SessionStore(self.ledger, self.keys, hours=self._settings.session_hours)
         self.datasets = DatasetStore(self.store, Sources(storage, sources))
+        self._rollouts = RolloutStore(storage)
         self._admission = Admission(
             self.ledger, max_queued=self._settings.max_queued_jobs, max_owned=self._settings.max_owner_jobs
         )
@@ -162,16 +171,16 @@ class JobService:
         self._outbox.start()
         self._sweeper.start()
 
-    def close(self) -> None:
-        """Stop the threads."""
-        self._sweeper.close()
-        self._outbox.close()
     def check_storage(self) -> None:
         """Raise `UnsafeStorage` or `Unavailable` where jobs cannot be kept; `start` does so too, and once is enough."""
         if not self._is_checked:
             self.store.ensure_ready()
             self._is_checked = True
 
+    def close(self) -> None:
+        """Stop the threads."""
+        self._sweeper.close()
+        self._outbox.close()
 
     def submit(self, spec: JobSpec, owner: str) -> JobRecord:
         """Accept a job: from here on it is run to an end. Raises `Rejected`, `TooManyJobs`, `Unavailable`.
@@ -394,6 +403,28 @@ class JobService:
         by_step = {event["step"]: {**event["data"], "step": event["step"], "epoch": event["epoch"]} for event in events}
         return [by_step[step] for step in sorted(by_step) if step > after_step]
 
+    def rollouts(
+        self, job_id: str, owner: str, query: RolloutQuery, *, limit: int, cursor: str | None = None
+    ) -> Page[Rollout]:
+        """A page of a job's completions, also while it runs. Raises `BadCursor`."""
+        self.get(job_id, owner)
+        after = decode_cursor(cursor, query, job_id) if cursor is not None else None
+        found, end = self._rollouts.page(
+            lambda: self._rollout_files(job_id, owner), query, limit=limit, after=after
+        )
+        return Page(items=found, next_cursor=encode_cursor(end, query, job_id) if end else None)
+
+    def rollout_steps(self, job_id: str, owner: str) -> list[StepRollouts]:
+        """The steps of a job whose completions can be read."""
+        return self._rollouts.steps(lambda: self._rollout_files(job_id, owner))
+
+    def _rollout_files(self, job_id: str, owner: str) -> list[RolloutFile]:
+        record = self.get(job_id, owner)
+        if record.status not in TERMINAL:
+            return live_rollouts(self.store, record.id, record.epoch)
+        manifest = self.archive.manifest(record.manifest) if record.manifest else None
+        return listed_rollouts(manifest.objects) if manifest else []
+
     def artifacts(self, job_id: str, owner: str) -> list[Artifact]:
         """What a finished job left, each with a link; empty until there is a manifest."""
         record = self.get(job_id, owner)
@@ -459,6 +490,25 @@ class JobService:
         if record is not None:
             self._rates.take(record.id)
         return record
+
+    def log_in(self, key: str, address: str) -> Session | None:
+        """Begin a browser's session; None for a wrong key. Raises `TooManyAttempts`."""
+        return self._sessions.open(key, address)
+
+    def authenticate_session(self, token: str) -> KeyRecord | None:
+        """As `authenticate`, for a session's token."""
+        record = self._sessions.find(token)
+        if record is not None:
+            self._rates.take(record.id)
+        return record
+
+    def log_out(self, token: str) -> None:
+        """End a session."""
+        self._sessions.close(token)
+
+    def telemetry(self) -> Telemetry:
+        """How the service as a whole is doing. Raises `Unavailable`."""
+        return read_telemetry(self.ledger, self.workers, lease_seconds=self._queue_settings.lease_seconds)
 
     def health(self) -> dict[str, str]:
         """Whether each server answers: `ok`, or why not."""

@@ -48,7 +48,17 @@ def test_a_problem_has_the_fields_of_rfc_9457(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/nope", "/v1/jobs", "/jobs/x/y/z", "/schema/x", "/schema/x.json", "/api/static/x"]
+    "path",
+    [
+        "/nope",
+        "/page/nope",
+        "/page/../app.py",
+        "/v1/jobs",
+        "/jobs/x/y/z",
+        "/schema/x",
+        "/schema/x.json",
+        "/api/static/x",
+    ],
 )
 def test_an_unknown_address_is_a_problem(client: Client, path: str) -> None:
     answer = client.get(path)

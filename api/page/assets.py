@@ -1,0 +1,80 @@
+"""The page's files: read once, served with the policy that keeps the page to itself.
+
+Invariant: only names found in the folder when the process started are served, so no address can lead elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from litestar import Request, Response, get
+from litestar.exceptions import NotFoundException
+from litestar.params import PathParameter
+
+from api.auth import PUBLIC
+
+FOLDER = Path(__file__).resolve().parent / "static"
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+"""With no Trusted Types policy to be had, a string that reaches innerHTML or eval is an error in the browser."""
+
+_MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain; charset=utf-8",
+}
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One file as it is sent."""
+
+    body: bytes
+    media_type: str
+    etag: str
+
+
+@cache
+def assets() -> dict[str, Asset]:
+    """Every file of the page by its path below `static`."""
+    found: dict[str, Asset] = {}
+    for path in sorted(FOLDER.rglob("*")):
+        if path.suffix in _MEDIA_TYPES:
+            body = path.read_bytes()
+            etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+            found[path.relative_to(FOLDER).as_posix()] = Asset(body, _MEDIA_TYPES[path.suffix], etag)
+    return found
+
+
+@get("/", opt=PUBLIC, include_in_schema=False, sync_to_thread=False)
+def index(request: Request[Any, Any, Any]) -> Response[bytes]:
+    """The page itself: the same for everyone, with nothing of anyone's in it."""
+    return _answer(request, "index.html")
+
+
+@get("/page/{name:path}", opt=PUBLIC, include_in_schema=False, sync_to_thread=False)
+def asset(request: Request[Any, Any, Any], name: Annotated[Path, PathParameter()]) -> Response[bytes]:
+    """One of its files."""
+    return _answer(request, name.as_posix().lstrip("/"))
+
+
+def _answer(request: Request[Any, Any, Any], name: str) -> Response[bytes]:
+    found = assets().get(name)
+    if found is None:
+        raise NotFoundException
+    # Always asked for again and mostly answered with nothing: a new release is never half in the browser's cache.
+    headers = {"ETag": found.etag, "Cache-Control": "no-cache", "Content-Security-Policy": POLICY}
+    if request.headers.get("if-none-match") == found.etag:
+        return Response(b"", status_code=304, headers=headers, media_type=found.media_type)
+    return Response(found.body, headers=headers, media_type=found.media_type)

@@ -1,0 +1,27 @@
+"""A finished job's `report.json` for the page, which may read from no other address than its own.
+
+Owns nothing but the way there: what is in it is `docs/run-folder.md`'s. Invariant: only the file that the job's
+manifest lists is read.
+"""
+
+from __future__ import annotations
+
+import re
+
+from litestar import Response, get
+from litestar.params import FromPath
+
+from api.auth import scope
+from api.dependencies import Owner, Service
+from grpo_core.spec import JOB_ID
+from jobs.errors import NotFound
+
+
+@get("/page/reports/{job_id:str}", opt=scope("jobs:read"), include_in_schema=False, sync_to_thread=True)
+def report(job_id: FromPath[str], owner: Owner, service: Service) -> Response[bytes]:
+    """The report as it was written; 204 where a job has left none so far."""
+    if not re.fullmatch(JOB_ID, job_id):
+        raise NotFound("job", job_id[:80])
+    key = next((file.key for file in service.artifacts(job_id, owner) if file.path == "report.json"), None)
+    body = service.store.get(key) if key else None
+    return Response(body or b"", status_code=200 if body else 204, media_type="application/json")

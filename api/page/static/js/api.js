@@ -1,0 +1,67 @@
+// Requests to the service. The session is a cookie that scripts cannot read; no key is ever kept here.
+
+export class Problem extends Error {
+  constructor(status, document, retryAfter) {
+    super(document?.detail ?? String(status));
+    this.status = status;
+    this.code = document?.code ?? "internal";
+    this.errors = document?.errors ?? [];
+    this.requestId = document?.request_id ?? "";
+    this.retryAfter = retryAfter;
+  }
+}
+
+export class Unreachable extends Error {}
+
+let onLoggedOut = () => {};
+
+/** What to do when the session is over. */
+export function whenLoggedOut(call) {
+  onLoggedOut = call;
+}
+
+export async function request(path, { method = "GET", body, type = "application/json", headers = {}, quiet = false } = {}) {
+  const options = { method, headers: { Accept: "application/json", ...headers }, credentials: "same-origin", cache: "no-store" };
+  if (method !== "GET") options.headers["X-GRPO-Page"] = "1";
+  if (body !== undefined) {
+    options.headers["Content-Type"] = type;
+    options.body = type === "application/json" && typeof body !== "string" ? JSON.stringify(body) : body;
+  }
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch (error) {
+    throw new Unreachable(String(error));
+  }
+  if (answer.ok) return answer.status === 204 ? null : answer.json();
+  const problem = new Problem(answer.status, await answer.json().catch(() => null), Number(answer.headers.get("Retry-After")) || null);
+  if (problem.status === 401 && !quiet) onLoggedOut();
+  throw problem;
+}
+
+export const get = (path) => request(path);
+export const post = (path, body, options = {}) => request(path, { method: "POST", body, ...options });
+
+export const logIn = (key) => post("/session", { key }, { quiet: true });
+export const logOut = () => request("/session", { method: "DELETE" });
+export const who = () => request("/session", { quiet: true });
+
+/** A query string of the values that are set. */
+export function query(values) {
+  const pairs = new URLSearchParams();
+  for (const [name, value] of Object.entries(values)) {
+    for (const one of Array.isArray(value) ? value : [value]) {
+      if (one !== "" && one !== null && one !== undefined) pairs.append(name, one);
+    }
+  }
+  const text = pairs.toString();
+  return text ? `?${text}` : "";
+}
+
+let schema = null;
+
+/** The job spec's JSON Schema, asked for once. */
+export async function specSchema() {
+  schema ??= await get("/schema/job");
+  return schema;
+}

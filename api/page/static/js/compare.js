@@ -1,0 +1,168 @@
+// Two jobs beside each other: their curves in one picture, what was asked differently, and how each ended.
+
+import { get, query as queryString } from "./api.js";
+import { fill, h, raw } from "./dom.js";
+import { duration, fixed, number, percent, t } from "./i18n.js";
+import { Chart, seriesColour } from "./charts.js";
+import { badge, busy, empty, jobName, problemCard } from "./parts.js";
+import { flatten, shown } from "./spec.js";
+
+const IGNORED = new Set(["/name", "/schema_version"]);
+
+export async function compareView(_, query) {
+  const list = await get("/jobs?limit=100");
+  let charts = [];
+  const body = h("div", {});
+  const form = h("div", { class: "filters compare-picks" });
+  const element = h("div", {}, h("h1", { tabindex: "-1" }, t("compare.title")), form, body);
+  let ids = read(query);
+  let turn = 0;
+
+  async function load() {
+    const mine = (turn += 1);
+    drawForm();
+    clear();
+    if (!ids.a || !ids.b) {
+      fill(body, empty(t("compare.none"), h("p", {}, t("compare.none.hint"))));
+      return;
+    }
+    fill(body, busy());
+    try {
+      const sides = await Promise.all(["a", "b"].map((key) => side(ids[key])));
+      if (mine === turn) draw(sides);
+    } catch (error) {
+      if (mine === turn) fill(body, problemCard(error));
+    }
+  }
+
+  function drawForm() {
+    const known = new Map(list.data.map((job) => [job.id, jobName(job)]));
+    for (const id of Object.values(ids)) if (id && !known.has(id)) known.set(id, id);
+    const select = (key) =>
+      h(
+        "label",
+        { class: "field" },
+        h("span", {}, h("i", { class: "swatch", css: { background: `var(--series-${key === "a" ? 1 : 3})` } }), t(`compare.${key}`)),
+        h("select", { onchange: (event) => (location.hash = `/compare${queryString({ ...ids, [key]: event.target.value })}`) }, h("option", { value: "" }, t("compare.choose")), [...known].map(([id, name]) => h("option", { value: id, selected: ids[key] === id, translate: "no" }, name === id ? id : `${name} · ${id.slice(-6)}`))),
+      );
+    fill(form, select("a"), select("b"));
+  }
+
+  function draw(sides) {
+    charts = overlays(sides).map((definition) => new Chart(definition));
+    fill(
+      body,
+      results(sides),
+      differences(sides),
+      h("h2", {}, t("tab.curves")),
+      h("div", { class: "charts" }, charts.map((chart) => chart.element)),
+    );
+    const merged = merge(sides);
+    charts.forEach((chart) => chart.update(merged));
+  }
+
+  function clear() {
+    charts.forEach((chart) => chart.destroy());
+    charts = [];
+  }
+
+  load();
+  return {
+    element,
+    go(_parameters, next) {
+      ids = read(next);
+      load();
+      return true;
+    },
+    repaint: () => charts.forEach((chart) => chart.repaint()),
+    close() {
+      turn += 1;
+      clear();
+    },
+  };
+}
+
+function read(query) {
+  return { a: query.get("a") ?? "", b: query.get("b") ?? "" };
+}
+
+async function side(id) {
+  const [job, metrics, report] = await Promise.all([get(`/jobs/${id}`), get(`/jobs/${id}/metrics`), get(`/page/reports/${id}`).catch(() => null)]);
+  return { job, metrics: metrics.data, evaluation: report?.evaluation ?? null };
+}
+
+/** One row for each step of either job: `{step, sides: [metric, metric]}`. */
+function merge(sides) {
+  const rows = new Map();
+  sides.forEach((one, place) => {
+    for (const metric of one.metrics) {
+      if (!rows.has(metric.step)) rows.set(metric.step, { step: metric.step, sides: [null, null] });
+      rows.get(metric.step).sides[place] = metric;
+    }
+  });
+  return [...rows.values()].sort((a, b) => a.step - b.step);
+}
+
+function overlays(sides) {
+  const names = sides.map((one, place) => `${place ? "B" : "A"} · ${jobName(one.job)}`);
+  const both = (read) => names.map((label, place) => ({ label, colour: seriesColour(place * 2), value: (row) => (row.sides[place] ? read(row.sides[place]) : null) }));
+  const rewards = [...new Set(sides.flatMap((one) => one.metrics.flatMap((metric) => Object.keys(metric.rewards ?? {}))))];
+  const any = (read) => sides.some((one) => one.metrics.some((metric) => Number.isFinite(read(metric))));
+  const share = (value) => percent(value, 0);
+  const candidates = [
+    { title: t("metric.reward"), big: true, height: 260, format: (value) => fixed(value, 2), read: (m) => m.reward },
+    ...rewards.map((name) => ({ title: `${t("metric.reward")}: ${name}`, format: (value) => fixed(value, 2), read: (m) => m.rewards?.[name] })),
+    { title: t("metric.length"), format: (value) => number(value, 3), read: (m) => m.completion_tokens_mean },
+    { title: t("metric.truncated"), format: share, read: (m) => m.truncated_share },
+    { title: t("metric.zero_variance"), format: share, read: (m) => m.zero_variance_share },
+    { title: t("metric.kl"), read: (m) => m.kl },
+    { title: t("metric.entropy"), read: (m) => m.entropy },
+    { title: t("metric.seconds"), format: (value) => number(value, 3), read: (m) => m.seconds?.total },
+  ];
+  return candidates.filter(({ read }) => any(read)).map(({ read, ...rest }) => ({ ...rest, series: both(read) }));
+}
+
+function results(sides) {
+  const tail = (one) => one.metrics.slice(-Math.max(1, Math.round(one.metrics.length / 10))).map((metric) => metric.reward);
+  const rows = [
+    ["jobs.state", ({ job }) => badge(job.status)],
+    ["metric.step", ({ job }) => number(job.step)],
+    ["compare.reward", (one) => fixed(average(tail(one)), 3)],
+    ["compare.best", (one) => fixed(one.metrics.length ? one.metrics.reduce((best, metric) => Math.max(best, metric.reward), -Infinity) : null, 3)],
+    ["jobs.took", ({ job }) => duration(job.started_at ? (Date.parse(job.finished_at ?? job.updated_at) - Date.parse(job.started_at)) / 1000 : null)],
+    ["compare.strict", ({ evaluation }) => (evaluation ? change(evaluation, "strict") : "–")],
+    ["compare.lenient", ({ evaluation }) => (evaluation ? change(evaluation, "lenient") : "–")],
+  ];
+  return h(
+    "section",
+    { class: "card" },
+    h("h2", {}, t("compare.results")),
+    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("compare.results") }, h("table", { class: "plain" }, h("thead", {}, heads(sides)), h("tbody", {}, rows.map(([key, read]) => h("tr", {}, h("th", { scope: "row" }, t(key)), sides.map((one) => h("td", { translate: "no" }, read(one)))))))),
+  );
+}
+
+function change(evaluation, reading) {
+  return `${percent(evaluation.before[`${reading}_accuracy`])} → ${percent(evaluation.after[`${reading}_accuracy`])}`;
+}
+
+function heads(sides) {
+  return h("tr", {}, h("td", {}), sides.map((one, place) => h("th", { scope: "col" }, raw(place ? "B" : "A"), " ", h("a", { href: `#/jobs/${one.job.id}` }, raw(jobName(one.job))))));
+}
+
+function differences(sides) {
+  const [a, b] = sides.map((one) => flatten(one.job.spec));
+  const pointers = [...new Set([...a.keys(), ...b.keys()])].filter((pointer) => !IGNORED.has(pointer) && JSON.stringify(a.get(pointer)) !== JSON.stringify(b.get(pointer))).sort();
+  const cell = (value) => h("td", { translate: "no", class: "breaks" }, value === undefined ? "–" : shown(value));
+  return h(
+    "section",
+    { class: "card" },
+    h("h2", {}, t("compare.spec")),
+    pointers.length
+      ? h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("compare.spec") }, h("table", { class: "plain" }, h("thead", {}, heads(sides)), h("tbody", {}, pointers.map((pointer) => h("tr", {}, h("th", { scope: "row" }, raw(pointer.slice(1).replaceAll("/", "."), { class: "code" })), cell(a.get(pointer)), cell(b.get(pointer)))))))
+      : h("p", { class: "hint" }, t("compare.spec.same")),
+  );
+}
+
+function average(values) {
+  return values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null;
+}

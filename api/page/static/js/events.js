@@ -1,0 +1,65 @@
+// The tab of events: what happened, newest first, with warnings and errors standing out.
+
+import { fill, h, raw } from "./dom.js";
+import { clock, fixed, has, number, percent, t } from "./i18n.js";
+import { empty } from "./parts.js";
+import { warningCard } from "./job.js";
+
+const TYPES = ["warning", "error", "status", "checkpoint", "evaluation", "log"];
+
+export function eventsTab(feed) {
+  const wanted = new Set(TYPES);
+  const list = h("ol", { class: "events", reversed: true });
+  const bar = h("div", { class: "chips", role: "group", "aria-label": t("events.types") });
+  let drawn = -1;
+
+  function drawBar() {
+    fill(bar, TYPES.map((type) => h("button", { type: "button", class: "chip", "aria-pressed": String(wanted.has(type)), onclick: (event) => toggle(type, event.currentTarget) }, t(`event.${type}`))));
+  }
+
+  function toggle(type, button) {
+    if (wanted.has(type)) wanted.delete(type);
+    else wanted.add(type);
+    button.setAttribute("aria-pressed", String(wanted.has(type)));
+    drawn = -1;
+    update();
+  }
+
+  function update() {
+    if (drawn === feed.events.length) return;
+    drawn = feed.events.length;
+    const shown = feed.events.filter((event) => wanted.has(event.type)).reverse();
+    if (!shown.length) fill(list, h("li", {}, empty(t("events.none"))));
+    else fill(list, shown.slice(0, 1000).map((event) => row(event, feed.id)));
+  }
+
+  drawBar();
+  return { element: h("div", {}, bar, list), update };
+}
+
+function row(event, id) {
+  return h(
+    "li",
+    { class: `event ${event.type}` },
+    h("div", { class: "when" }, clock(event.time)),
+    h("div", { class: "kind" }, t(`event.${event.type}`)),
+    h("div", { class: "at" }, event.step ? t("chart.step", { step: number(event.step) }) : null),
+    h("div", { class: "what" }, what(event, id)),
+  );
+}
+
+function what(event, id) {
+  const { data } = event;
+  if (event.type === "warning") return warningCard(event, id);
+  if (event.type === "error") return h("div", { class: "card danger" }, h("p", { class: "strong" }, raw(`${data.class} · ${data.code}`, { class: "code" })), h("p", {}, raw(data.message ?? "", { lang: "en" })), data.hint ? h("p", { class: "hint" }, raw(data.hint, { lang: "en" })) : null);
+  if (event.type === "status") {
+    if (data.status) return has(`status.${data.status}`) ? t(`status.${data.status}`) : raw(data.status);
+    return has(`phase.${data.phase}`) ? t(`phase.${data.phase}`) : raw(data.phase ?? "");
+  }
+  if (event.type === "checkpoint") return [t("events.checkpoint"), " ", raw(data.path ?? "", { class: "code" })];
+  if (event.type === "evaluation" && data.stage !== "selftest") {
+    return [t(`evaluation.${data.stage}`), ": ", t("evaluation.strict"), " ", raw(percent(data.strict_accuracy)), ", ", t("evaluation.lenient"), " ", raw(percent(data.lenient_accuracy))];
+  }
+  if (event.type === "evaluation") return [t("evaluation.selftest"), " ", raw(data.peft ? fixed(data.peft.mean, 6) : "", { class: "code" })];
+  return raw(data.message ?? JSON.stringify(data), { lang: "en" });
+}

@@ -1,0 +1,178 @@
+// One job as it happens: the record, every step's metrics, every event that is no metric. One stream, no polling.
+//
+// The metrics come whole first, the stream then goes on from the last event read; steps that come twice are one step.
+
+import { get, query } from "./api.js";
+import { throttle } from "./dom.js";
+
+export const ENDED = new Set(["succeeded", "failed", "cancelled"]);
+const TOLD = ["status", "checkpoint", "evaluation", "warning", "log", "error"];
+const REDRAW_MS = 500;
+const RETRY_MS = 3000;
+
+export class JobFeed {
+  constructor(id) {
+    this.id = id;
+    this.job = null;
+    this.metrics = [];
+    this.events = [];
+    this.after = 0;
+    /** `live`, `broken`, `ended`. */
+    this.state = "live";
+    this.listeners = new Set();
+    this.steps = new Map();
+    this.source = null;
+    this.closed = false;
+    this.tell = throttle(() => this.listeners.forEach((listen) => listen()), REDRAW_MS);
+    this.refresh = throttle(() => this.readJob(), 1000);
+    this.onVisibility = () => this.followWhenSeen();
+  }
+
+  /** Read what there is, then follow. Raises what the requests raise. */
+  async open() {
+    const [job, metrics] = await Promise.all([get(`/jobs/${this.id}`), get(`/jobs/${this.id}/metrics`), this.readEvents()]);
+    this.job = job;
+    this.takeMetrics(metrics.data);
+    if (ENDED.has(job.status)) this.state = "ended";
+    else {
+      this.follow();
+      document.addEventListener("visibilitychange", this.onVisibility);
+    }
+  }
+
+  /** A browser has six connections to a service for all its tabs: one that nobody looks at gives its own back. */
+  followWhenSeen() {
+    if (this.state === "ended") return;
+    if (document.hidden) this.source?.close();
+    else if (this.source?.readyState === EventSource.CLOSED) this.comeBack();
+  }
+
+  async readEvents() {
+    for (;;) {
+      const page = await get(`/jobs/${this.id}/events${query({ after: this.after, limit: 1000, type: TOLD })}`);
+      page.data.forEach((event) => this.takeEvent(event));
+      if (page.data.length < 1000) return;
+    }
+  }
+
+  async readJob() {
+    try {
+      this.job = await get(`/jobs/${this.id}`);
+    } catch {
+      return; // the stream says whether the service is there
+    }
+    this.tell();
+  }
+
+  takeMetrics(list) {
+    for (const metric of list) this.steps.set(metric.step, metric);
+    this.sortMetrics();
+  }
+
+  sortMetrics() {
+    this.metrics = [...this.steps.values()].sort((a, b) => a.step - b.step);
+  }
+
+  takeMetric(event) {
+    const metric = { ...event.data, step: event.step, epoch: event.epoch };
+    const last = this.metrics.at(-1);
+    this.steps.set(metric.step, metric);
+    if (!last || metric.step > last.step) this.metrics.push(metric);
+    else this.sortMetrics();
+    if (this.job && event.step >= this.job.step) {
+      this.job = { ...this.job, step: event.step, reward: metric.reward, progress: this.job.total_steps ? event.step / this.job.total_steps : 0 };
+    }
+  }
+
+  takeEvent(event) {
+    if (event.seq <= this.after) return;
+    this.after = event.seq;
+    this.events.push(event);
+  }
+
+  follow() {
+    const types = ["metric", ...TOLD];
+    this.source = new EventSource(`/jobs/${this.id}/events${query({ after: this.after, type: types })}`);
+    this.source.onopen = () => this.setState("live");
+    for (const type of types) {
+      this.source.addEventListener(type, (message) => {
+        if (message.data === undefined) return; // the browser's own `error`: the connection broke
+        this.take(type, JSON.parse(message.data));
+      });
+    }
+    this.source.onerror = (message) => {
+      if (message.data !== undefined || this.closed) return;
+      // CONNECTING: the browser comes back by itself, with Last-Event-ID. CLOSED: it was refused, or all was read.
+      const isClosed = this.source.readyState === EventSource.CLOSED;
+      if (this.job && ENDED.has(this.job.status)) {
+        this.source.close();
+        this.setState("ended");
+        return;
+      }
+      this.setState("broken");
+      if (isClosed) setTimeout(() => this.comeBack(), RETRY_MS);
+    };
+  }
+
+  async comeBack() {
+    if (this.closed) return;
+    try {
+      this.job = await get(`/jobs/${this.id}`); // a session that is over ends here, with the log-in
+      this.follow();
+    } catch {
+      setTimeout(() => this.comeBack(), RETRY_MS);
+    }
+  }
+
+  take(type, event) {
+    if (type === "metric") {
+      if (event.seq > this.after) this.after = event.seq;
+      this.takeMetric(event);
+    } else {
+      this.takeEvent(event);
+      if (type === "log" && event.data.code === "resumed") this.reread();
+      if (type === "status" && ENDED.has(event.data.status)) {
+        this.source.close();
+        this.state = "ended";
+      }
+      this.refresh();
+    }
+    this.tell();
+  }
+
+  /** After a resume steps may count again that were taken back: what the service says now is right. */
+  async reread() {
+    const metrics = await get(`/jobs/${this.id}/metrics`).catch(() => null);
+    if (!metrics) return;
+    this.steps.clear();
+    this.takeMetrics(metrics.data);
+    this.tell();
+  }
+
+  setState(state) {
+    if (this.state === state) return;
+    this.state = state;
+    this.tell();
+  }
+
+  listen(call) {
+    this.listeners.add(call);
+    return () => this.listeners.delete(call);
+  }
+
+  close() {
+    this.closed = true;
+    this.source?.close();
+    document.removeEventListener("visibilitychange", this.onVisibility);
+    this.listeners.clear();
+  }
+
+  /** Seconds until training ends at the pace of the last steps, or null. */
+  eta() {
+    const job = this.job;
+    if (!job || job.status !== "running" || !job.total_steps) return null;
+    const recent = this.metrics.slice(-20).map((metric) => metric.seconds?.total).filter((value) => value > 0);
+    if (!recent.length) return null;
+    return (recent.reduce((sum, value) => sum + value, 0) / recent.length) * Math.max(0, job.total_steps - job.step);
+  }
+}

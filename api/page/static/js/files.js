@@ -1,0 +1,68 @@
+// The tab of files: checkpoints on the way, and what a finished job left, each with its size, hash and a link.
+
+import { get } from "./api.js";
+import { fill, h, raw } from "./dom.js";
+import { bytes, number, t, time } from "./i18n.js";
+import { busy, copyButton, empty, problemCard } from "./parts.js";
+
+export function filesTab(feed) {
+  const checkpoints = h("div", {}, busy());
+  const artifacts = h("div", {}, busy());
+  let mark = "";
+
+  async function load() {
+    await Promise.all([part(checkpoints, `/jobs/${feed.id}/checkpoints`, drawCheckpoints), part(artifacts, `/jobs/${feed.id}/artifacts`, drawArtifacts)]);
+  }
+
+  return {
+    element: h("div", {}, h("h2", {}, t("files.checkpoints")), checkpoints, h("h2", {}, t("files.artifacts")), artifacts),
+    update() {
+      const now = `${feed.job.status} ${feed.events.filter((event) => event.type === "checkpoint").length}`;
+      if (now === mark) return;
+      mark = now;
+      load();
+    },
+  };
+}
+
+async function part(place, path, draw) {
+  try {
+    fill(place, draw((await get(path)).data));
+  } catch (error) {
+    fill(place, problemCard(error));
+  }
+}
+
+function drawCheckpoints(list) {
+  if (!list.length) return empty(t("files.checkpoints.none"));
+  return h("div", { class: "card flush checkpoints" }, [...list].reverse().map((checkpoint) => {
+    const size = checkpoint.files.reduce((sum, file) => sum + file.size, 0);
+    return h(
+      "details",
+      { class: "checkpoint" },
+      h("summary", {}, h("span", { class: "strong" }, t("chart.step", { step: number(checkpoint.step) })), time(checkpoint.created_at), raw(bytes(size)), h("span", {}, t("files.epoch", { epoch: checkpoint.epoch }))),
+      table(checkpoint.files, t("files.checkpoints")),
+    );
+  }));
+}
+
+function drawArtifacts(list) {
+  if (!list.length) return empty(t("files.artifacts.none"));
+  const total = list.reduce((sum, file) => sum + file.size, 0);
+  return [h("p", { class: "hint" }, t("files.total", { n: list.length, size: bytes(total) })), h("div", { class: "card flush" }, table(list, t("files.artifacts")))];
+}
+
+function table(files, caption) {
+  const head = h("tr", {}, h("th", { scope: "col" }, t("files.path")), h("th", { scope: "col", class: "number" }, t("files.size")), h("th", { scope: "col" }, t("files.sha256")), h("th", { scope: "col" }, h("span", { class: "sr-only" }, t("files.download"))));
+  const rows = files.map((file) =>
+    h(
+      "tr",
+      {},
+      h("td", { class: "path" }, raw(file.path, { class: "code" })),
+      h("td", { class: "number" }, raw(bytes(file.size))),
+      h("td", { class: "hash" }, raw(`${file.sha256.slice(0, 12)}…`, { class: "code", title: file.sha256 }), copyButton(file.sha256, t("copy"))),
+      h("td", {}, h("a", { href: file.url, download: file.path.split("/").at(-1), rel: "noopener", "aria-label": t("files.download.name", { name: file.path }) }, t("files.download"))),
+    ),
+  );
+  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, h("table", { class: "plain files" }, h("thead", {}, head), h("tbody", {}, rows)));
+}

@@ -1,0 +1,137 @@
+// The words of the page in the reader's language, and numbers and times as that language writes them.
+
+import { h } from "./dom.js";
+
+export const LANGUAGES = { en: "English", zh: "中文" };
+const STORED = "grpo.language";
+
+let words = {};
+let fallback = {};
+let formats = {};
+export let language = "en";
+
+/** Load the catalogue of the language that was chosen, or else of the first one the browser asks for that there is. */
+export async function loadWords() {
+  const asked = [localStorage.getItem(STORED), ...(navigator.languages ?? [])].filter(Boolean);
+  language = asked.map((tag) => tag.toLowerCase().split("-")[0]).find((tag) => tag in LANGUAGES) ?? "en";
+  const [chosen, english] = await Promise.all([catalogue(language), language === "en" ? null : catalogue("en")]);
+  words = chosen;
+  fallback = english ?? chosen;
+  formats = {};
+  document.documentElement.lang = language;
+}
+
+async function catalogue(name) {
+  return (await fetch(`/page/locale/${name}.json`)).json();
+}
+
+export function chooseLanguage(name) {
+  localStorage.setItem(STORED, name);
+}
+
+/** The words for a key, `{name}` replaced by values; `{n, plural}` forms are keys ending in `.one` and `.other`. */
+export function t(key, values = {}) {
+  let found = words[key] ?? fallback[key];
+  if (found === undefined && "n" in values) {
+    const form = new Intl.PluralRules(language).select(values.n);
+    found = words[`${key}.${form}`] ?? words[`${key}.other`] ?? fallback[`${key}.other`];
+  }
+  if (found === undefined) throw new Error(`no words for ${key}`);
+  return found.replace(/\{(\w+)\}/g, (_, name) => (typeof values[name] === "number" ? number(values[name]) : values[name] ?? ""));
+}
+
+/** Whether there are words for a key: codes that the server may add to have none yet. */
+export function has(key) {
+  return key in words || key in fallback;
+}
+
+function format(options) {
+  const key = JSON.stringify(options);
+  formats[key] ??= new Intl.NumberFormat(language, options);
+  return formats[key];
+}
+
+/** A number with so many digits that matter. */
+export function number(value, digits = 4) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  if (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e7)) return value.toExponential(2);
+  return format({ maximumSignificantDigits: Math.max(digits, Math.ceil(Math.log10(Math.abs(value) + 1))) }).format(value);
+}
+
+/** A number with a fixed count of decimals, for columns. */
+export function fixed(value, decimals = 3) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  return format({ minimumFractionDigits: decimals, maximumFractionDigits: decimals }).format(value);
+}
+
+export function signed(value, decimals = 3) {
+  if (value === null || value === undefined) return "–";
+  return format({ minimumFractionDigits: decimals, maximumFractionDigits: decimals, signDisplay: "always" }).format(value);
+}
+
+export function percent(value, decimals = 1) {
+  if (value === null || value === undefined) return "–";
+  return format({ style: "percent", minimumFractionDigits: decimals, maximumFractionDigits: decimals }).format(value);
+}
+
+export function bytes(value) {
+  const units = ["byte", "kilobyte", "megabyte", "gigabyte", "terabyte"];
+  let place = 0;
+  while (value >= 1000 && place < units.length - 1) {
+    value /= 1000;
+    place += 1;
+  }
+  return format({ style: "unit", unit: units[place], unitDisplay: "short", maximumSignificantDigits: 3 }).format(value);
+}
+
+/** A length of time in its two largest units. */
+export function duration(seconds) {
+  if (seconds === null || !Number.isFinite(seconds)) return "–";
+  const units = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
+  let rest = Math.max(0, seconds < 10 ? Math.round(seconds * 10) / 10 : Math.round(seconds));
+  const parts = [];
+  for (const [unit, length] of units) {
+    const count = unit === "second" ? rest : Math.floor(rest / length);
+    if (count >= 1 || (unit === "second" && parts.length === 0)) {
+      parts.push(format({ style: "unit", unit, unitDisplay: "narrow", maximumFractionDigits: 1 }).format(count));
+    } else if (parts.length) break;
+    rest -= count * length;
+    if (parts.length === 2) break;
+  }
+  return parts.join(" ");
+}
+
+function ago(date) {
+  const seconds = (date.getTime() - Date.now()) / 1000;
+  const relative = new Intl.RelativeTimeFormat(language, { numeric: "auto", style: "short" });
+  for (const [unit, length] of [["day", 86400], ["hour", 3600], ["minute", 60]]) {
+    if (Math.abs(seconds) >= length) return relative.format(Math.trunc(seconds / length), unit);
+  }
+  return relative.format(Math.trunc(seconds / 10) * 10, "second");
+}
+
+function absolute(date) {
+  return new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "long" }).format(date);
+}
+
+/** A moment: how long ago, with the whole of it as the title. */
+export function time(iso, attributes = {}) {
+  if (!iso) return "–";
+  const date = new Date(iso);
+  return h("time", { datetime: iso, title: absolute(date), translate: "no", ...attributes }, ago(date));
+}
+
+/** Bring every moment on the page up to date. */
+export function refreshTimes() {
+  for (const element of document.querySelectorAll("time[datetime]:not([data-clock])")) {
+    element.textContent = ago(new Date(element.dateTime));
+  }
+}
+
+/** The time of day, with the date where it is not today. */
+export function clock(iso) {
+  const date = new Date(iso);
+  const isToday = date.toDateString() === new Date().toDateString();
+  const text = new Intl.DateTimeFormat(language, isToday ? { timeStyle: "medium" } : { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit" }).format(date);
+  return h("time", { datetime: iso, title: absolute(date), translate: "no", data: { clock: "1" } }, text);
+}

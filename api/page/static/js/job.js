@@ -1,0 +1,179 @@
+// One job: what it is doing now, what can be done with it, and a tab for each thing there is to know.
+
+import { post, query as queryString } from "./api.js";
+import { fill, h, raw } from "./dom.js";
+import { duration, fixed, has, number, percent, signed, t, time } from "./i18n.js";
+import { badge, confirmed, copyButton, jobName, problemCard, progressBar, tile, toast } from "./parts.js";
+import { ENDED, JobFeed } from "./feed.js";
+import { curvesTab } from "./curves.js";
+import { eventsTab } from "./events.js";
+import { filesTab } from "./files.js";
+import { reportTab } from "./report.js";
+import { rolloutsTab } from "./rollouts.js";
+import { specTab } from "./spec.js";
+
+const TABS = { curves: curvesTab, rollouts: rolloutsTab, events: eventsTab, report: reportTab, files: filesTab, spec: specTab };
+
+export async function jobView({ id, tab = "curves" }, query, holder) {
+  const feed = new JobFeed(id);
+  await feed.open();
+  const mayWrite = holder.scopes.includes("jobs:write");
+
+  const head = h("div", { class: "job-head" });
+  const tiles = h("dl", { class: "tiles" });
+  const notes = h("div", { class: "notes" });
+  const navigation = h("nav", { class: "tabs", "aria-label": t("job.tabs") });
+  const panel = h("section", { class: "panel" });
+  const actions = h("div", { class: "actions" });
+  const state = h("div", { class: "state" });
+  const live = h("span", { class: "live" });
+  fill(
+    head,
+    h("p", { class: "crumbs" }, h("a", { href: "#/" }, t("nav.jobs"))),
+    h("div", { class: "title-row" }, h("h1", { tabindex: "-1" }, raw(jobName(feed.job))), actions),
+    h("div", { class: "facts" }, state, live, raw(id, { class: "code" }), copyButton(id, t("copy")), raw(feed.job.spec.model.name), h("span", {}, t("job.submitted"), " ", time(feed.job.created_at))),
+  );
+
+  let shownTab = null;
+  let opened = null;
+  let drawnActions = "";
+
+  function drawTabs() {
+    const counts = { events: feed.events.filter((event) => event.type === "warning").length || "" };
+    fill(
+      navigation,
+      Object.keys(TABS).map((name) => h("a", { href: `#/jobs/${id}/${name}`, "aria-current": name === shownTab ? "page" : null }, t(`tab.${name}`), counts[name] ? raw(String(counts[name]), { class: "count" }) : null)),
+    );
+    const here = navigation.querySelector("[aria-current]");
+    if (here) navigation.scrollLeft = here.offsetLeft - navigation.offsetLeft - 40;
+  }
+
+  function openTab(name, values) {
+    const wanted = name in TABS ? name : "curves";
+    if (wanted === shownTab && opened?.go?.(values)) return;
+    opened?.close?.();
+    shownTab = wanted;
+    drawTabs();
+    // What is said here is said once: the other tabs begin with their own.
+    tiles.hidden = wanted !== "curves";
+    drawNotes(feed.job);
+    panel.setAttribute("aria-label", t(`tab.${wanted}`));
+    opened = TABS[wanted](feed, values, (path, parameters = {}) => (location.hash = `/jobs/${id}/${path}${queryString(parameters)}`));
+    fill(panel, opened.element);
+    opened.update?.();
+  }
+
+  function draw() {
+    const { job } = feed;
+    fill(state, badge(job.status, job.phase));
+    fill(live, ["live", "broken"].includes(feed.state) ? h("span", { class: feed.state, title: t(`live.${feed.state}.hint`) }, t(`live.${feed.state}`)) : null);
+    drawActions(job);
+    drawTiles(job);
+    drawNotes(job);
+    // Only where it changed: a link that has the keyboard keeps it.
+    const warnings = feed.events.filter((event) => event.type === "warning").length;
+    if (String(warnings) !== navigation.dataset.warnings) {
+      navigation.dataset.warnings = String(warnings);
+      if (!navigation.contains(document.activeElement)) drawTabs();
+    }
+    opened?.update?.();
+  }
+
+  function drawTiles(job) {
+    const last = feed.metrics.at(-1);
+    const first = feed.metrics.slice(0, Math.max(1, Math.min(5, Math.floor(feed.metrics.length / 2))));
+    const begun = mean(first.map((metric) => metric.reward));
+    const now = mean(feed.metrics.slice(-5).map((metric) => metric.reward));
+    const change = feed.metrics.length > 5 ? t("tile.since", { change: signed(now - begun, 2) }) : null;
+    const left = feed.eta();
+    const took = job.started_at ? (Date.parse(job.finished_at ?? new Date().toISOString()) - Date.parse(job.started_at)) / 1000 : null;
+    fill(
+      tiles,
+      tile(t("metric.reward"), fixed(last?.reward, 2), change),
+      h("div", { class: "tile progress-tile" }, h("dt", {}, t("jobs.progress")), h("dd", {}, progressBar(job)), h("dd", { class: "note" }, left === null ? (took === null ? t("tile.waiting") : t(ENDED.has(job.status) ? "tile.took" : "tile.running", { time: duration(took) })) : t("tile.left", { time: duration(left) }))),
+      tile(t("tile.length"), number(last?.completion_tokens_mean, 3), t("tile.length.unit")),
+      tile(t("tile.truncated"), percent(last?.truncated_share, 0), t("tile.truncated.note")),
+      tile(t("tile.zero_variance"), percent(last?.zero_variance_share, 0), t("tile.zero_variance.note")),
+      tile(t("tile.speed"), number(last?.completions_per_s, 3), t("tile.speed.unit"), { class: "tile speed" }),
+    );
+  }
+
+  function drawNotes(job) {
+    const cards = [];
+    if (job.error) {
+      cards.push(
+        h("div", { class: "card danger" }, h("p", { class: "strong" }, t("job.failed"), " ", raw(`${job.error.class} · ${job.error.code}`, { class: "code" })), h("p", {}, raw(job.error.message, { lang: "en" })), job.error.hint ? h("p", { class: "hint" }, raw(job.error.hint, { lang: "en" })) : null, job.error.retryable ? h("p", { class: "hint" }, t("job.retryable")) : null),
+      );
+    }
+    const latest = new Map(feed.events.filter((event) => event.type === "warning").map((event) => [event.data.code, event]));
+    const isOverview = shownTab === "curves";
+    for (const event of isOverview ? [...latest.values()].slice(-3) : []) cards.push(warningCard(event, id));
+    if (isOverview && latest.size > 3) cards.push(h("p", { class: "hint" }, h("a", { href: `#/jobs/${id}/events` }, t("job.all.warnings", { n: latest.size }))));
+    const mark = cards.map((card) => card.textContent).join("|");
+    if (notes.dataset.mark !== mark) {
+      notes.dataset.mark = mark;
+      fill(notes, cards);
+    }
+  }
+
+  function drawActions(job) {
+    if (drawnActions === job.status) return;
+    drawnActions = job.status;
+    const button = (action, isDanger = false) => h("button", { type: "button", class: isDanger ? "danger" : null, onclick: () => act(action, isDanger) }, t(`action.${action}`));
+    fill(
+      actions,
+      mayWrite && ["queued", "running"].includes(job.status) ? button("pause") : null,
+      mayWrite && job.status === "paused" ? button("resume") : null,
+      mayWrite && !ENDED.has(job.status) && job.status !== "cancelling" ? button("cancel", true) : null,
+      h("a", { class: "button", href: `#/compare?a=${id}` }, t("nav.compare")),
+      mayWrite ? h("a", { class: "button", href: `#/new?from=${id}` }, t("action.clone")) : null,
+    );
+  }
+
+  async function act(action, danger) {
+    const isSure = await confirmed({ title: t(`confirm.${action}.title`), text: t(`confirm.${action}.text`), action: t(`action.${action}`), danger });
+    if (!isSure) return;
+    try {
+      feed.job = await post(`/jobs/${id}/${action}`);
+      toast(t(`done.${action}`));
+      draw();
+    } catch (error) {
+      notes.prepend(problemCard(error));
+    }
+  }
+
+  const stop = feed.listen(draw);
+  openTab(tab, query);
+  draw();
+  return {
+    element: h("div", { class: "job" }, head, tiles, notes, navigation, panel),
+    go(parameters, values) {
+      if (parameters.id !== id) return false;
+      openTab(parameters.tab ?? "curves", values);
+      return true;
+    },
+    repaint: () => opened?.repaint?.(),
+    close() {
+      stop();
+      opened?.close?.();
+      feed.close();
+    },
+  };
+}
+
+/** A warning with the way to the rollouts that show it. */
+export function warningCard(event, id) {
+  const { code, message, audit, rollouts, steps } = event.data;
+  const title = has(`warning.${audit ?? code}`) ? t(`warning.${audit ?? code}`) : null;
+  const where = steps ? t("warning.steps", { first: number(steps[0]), last: number(steps[1]) }) : event.step ? t("chart.step", { step: number(event.step) }) : null;
+  return h(
+    "div",
+    { class: "card warning" },
+    h("p", { class: "warning-head" }, h("span", { class: "strong" }, title ?? t(audit ? "warning.audit" : "warning.title")), raw(audit ?? code, { class: "code" }), where ? h("span", { class: "hint" }, where) : null, rollouts ? h("a", { href: `#/jobs/${id}/rollouts${queryString(rollouts)}` }, t("warning.rollouts")) : null),
+    h("p", {}, raw(message, { lang: "en" })),
+  );
+}
+
+function mean(values) {
+  return values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null;
+}

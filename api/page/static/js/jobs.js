@@ -1,0 +1,167 @@
+// The list of jobs: what each is doing, how its reward goes, when it will be done. One request every few seconds.
+
+import { get, query as queryString, Problem } from "./api.js";
+import { fill, h, raw } from "./dom.js";
+import { duration, fixed, t, time } from "./i18n.js";
+import { sparkline } from "./charts.js";
+import { badge, busy, empty, jobName, problemCard, progressBar } from "./parts.js";
+import { ENDED } from "./feed.js";
+
+const POLL_MS = 4000;
+const PAGE = 25;
+const STATUSES = ["queued", "running", "paused", "succeeded", "failed", "cancelled"];
+
+export async function jobsView(_, query) {
+  let filters = read(query);
+  let pages = 1;
+  let curves = {};
+  let chosen = new Set();
+  let timer = null;
+  let isClosed = false;
+
+  const list = h("div", { id: "list" }, busy());
+  const bar = h("div", { class: "filters" });
+  const compare = h("div", { class: "compare-bar", "aria-live": "polite" });
+  const element = h("div", {}, h("div", { class: "title-row" }, h("h1", { tabindex: "-1" }, t("nav.jobs")), h("a", { class: "button primary", href: "#/new" }, t("nav.new"))), bar, compare, list);
+
+  function drawFilters() {
+    const chip = (status, text) => h("a", { class: "chip", href: address({ ...filters, status }), "aria-current": filters.status === status ? "true" : null }, text);
+    const field = h("input", { type: "search", id: "metadata", value: filters.metadata, placeholder: t("jobs.metadata.example"), "aria-label": t("jobs.metadata"), title: t("jobs.metadata"), onchange: () => (location.hash = address({ ...filters, metadata: field.value.trim() })) });
+    fill(bar, h("div", { class: "chips", role: "group", "aria-label": t("jobs.status") }, chip("", t("jobs.all")), STATUSES.map((status) => chip(status, t(`status.${status}`)))), field);
+  }
+
+  async function load() {
+    const data = [];
+    let cursor = null;
+    let more = false;
+    const pair = /^([^=]+)=(.*)$/.exec(filters.metadata);
+    for (let page = 0; page < pages; page += 1) {
+      const values = { limit: PAGE, cursor, status: filters.status };
+      if (pair) values[`metadata[${pair[1].trim()}]`] = pair[2].trim();
+      const answer = await get(`/jobs${queryString(values)}`);
+      data.push(...answer.data);
+      cursor = answer.next_cursor;
+      more = answer.has_more;
+      if (!more) break;
+    }
+    return { data, more };
+  }
+
+  async function refresh() {
+    clearTimeout(timer);
+    if (isClosed) return;
+    try {
+      if (!document.hidden) {
+        const jobs = await load();
+        const wanted = jobs.data.filter((job) => job.step > 0 && !(ENDED.has(job.status) && curves[job.id])).map((job) => job.id);
+        draw(jobs);
+        for (let place = 0; place < wanted.length; place += 50) {
+          Object.assign(curves, await get(`/page/curves${queryString({ job: wanted.slice(place, place + 50) })}`));
+        }
+        if (wanted.length) draw(jobs);
+      }
+    } catch (error) {
+      if (isClosed) return;
+      if (error instanceof Problem && error.status < 500 && error.status !== 429) {
+        fill(list, problemCard(error));
+        return;
+      }
+      if (!list.querySelector(".card.danger")) list.prepend(problemCard(error));
+    }
+    if (!isClosed) timer = setTimeout(refresh, POLL_MS);
+  }
+
+  function draw({ data, more }) {
+    // What has the keyboard keeps it: rows are made anew.
+    const focused = document.activeElement?.dataset?.focus;
+    if (!data.length) {
+      const isFiltered = filters.status || filters.metadata;
+      fill(list, isFiltered ? empty(t("jobs.none.filtered"), h("p", {}, h("a", { href: "#/" }, t("jobs.all")))) : empty(t("jobs.none"), h("p", {}, t("jobs.none.hint")), h("p", {}, h("a", { class: "button primary", href: "#/new" }, t("nav.new")))));
+      return;
+    }
+    const head = h(
+      "tr",
+      {},
+      h("th", { scope: "col", class: "pick" }, h("span", { class: "sr-only" }, t("nav.compare"))),
+      ["name", "state", "progress", "reward", "eta", "age"].map((name) => h("th", { scope: "col" }, t(`jobs.${name}`))),
+    );
+    fill(
+      list,
+      h("div", { class: "card flush" }, h("table", { class: "jobs" }, h("caption", { class: "sr-only" }, t("nav.jobs")), h("thead", {}, head), h("tbody", {}, data.map(row)))),
+      more ? h("p", { class: "more" }, h("button", { type: "button", data: { focus: "more" }, onclick: () => ((pages += 1), refresh()) }, t("more"))) : null,
+    );
+    if (focused) list.querySelector(`[data-focus="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+  }
+
+  function row(job) {
+    const box = h("input", { type: "checkbox", checked: chosen.has(job.id), "aria-label": t("jobs.pick", { name: jobName(job) }), data: { focus: `pick-${job.id}` }, onchange: () => pick(job.id, box.checked) });
+    const tags = Object.entries(job.metadata).slice(0, 3);
+    return h(
+      "tr",
+      { data: { job: job.id } },
+      h("td", { class: "pick" }, box),
+      h("td", { class: "name" }, h("a", { href: `#/jobs/${job.id}`, data: { focus: job.id } }, raw(jobName(job))), h("div", { class: "sub" }, raw(job.spec.model.name), tags.map(([key, value]) => raw(`${key}=${value}`, { class: "tag" })))),
+      h("td", { class: "state" }, badge(job.status, job.status === "running" ? job.phase : null)),
+      h("td", { class: "steps" }, progressBar(job)),
+      h("td", { class: "reward" }, raw(fixed(job.reward, 2), { class: "value" }), sparkline(curves[job.id])),
+      h("td", { class: "eta" }, eta(job)),
+      h("td", { class: "age" }, time(job.created_at)),
+    );
+  }
+
+  function pick(id, isPicked) {
+    if (isPicked) chosen.add(id);
+    else chosen.delete(id);
+    drawCompare();
+  }
+
+  function drawCompare() {
+    if (!chosen.size) return fill(compare);
+    const [a, b] = chosen;
+    return fill(
+      compare,
+      h("span", {}, t("jobs.picked", { n: chosen.size })),
+      chosen.size === 2 ? h("a", { class: "button", href: `#/compare?a=${a}&b=${b}` }, t("nav.compare")) : h("span", { class: "hint" }, t("jobs.pick.two")),
+      h("button", { type: "button", class: "quiet", onclick: () => ((chosen = new Set()), drawCompare(), refresh()) }, t("clear")),
+    );
+  }
+
+  drawFilters();
+  refresh();
+  const onVisible = () => !document.hidden && refresh();
+  document.addEventListener("visibilitychange", onVisible);
+
+  return {
+    element,
+    go(_parameters, next) {
+      filters = read(next);
+      pages = 1;
+      drawFilters();
+      refresh();
+      return true;
+    },
+    close() {
+      isClosed = true;
+      clearTimeout(timer);
+      document.removeEventListener("visibilitychange", onVisible);
+    },
+    repaint() {},
+  };
+}
+
+function read(query) {
+  const status = query.get("status") ?? "";
+  return { status: STATUSES.includes(status) ? status : "", metadata: query.get("metadata") ?? "" };
+}
+
+function address(filters) {
+  return `#/${queryString(filters)}`;
+}
+
+/** What is left of a running job at its pace so far; how long an ended one took. */
+function eta(job) {
+  if (job.finished_at && job.started_at) return raw(duration((Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000), { class: "took" });
+  if (job.status !== "running" || !job.step || !job.started_at) return raw("–");
+  const seconds = ((Date.parse(job.updated_at) - Date.parse(job.started_at)) / 1000 / job.step) * (job.total_steps - job.step);
+  return raw(`≈ ${duration(seconds)}`);
+}

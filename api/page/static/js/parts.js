@@ -1,0 +1,91 @@
+// Pieces that several views are made of: states, problems, bars, dialogs.
+
+import { Problem, Unreachable } from "./api.js";
+import { fill, h, raw } from "./dom.js";
+import { has, number, percent, t } from "./i18n.js";
+
+export function busy() {
+  return h("p", { class: "busy", role: "status" }, t("busy"));
+}
+
+/** What went wrong, in words; fields that are at fault each with the remedy. */
+export function problemCard(error, { skipFields = false } = {}) {
+  const card = h("div", { class: "card danger", role: "alert" });
+  if (error instanceof Unreachable) return fill(card, h("p", {}, t("problem.unreachable")));
+  if (!(error instanceof Problem)) return fill(card, h("p", {}, t("problem.unforeseen")));
+  const known = has(`problem.${error.code}`) ? h("p", { class: "strong" }, t(`problem.${error.code}`)) : null;
+  const fields = skipFields ? [] : error.errors.map((one) => h("li", {}, raw(one.pointer || one.parameter || "/", { class: "code" }), " ", raw(`${one.detail}. ${one.remedy}`, { lang: "en" })));
+  return fill(
+    card,
+    known,
+    h("p", {}, raw(error.message, { lang: "en" })),
+    error.retryAfter ? h("p", {}, t("problem.retry", { seconds: error.retryAfter })) : null,
+    fields.length ? h("ul", {}, fields) : null,
+    error.status >= 500 && error.requestId ? h("p", { class: "hint" }, t("problem.request"), " ", raw(error.requestId, { class: "code" })) : null,
+  );
+}
+
+export function badge(status, phase = null) {
+  return h("span", { class: `badge ${status}` }, h("i", { class: "dot", "aria-hidden": "true" }), t(`status.${status}`), phase && has(`phase.${phase}`) ? h("span", { class: "phase" }, t(`phase.${phase}`)) : null);
+}
+
+export function progressBar(job) {
+  return h(
+    "div",
+    { class: "progress" },
+    h("div", { class: `bar ${job.status}`, role: "progressbar", "aria-label": t("jobs.progress"), "aria-valuemin": "0", "aria-valuemax": "100", "aria-valuenow": String(Math.round(job.progress * 100)) }, h("div", { css: { width: `${job.progress * 100}%` } })),
+    raw(`${number(job.step)} / ${number(job.total_steps)}`, { class: "count", title: percent(job.progress, 0) }),
+  );
+}
+
+export function jobName(job) {
+  return job.name || job.id;
+}
+
+export function tile(label, value, note = null, attributes = {}) {
+  return h("div", { class: "tile", ...attributes }, h("dt", {}, label), h("dd", {}, raw(value)), note ? h("dd", { class: "note" }, note) : null);
+}
+
+export function copyButton(text, label) {
+  const button = h("button", { type: "button", class: "quiet copy", onclick: copy }, label);
+  async function copy() {
+    try {
+      await navigator.clipboard.writeText(text);
+      button.textContent = t("copied");
+    } catch {
+      button.textContent = t("copy.failed");
+    }
+    setTimeout(() => (button.textContent = label), 1500);
+  }
+  return button;
+}
+
+/** Ask before something that cannot be undone; resolves to whether the answer was yes. */
+export function confirmed({ title, text, action, danger = false }) {
+  return new Promise((resolve) => {
+    const dialog = h(
+      "dialog",
+      { class: "confirm", "aria-labelledby": "confirm-title" },
+      h("h2", { id: "confirm-title" }, title),
+      h("p", {}, text),
+      h("div", { class: "actions" }, h("button", { type: "button", onclick: () => dialog.close("no") }, t("confirm.no")), h("button", { type: "button", class: danger ? "danger" : "primary", onclick: () => dialog.close("yes") }, action)),
+    );
+    dialog.addEventListener("close", () => {
+      dialog.remove();
+      resolve(dialog.returnValue === "yes");
+    });
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}
+
+/** A short message that goes away, also read aloud. */
+export function toast(message) {
+  const element = h("div", { class: "toast", role: "status" }, message);
+  document.body.append(element);
+  setTimeout(() => element.remove(), 6000);
+}
+
+export function empty(title, ...rest) {
+  return h("div", { class: "empty-state" }, h("p", { class: "strong" }, title), ...rest);
+}

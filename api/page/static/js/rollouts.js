@@ -1,0 +1,217 @@
+// The tab of rollouts: every completion with its rewards, filtered, in groups of one prompt, two of them compared.
+
+import { get, query as queryString } from "./api.js";
+import { fill, h, raw } from "./dom.js";
+import { fixed, number, signed, t } from "./i18n.js";
+import { busy, empty, problemCard } from "./parts.js";
+import { completionText, diffColumns, diffView } from "./text.js";
+
+const ORDERS = ["step", "-step", "reward", "-reward", "advantage", "-advantage", "length", "-length"];
+const FIELDS = ["step", "prompt", "reward_gt", "reward_lt", "finish", "order"];
+const PAGE = 48;
+
+export function rolloutsTab(feed, query, go) {
+  let filters = read(query);
+  let loaded = [];
+  let cursor = null;
+  let turn = 0;
+  let picked = [];
+
+  const form = h("form", { class: "filters rollouts-filters", onsubmit: (event) => (event.preventDefault(), apply()) });
+  const list = h("div", { class: "groups", "aria-live": "off" });
+  const tray = h("div", { class: "tray", role: "region", "aria-label": t("diff.title") });
+  const element = h("div", {}, form, list, tray);
+
+  function lastStep() {
+    return feed.metrics.at(-1)?.step ?? feed.job.step;
+  }
+
+  function field(name, attributes = {}) {
+    return h("label", { class: `field ${name}` }, h("span", {}, t(`rollouts.${name}`)), h("input", { name, value: filters[name] ?? "", ...attributes }));
+  }
+
+  function select(name, options) {
+    return h("label", { class: `field ${name}` }, h("span", {}, t(`rollouts.${name}`)), h("select", { name, onchange: apply }, options.map(([value, text]) => h("option", { value, selected: (filters[name] ?? "") === value }, text))));
+  }
+
+  function drawForm() {
+    const step = Number(filters.step);
+    const move = (by, label, text) => h("button", { type: "button", class: "icon", "aria-label": label, title: label, disabled: !step || step + by < 1 || step + by > lastStep(), onclick: () => go("rollouts", { ...filters, step: step + by }) }, text);
+    fill(
+      form,
+      h("div", { class: "stepper" }, move(-1, t("rollouts.previous"), "‹"), field("step", { type: "number", min: 1, max: lastStep() || null, inputmode: "numeric", placeholder: t("rollouts.any") }), move(1, t("rollouts.next"), "›")),
+      field("prompt", { type: "text", spellcheck: "false", placeholder: t("rollouts.any") }),
+      field("reward_gt", { type: "number", step: "any", placeholder: "–" }),
+      field("reward_lt", { type: "number", step: "any", placeholder: "–" }),
+      select("finish", [["", t("rollouts.any")], ["stop", t("finish.stop")], ["length", t("finish.length")]]),
+      select("order", ORDERS.map((order) => [order, t(`order.${order}`)])),
+      h("div", { class: "form-actions" }, h("button", { type: "submit", class: "primary" }, t("rollouts.show")), h("button", { type: "button", class: "quiet", onclick: () => go("rollouts") }, t("clear"))),
+    );
+  }
+
+  function apply() {
+    const values = Object.fromEntries(FIELDS.map((name) => [name, form.elements[name].value.trim()]));
+    if (values.order === "step") delete values.order;
+    go("rollouts", values);
+  }
+
+  async function load(isMore = false) {
+    const mine = (turn += 1);
+    if (!isMore) {
+      loaded = [];
+      fill(list, busy());
+    }
+    try {
+      const answer = await get(`/jobs/${feed.id}/rollouts${queryString({ ...filters, limit: PAGE, cursor: isMore ? cursor : null })}`);
+      if (mine !== turn) return;
+      loaded.push(...answer.data);
+      cursor = answer.has_more ? answer.next_cursor : null;
+      drawList();
+    } catch (error) {
+      if (mine === turn) fill(list, problemCard(error));
+    }
+  }
+
+  function drawList() {
+    if (!loaded.length) {
+      fill(list, empty(t("rollouts.none"), h("p", {}, t(feed.metrics.length ? "rollouts.none.filtered" : "curves.none.hint"))));
+      return;
+    }
+    fill(
+      list,
+      groups(loaded).map(group),
+      cursor ? h("p", { class: "more" }, h("button", { type: "button", onclick: () => load(true) }, t("more"))) : null,
+    );
+  }
+
+  function group(rollouts) {
+    const [first] = rollouts;
+    const rewards = rollouts.map((rollout) => rollout.reward_total);
+    const best = Math.max(...rewards);
+    const worst = Math.min(...rewards);
+    const across = filters.prompt ? h("a", { href: address({ step: first.step }) }, t("rollouts.whole.step", { step: number(first.step) })) : h("a", { href: address({ prompt: first.prompt_id, order: "step" }) }, t("rollouts.across"));
+    return h(
+      "article",
+      { class: "group" },
+      h(
+        "header",
+        {},
+        h("h3", {}, h("a", { href: address({ step: first.step }) }, t("chart.step", { step: number(first.step) })), " · ", t("rollouts.prompt"), " ", raw(first.prompt_id, { class: "code" })),
+        h("p", { class: "question" }, raw(first.prompt)),
+        h("p", { class: "meta" }, t("rollouts.answer"), " ", raw(first.answer, { class: "gold" }), " · ", rollouts.length > 1 ? t("rollouts.spread", { worst: fixed(worst, 2), best: fixed(best, 2) }) : null, " ", across),
+      ),
+      h("div", { class: "cards" }, rollouts.map((rollout) => card(rollout, best, worst))),
+    );
+  }
+
+  function card(rollout, best, worst) {
+    const standing = best === worst ? "" : rollout.reward_total === best ? "best" : rollout.reward_total === worst ? "worst" : "";
+    const key = keyOf(rollout);
+    const isPicked = picked.some((one) => keyOf(one) === key);
+    const button = h("button", { type: "button", class: "quiet", "aria-pressed": String(isPicked), onclick: () => pick(rollout, button) }, t("diff.pick"));
+    return h(
+      "section",
+      { class: `card rollout ${standing}`, "aria-label": t("rollouts.card", { step: rollout.step, sample: rollout.sample }) },
+      h("div", { class: "score" }, raw(fixed(rollout.reward_total, 2), { class: "reward", title: t("metric.reward") }), h("span", { class: `advantage ${rollout.advantage > 0 ? "up" : rollout.advantage < 0 ? "down" : ""}`, title: t("rollouts.advantage") }, h("span", { class: "sr-only" }, t("rollouts.advantage")), raw(signed(rollout.advantage, 2))), rollout.finish_reason === "length" ? h("span", { class: "cut" }, t("finish.length")) : null, button),
+      completionText(rollout.completion),
+      h("ul", { class: "rewards" }, Object.entries(rollout.rewards).map(([name, value]) => h("li", { class: value > 0 ? "paid" : value < 0 ? "charged" : "" }, raw(name), raw(fixed(value, 2), { class: "value" }))), h("li", { class: "tokens" }, t("rollouts.tokens", { n: rollout.completion_tokens }))),
+    );
+  }
+
+  function pick(rollout, button) {
+    const key = keyOf(rollout);
+    const isPicked = picked.some((one) => keyOf(one) === key);
+    picked = isPicked ? picked.filter((one) => keyOf(one) !== key) : [...picked, rollout].slice(-2);
+    drawTray();
+    drawList();
+    const again = [...list.querySelectorAll("button[aria-pressed=true]")].at(-1);
+    if (!button.isConnected) again?.focus({ preventScroll: true });
+    if (picked.length === 2 && !isPicked) showDiff();
+  }
+
+  function drawTray() {
+    if (!picked.length) return fill(tray);
+    return fill(
+      tray,
+      h("div", { class: "card tray-card" }, picked.map((one) => h("span", {}, label(one))), picked.length === 2 ? h("button", { type: "button", class: "primary", onclick: showDiff }, t("diff.show")) : h("span", { class: "hint" }, t("diff.pick.other")), h("button", { type: "button", class: "quiet", onclick: () => ((picked = []), drawTray(), drawList()) }, t("clear"))),
+    );
+  }
+
+  function label(rollout) {
+    return [t("chart.step", { step: number(rollout.step) }), " · ", raw(`#${rollout.sample}`), " · ", raw(fixed(rollout.reward_total, 2))];
+  }
+
+  function showDiff() {
+    const [before, after] = [...picked].sort((a, b) => a.step - b.step || a.sample - b.sample);
+    diffDialog(
+      [before, after].map((one) => ({ heading: label(one), text: one.completion })),
+      before.prompt === after.prompt ? before.prompt : null,
+    );
+  }
+
+  drawForm();
+  load();
+  return {
+    element,
+    go(next) {
+      filters = read(next);
+      drawForm();
+      load();
+      return true;
+    },
+    close() {
+      turn += 1;
+    },
+  };
+
+  function address(values) {
+    return `#/jobs/${feed.id}/rollouts${queryString(values)}`;
+  }
+}
+
+/** Two texts compared, in a dialog: as one text with changes, or side by side. */
+export function diffDialog([before, after], question = null) {
+  const body = h("div", { class: "diff-body" });
+  let isColumns = window.innerWidth >= 900;
+  const toggle = h("button", { type: "button", onclick: () => ((isColumns = !isColumns), draw()) });
+  const dialog = h(
+    "dialog",
+    { class: "diff-dialog", "aria-labelledby": "diff-title" },
+    h("div", { class: "title-row" }, h("h2", { id: "diff-title" }, t("diff.title")), h("div", { class: "actions" }, toggle, h("button", { type: "button", onclick: () => dialog.close() }, t("close")))),
+    question ? h("p", { class: "question" }, raw(question)) : null,
+    body,
+  );
+  function draw() {
+    toggle.textContent = t(isColumns ? "diff.one" : "diff.columns");
+    const columns = isColumns ? diffColumns(before.text, after.text) : null;
+    fill(
+      body,
+      columns
+        ? h("div", { class: "columns" }, [before, after].map((side, place) => h("section", {}, h("h3", {}, side.heading), columns[place])))
+        : [h("p", { class: "hint" }, h("del", {}, before.heading), " → ", h("ins", {}, after.heading)), diffView(before.text, after.text)],
+    );
+  }
+  draw();
+  dialog.addEventListener("close", () => dialog.remove());
+  document.body.append(dialog);
+  dialog.showModal();
+}
+
+function read(query) {
+  return Object.fromEntries(FIELDS.map((name) => [name, query.get(name)]).filter(([, value]) => value));
+}
+
+function keyOf(rollout) {
+  return `${rollout.epoch}/${rollout.step}/${rollout.prompt_id}/${rollout.row}/${rollout.sample}`;
+}
+
+/** Neighbours with the same step and prompt belong together. */
+function groups(rollouts) {
+  const found = [];
+  for (const rollout of rollouts) {
+    const last = found.at(-1);
+    if (last && last[0].step === rollout.step && last[0].prompt_id === rollout.prompt_id) last.push(rollout);
+    else found.push([rollout]);
+  }
+  return found;
+}

@@ -1,0 +1,57 @@
+// The tab of the spec: every value, those that are not the default standing out.
+
+import { fill, h, raw } from "./dom.js";
+import { t } from "./i18n.js";
+import { specSchema } from "./api.js";
+import { copyButton } from "./parts.js";
+
+export function specTab(feed) {
+  const element = h("div", {});
+  specSchema().then((schema) => draw(schema));
+
+  function draw(schema) {
+    const defaults = flatten(defaultsOf(schema, schema));
+    const values = flatten(feed.job.spec);
+    const sections = new Map();
+    for (const [pointer, value] of values) {
+      const [, section, ...rest] = pointer.split("/");
+      const name = rest.length ? section : "";
+      if (!sections.has(name)) sections.set(name, []);
+      sections.get(name).push([rest.join(".") || section, value, JSON.stringify(defaults.get(pointer)) !== JSON.stringify(value)]);
+    }
+    const text = JSON.stringify(feed.job.spec, null, 2);
+    fill(
+      element,
+      h("div", { class: "title-row" }, h("p", { class: "hint" }, t("spec.hint")), h("div", { class: "actions" }, copyButton(text, t("spec.copy")))),
+      h("p", { class: "hint" }, t("spec.digest"), " ", raw(feed.job.spec_sha256, { class: "code breaks" })),
+      h("div", { class: "spec" }, [...sections].sort(([a], [b]) => a.localeCompare(b)).map(([name, rows]) => h("section", { class: "card" }, h("h2", {}, name ? raw(name, { class: "code" }) : t("spec.general")), h("dl", { class: "values" }, rows.map(([key, value, isChanged]) => h("div", { class: isChanged ? "changed" : "" }, h("dt", {}, raw(key, { class: "code" })), h("dd", { translate: "no" }, shown(value), isChanged ? h("span", { class: "sr-only" }, t("spec.changed")) : null))))))),
+    );
+  }
+  return { element };
+}
+
+/** A spec as pointer and value pairs; lists and empty objects are values. */
+export function flatten(value, pointer = "", found = new Map()) {
+  if (value !== null && typeof value === "object" && !Array.isArray(value) && Object.keys(value).length) {
+    for (const [key, inner] of Object.entries(value)) flatten(inner, `${pointer}/${key}`, found);
+  } else found.set(pointer, value);
+  return found;
+}
+
+export function shown(value) {
+  if (value === null) return "null";
+  if (typeof value === "string") return value === "" ? '""' : value;
+  return JSON.stringify(value);
+}
+
+/** What a schema gives where nothing is said. */
+export function defaultsOf(schema, root) {
+  const found = resolve(schema, root);
+  if ("default" in schema) return schema.default;
+  if (found.properties) return Object.fromEntries(Object.entries(found.properties).map(([name, one]) => [name, defaultsOf(one, root)]));
+  return "default" in found ? found.default : null;
+}
+
+export function resolve(schema, root) {
+  return schema.$ref ? root.$defs[schema.$ref.split("/").at(-1)] : schema;
+}

@@ -43,16 +43,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12, help="times each question is asked")
     arguments = parser.parse_args()
     service = JobService.from_settings()
-    with GrpoClient() as client:
+    key, record = service.keys.create("bench", ["metrics:read"])
+    with GrpoClient() as client, GrpoClient(key=key) as watcher:
         owner = client.submit(SPEC)["owner"]
-        say({"api_rss_mb": rss(client), "when": "before"})
+        say({"api_rss_mb": rss(watcher), "when": "before"})
         merged = make(service, owner, arguments, steps=arguments.steps, part=arguments.part)
         report(client, merged, "parts", arguments)
         tail = make(service, owner, arguments, steps=arguments.tail, part=None)
         report(client, tail, "single steps", arguments)
-        say({"api_rss_mb": rss(client), "when": "after"})
+        say({"api_rss_mb": rss(watcher), "when": "after"})
         for job in (merged, tail):
             client.cancel(job)
+    service.keys.revoke(record.id)
 
 
 def make(service: JobService, owner: str, arguments: argparse.Namespace, *, steps: int, part: int | None) -> str:
@@ -106,10 +108,11 @@ def report(client: GrpoClient, job: str, what: str, arguments: argparse.Namespac
         say({"of": what, "ask": name, "first": round(times[0]), "p50": round(middle), "max": round(max(times))})
 
 
-def rss(client: GrpoClient) -> int | None:
-    """The API process's resident memory, by its own account."""
-    found = re.search(r"^process_resident_memory_bytes (\S+)$", client.service_metrics(), re.MULTILINE)
-    return round(float(found[1]) / 1e6) if found else None
+def rss(watcher: GrpoClient) -> int:
+    """The API process's resident memory in 10^6 bytes, by its own account."""
+    found = re.search(r"^process_resident_memory_bytes (\S+)$", watcher.service_metrics(), re.MULTILINE)
+    assert found is not None, "the API's host tells no memory"
+    return round(float(found[1]) / 1e6)
 
 
 def say(line: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ Scopes = Annotated[
     Parameter(
         name="--scope",
         negative="",
-        help="jobs:read, jobs:write, datasets:write or metrics:read; repeat it. All by default.",
+        help="jobs:read, jobs:write, datasets:write or metrics:read; repeat it. All but the last by default.",
     ),
 ]
 
@@ -41,10 +41,10 @@ def create(
     """
     expires_at = datetime.now(UTC) + timedelta(days=expires_in_days) if expires_in_days else None
     with _keys() as keys:
-        from jobs.keys import SCOPES
+        from jobs.keys import OWNER_SCOPES
 
         try:
-            key, record = keys.create(owner, scope or SCOPES, name=name, expires_at=expires_at)
+            key, record = keys.create(owner, scope or OWNER_SCOPES, name=name, expires_at=expires_at)
         except ValueError as error:
             raise CommandError(str(error), EXIT_REFUSED) from error
     if json:

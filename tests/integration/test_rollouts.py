@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -300,6 +301,23 @@ def test_a_resumed_job_shows_each_step_once_also_after_the_end(new_job: NewJob) 
     assert job.find(11, order="-reward") == wanted
     assert job.find(13) == job.rows
     assert job.steps() == list(range(1, 19))
+
+
+def test_a_store_that_is_away_is_told_in_seconds(
+    job: Job, servers: tuple[StorageSettings, QueueSettings], seaweedfs: SeaweedFSServer
+) -> None:
+    files = live_rollouts(job.service.store, job.id, 1)
+    store = RolloutStore(servers[0])
+    seaweedfs.kill()
+    try:
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="Object storage"):
+            store.page(lambda: files, RolloutQuery(order="reward"), limit=5, after=None)
+        assert time.monotonic() - began < 15
+    finally:
+        seaweedfs.start()
+    found, _ = store.page(lambda: files, RolloutQuery(order="reward"), limit=500, after=None)
+    assert [asdict(rollout) for rollout in found] == oracle(job.rows, RolloutQuery(order="reward"))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from api.client import GrpoClient, ProblemError
 from grpo_core.spec import parse_spec
+from jobs.keys import SCOPES
 from jobs.ledger import JobEvent
 from jobs.record import JobStatus
 from jobs.registry import WorkerInfo
@@ -32,7 +33,7 @@ def api(storage_settings: StorageSettings, queue_settings: QueueSettings) -> Ite
 
 @pytest.fixture
 def client(api: RunningApi) -> Iterator[GrpoClient]:
-    key, _ = api.service.keys.create("ann")
+    key, _ = api.service.keys.create("ann", SCOPES)
     with GrpoClient(api.url, key) as client:
         yield client
 

@@ -120,6 +120,26 @@ def test_the_gpu_file_changes_only_what_is_there(compose: dict[str, Any]) -> Non
     assert override["services"]["worker"]["build"]["args"] == {"EXTRA": "cuda"}
 
 
+def test_the_monitoring_file_adds_locked_down_services_and_mounts_what_is_there() -> None:
+    added = yaml.safe_load((DEPLOY / "compose.monitoring.yaml").read_text())
+    for name, service in added["services"].items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        assert re.fullmatch(r"v?[0-9.]+", service["image"].rpartition(":")[2]), f"{name} is not pinned"
+        for volume in service["volumes"]:
+            source = volume.split(":")[0]
+            assert (DEPLOY / source).is_dir() if source.startswith(".") else source in added["volumes"], volume
+    scraper = yaml.safe_load((DEPLOY / "grafana" / "prometheus" / "prometheus.yaml").read_text())
+    (job,) = scraper["scrape_configs"]
+    assert job["authorization"]["credentials_file"] == f"/run/secrets/{added['services']['prometheus']['secrets'][0]}"
+    assert scraper["rule_files"] == ["/etc/prometheus/alerts.yaml"]
+    provider = yaml.safe_load((DEPLOY / "grafana" / "provisioning" / "dashboards" / "grpo.yaml").read_text())
+    mounts = [volume.split(":")[1] for volume in added["services"]["grafana"]["volumes"]]
+    assert provider["providers"][0]["options"]["path"] in mounts
+
+
 def seconds(text: str) -> float:
     return float(text.removesuffix("s"))
 

@@ -126,6 +126,14 @@ class GrpoClient:
         """Cancel a job; returns it, `cancelled` or `cancelling`."""
         return self._call("POST", _job(job_id, "cancel"))
 
+    def pause(self, job_id: str) -> Json:
+        """Pause a job; returns it, `paused` or `pausing`: asking again changes nothing."""
+        return self._call("POST", _job(job_id, "pause"))
+
+    def resume(self, job_id: str) -> Json:
+        """Put a paused job back into the queue; returns it."""
+        return self._call("POST", _job(job_id, "resume"))
+
     def events(self, job_id: str, *, after: int = 0, limit: int = 100, types: Iterable[str] = ()) -> JsonList:
         """Up to `limit` events numbered above `after`."""
         params: Json = {"after": after, "limit": limit, "type": [*types]}
@@ -135,6 +143,56 @@ class GrpoClient:
         """The metrics of each logged step above `after_step`."""
         return self._call("GET", _job(job_id, "metrics"), params={"after_step": after_step})["data"]
 
+    def metrics_csv(self, job_id: str, *, after_step: int = 0) -> str:
+        """The same as CSV with a header: one column a number, `rewards.NAME` and `seconds.PHASE` among them."""
+        return self._text(_job(job_id, "metrics"), "text/csv", {"after_step": after_step, "format": "csv"})
+
+    def rollouts(
+        self,
+        job_id: str,
+        *,
+        step: int | None = None,
+        step_from: int | None = None,
+        step_to: int | None = None,
+        prompt: str | None = None,
+        reward_lt: float | None = None,
+        reward_gt: float | None = None,
+        finish: str | None = None,
+        order: str = "step",
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Json:
+        """A page of a job's completions with their rewards, also while it runs; `next_cursor` leads to the next.
+
+        `prompt` is a prompt_id: with `step` it gives one group, alone one prompt across steps. `order` is step, reward,
+        advantage or length, with a minus in front turned round. `all_rollouts` follows the cursors.
+        """
+        params = _given(
+            step=step,
+            step_from=step_from,
+            step_to=step_to,
+            prompt=prompt,
+            reward_lt=reward_lt,
+            reward_gt=reward_gt,
+            finish=finish,
+            order=order,
+            limit=limit,
+            cursor=cursor,
+        )
+        return self._call("GET", _job(job_id, "rollouts"), params=params)
+
+    def all_rollouts(self, job_id: str, *, limit: int = 500, **filters: Any) -> Iterator[Json]:
+        """Every completion that the filters of `rollouts` let pass, asked for `limit` at a time."""
+        page = self.rollouts(job_id, limit=limit, **filters)
+        yield from page["data"]
+        while page["next_cursor"]:
+            page = self.rollouts(job_id, limit=limit, **{**filters, "cursor": page["next_cursor"]})
+            yield from page["data"]
+
+    def rollout_steps(self, job_id: str) -> JsonList:
+        """The steps whose completions can be read, each with its prompts and the spread of its rewards."""
+        return self._call("GET", _job(job_id, "rollouts", "steps"))["data"]
+
     def checkpoints(self, job_id: str) -> JsonList:
         """The checkpoints a job has saved so far, their files with short-lived links."""
         return self._call("GET", _job(job_id, "checkpoints"))["data"]
@@ -142,6 +200,10 @@ class GrpoClient:
     def artifacts(self, job_id: str) -> Json:
         """The job's files in `data`, each with a short-lived link, and whether the list is `complete`."""
         return self._call("GET", _job(job_id, "artifacts"))
+
+    def service_metrics(self) -> str:
+        """The service's own metrics in Prometheus' text format; the key needs the scope metrics:read."""
+        return self._text("/metrics", "text/plain")
 
     def rewards(self) -> JsonList:
         """The reward functions."""
@@ -265,6 +327,14 @@ class GrpoClient:
         with self._reaching():
             response = self._api.request(method, path, **request)
         return self._answer(response)
+
+    def _text(self, path: str, media_type: str, params: Json | None = None) -> str:
+        with self._reaching():
+            response = self._api.get(path, params=params, headers={"Accept": media_type})
+        if response.is_success and response.headers.get("content-type", "").startswith(media_type):
+            return response.text
+        self._answer(response)
+        raise self._not_this_api(response)
 
     @contextmanager
     def _reaching(self) -> Generator[None]:

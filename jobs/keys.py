@@ -21,7 +21,9 @@ from jobs.errors import NotFound
 from jobs.ledger import Ledger, guarded
 from jobs.storage import ObjectStore
 
-SCOPES = ("jobs:read", "jobs:write", "datasets:write", "metrics:read")
+OWNER_SCOPES = ("jobs:read", "jobs:write", "datasets:write")
+"""What lets an owner work with what is theirs; a key has these unless others are named."""
+SCOPES = (*OWNER_SCOPES, "metrics:read")
 KEY_PREFIX = "grpo_"
 LOADED = "loaded"
 """A field of the Valkey hash that says the bucket's keys were copied into it since it was last empty."""
@@ -55,7 +57,7 @@ class KeyStore:
     def create(
         self,
         owner: str,
-        scopes: Sequence[str] = SCOPES,
+        scopes: Sequence[str] = OWNER_SCOPES,
         *,
         name: str | None = None,
         expires_at: datetime | None = None,

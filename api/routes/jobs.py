@@ -1,4 +1,4 @@
-"""The routes below /jobs: submit, list, look, cancel, and read what a job has said and left.
+"""The routes below /jobs: submit, list, look, cancel, pause, resume, and read what a job has said and left.
 
 Handlers only translate between HTTP and `jobs.service`, in a thread each, since that is synchronous; streams of
 events are `api.streams`'s. Invariant: an
@@ -8,7 +8,7 @@ id that cannot be a job's never reaches the service.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Annotated, Any, Literal
 
 from litestar import Request, Response, Router, get, post
@@ -21,6 +21,7 @@ from litestar.openapi import ResponseSpec
 from litestar.params import FromQuery, PathParameter, QueryParameter, SkipValidation
 from litestar.response import Stream
 
+from api import metric_table
 from api.auth import scope
 from api.bodies import read_spec
 from api.dependencies import Owner, Service
@@ -177,6 +178,40 @@ def cancel(job_id: JobId, owner: Owner, service: Service) -> Response[Job]:
     return Response(job, status_code=202 if job.status is JobStatus.CANCELLING else 200)
 
 
+@post(
+    "/{job_id:str}/pause",
+    operation_id="pauseJob",
+    summary="Pause a job",
+    opt=WRITE,
+    status_code=200,
+    response_description="The job is paused",
+    responses={
+        202: ResponseSpec(Job, generate_examples=False, description="Its worker was told, and will save and let go"),
+        **responses("bad_query", "not_found", "conflict"),
+    },
+    sync_to_thread=True,
+)
+def pause(job_id: JobId, owner: Owner, service: Service) -> Response[Job]:
+    """Set a job aside: at once where no worker has it, else once its worker has saved a checkpoint."""
+    job = job_of(service.pause(job_id, owner))
+    return Response(job, status_code=202 if job.status is JobStatus.PAUSING else 200)
+
+
+@post(
+    "/{job_id:str}/resume",
+    operation_id="resumeJob",
+    summary="Resume a paused job",
+    opt=WRITE,
+    status_code=200,
+    response_description="The job is queued again, or was not paused",
+    responses=responses("bad_query", "not_found", "conflict"),
+    sync_to_thread=True,
+)
+def resume(job_id: JobId, owner: Owner, service: Service) -> Job:
+    """Put a paused job back into the queue, to go on from its last checkpoint."""
+    return job_of(service.resume(job_id, owner))
+
+
 @get(
     "/{job_id:str}/events",
     operation_id="listEvents",
@@ -240,13 +275,28 @@ def _last_event_id(request: Request[Any, Any, Any], after: int) -> int:
     sync_to_thread=True,
 )
 def list_metrics(
+    request: Request[Any, Any, Any],
     job_id: JobId,
     owner: Owner,
     service: Service,
     after_step: Annotated[int, QueryParameter(ge=0, le=2**53, description="Only later steps")] = 0,
-) -> MetricList:
-    """A job's metrics in order of steps."""
-    return MetricList(data=service.metrics(job_id, owner, after_step=after_step))
+    format: Annotated[  # noqa: A002 - the parameter's name
+        Literal["json", "csv"] | None, QueryParameter(description="Wins over the Accept header")
+    ] = None,
+) -> Response[MetricList]:
+    """A job's metrics in order of steps, as JSON or as CSV."""
+    preferred = request.accept.best_match(["application/json", metric_table.MEDIA_TYPE], "application/json")
+    found = service.metrics(job_id, owner, after_step=after_step)
+    vary = {"Vary": "Accept"}
+    if format == "json" or (format is None and preferred == "application/json"):
+        return Response(MetricList(data=found), headers=vary)
+    rewards = service.get(job_id, owner).spec["rewards"]["weights"]
+    return _csv(metric_table.to_csv(found, rewards), f"{job_id}-metrics.csv", vary)
+
+
+def _csv(lines: Iterator[str], name: str, headers: dict[str, str]) -> Any:
+    disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Stream(lines, media_type=metric_table.MEDIA_TYPE, headers={**headers, **disposition})
 
 
 @get(
@@ -286,7 +336,18 @@ def _dry_run(spec: JobSpec, warnings: list[Any]) -> Response[Any]:
 
 ROUTER = Router(
     "/jobs",
-    route_handlers=[submit, list_jobs, get_job, cancel, list_events, list_metrics, list_checkpoints, list_artifacts],
+    route_handlers=[
+        submit,
+        list_jobs,
+        get_job,
+        cancel,
+        pause,
+        resume,
+        list_events,
+        list_metrics,
+        list_checkpoints,
+        list_artifacts,
+    ],
     guards=[check_id],
     tags=["jobs"],
 )

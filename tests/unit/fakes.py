@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +18,11 @@ from jobs.datasets import DatasetRecord
 from jobs.errors import Conflict, NotFound, Rejected
 from jobs.keys import SCOPES, KeyRecord
 from jobs.record import TERMINAL, JobRecord, JobStatus, new_job_id
+from jobs.rollout_query import RolloutQuery, decode_cursor
+from jobs.rollout_store import Rollout, StepRollouts
 from jobs.service import Artifact, EventPage, LinkedCheckpoint, Page, SpecWarning
+from jobs.telemetry import QueueState, Telemetry
+from jobs.sessions import Session, TooManyAttempts
 
 ALICE = "grpo_alice-key"
 BOB = "grpo_bob-key"
@@ -37,9 +42,14 @@ class FakeJobService:
         self.once: dict[tuple[str, str], tuple[str, str]] = {}
         self.job_events: dict[str, list[dict[str, Any]]] = {}
         self.job_artifacts: dict[str, list[Artifact]] = {}
+        self.job_rollouts: dict[str, list[Rollout]] = {}
+        self.rollout_queries: list[RolloutQuery] = []
+        self.queues: list[QueueState] = []
         self.verdicts = {"valkey": "ok", "storage": "ok"}
         self.fail: Exception | None = None
         self.limited: Exception | None = None
+        self.sessions: dict[str, str] = {}
+        self.too_many_attempts = False
         self.running = False
         self.known_keys = {
             ALICE: key_record("alice"),
@@ -57,6 +67,23 @@ class FakeJobService:
         if self.limited is not None and key in self.known_keys:
             raise self.limited
         return self.known_keys.get(key)
+
+    def log_in(self, key: str, address: str) -> Session | None:
+        record = self.known_keys.get(key)
+        if record is None:
+            if self.too_many_attempts:
+                raise TooManyAttempts(4.2)
+            return None
+        token = f"{len(self.sessions):043}"
+        self.sessions[token] = key
+        return Session(token=token, record=record, expires_at=datetime.now(UTC) + timedelta(hours=1))
+
+    def authenticate_session(self, token: str) -> KeyRecord | None:
+        key = self.sessions.get(token)
+        return self.authenticate(key) if key else None
+
+    def log_out(self, token: str) -> None:
+        self.sessions.pop(token, None)
 
     def submit(self, spec: JobSpec, owner: str) -> JobRecord:
         self.warnings(spec, owner)
@@ -111,6 +138,19 @@ class FakeJobService:
             raise Conflict(job_id, record.status.value, "cancelled")
         status = JobStatus.CANCELLED if record.status is JobStatus.QUEUED else JobStatus.CANCELLING
         return self.put(record, status=status)
+
+    def pause(self, job_id: str, owner: str) -> JobRecord:
+        record = self.get(job_id, owner)
+        if record.status in TERMINAL:
+            raise Conflict(job_id, record.status.value, "paused", "Submit a new job.")
+        moves = {JobStatus.QUEUED: JobStatus.PAUSED, JobStatus.RUNNING: JobStatus.PAUSING}
+        return self.put(record, status=moves.get(record.status, record.status))
+
+    def resume(self, job_id: str, owner: str) -> JobRecord:
+        record = self.get(job_id, owner)
+        if record.status in TERMINAL or record.status is JobStatus.PAUSING:
+            raise Conflict(job_id, record.status.value, "resumed", "Wait until it is paused, then resume it.")
+        return self.put(record, status=JobStatus.QUEUED if record.status is JobStatus.PAUSED else record.status)
 
     def events(
         self, job_id: str, owner: str, *, after: int, limit: int, types: Collection[str] = ()
@@ -175,6 +215,25 @@ class FakeJobService:
         if found is None or found[0].owner != owner:
             raise NotFound("data set", dataset_id)
         return found[0]
+
+    def rollouts(
+        self, job_id: str, owner: str, query: RolloutQuery, *, limit: int, cursor: str | None = None
+    ) -> Page[Rollout]:
+        self.get(job_id, owner)
+        self.rollout_queries.append(query)
+        if cursor is not None:
+            decode_cursor(cursor, query, job_id)
+        return Page(items=self.job_rollouts.get(job_id, [])[:limit], next_cursor=None)
+
+    def rollout_steps(self, job_id: str, owner: str) -> list[StepRollouts]:
+        self.get(job_id, owner)
+        return []
+
+    def telemetry(self) -> Telemetry:
+        self._check()
+        jobs = Counter(record.status for record in self.jobs.values())
+        states = {status: jobs[status] for status in JobStatus}
+        return Telemetry(jobs=states, queues=self.queues, leases=0, lease_age_seconds=0.0, workers=[])
 
     def health(self) -> dict[str, str]:
         return self.verdicts

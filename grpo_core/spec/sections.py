@@ -21,6 +21,9 @@ SYSTEM_PROMPT = "采用下方格式回复用户问题:\n<reasoning>\n...\n</reas
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 
+Tracker = Literal["mlflow", "tensorboard", "trackio", "wandb"]
+TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
+
 NAME_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 HUB_NAME = rf"^{NAME_PART}(/{NAME_PART})?$"
 REVISION = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -137,6 +140,16 @@ class TrainingSection(Section):
     """Steps between two checkpoints that a lost job goes on from."""
     seed: int = Field(default=3407, ge=0, le=2**31 - 1)
     """Seeds data order and sampling."""
+    report_to: Annotated[tuple[Tracker, ...], Strict(False)] = Field(default=(), max_length=len(TRACKERS))
+    """Trackers that get the metrics of each step too. Their packages and keys are the worker's; a tracker that fails is
+    a warning and never ends the job."""
+
+    @field_validator("report_to")
+    @classmethod
+    def _no_tracker_twice(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("names a tracker twice")
+        return value
 
 
 class SamplingSection(Section):
@@ -273,6 +286,28 @@ class GuardsSection(Section):
     above this in a step; a fifth of it is a warning; 0 is off. Needs an engine that rolls out by another program."""
 
 
+class AuditsSection(Section):
+    """From when on a run tells you to look: thresholds of the audits (docs/audits.md). 0 turns one off. They never stop
+    a run. A window is 10 steps, or more where 10 hold fewer than 128 completions."""
+
+    no_variance: int = Field(default=20, ge=0, le=100_000)
+    """Steps in a row in which no group had any variance."""
+    format_gaming: float = Field(default=0.9, ge=0, le=1)
+    """Share of a rise of the rewards, each by what it can pay, that did not come from correctness."""
+    truncation: float = Field(default=0.3, ge=0, le=1)
+    """Share of a window's completions that were cut off."""
+    length_collapse: float = Field(default=3.0, ge=0, le=1000)
+    """Times shorter than in the first window, without a rise of correctness."""
+    length_growth: float = Field(default=2.0, ge=0, le=1000)
+    """Times longer than in the first window, without a rise of correctness."""
+    duplicates: float = Field(default=0.5, ge=0, le=1)
+    """Share of a window's completions whose group holds the same text again."""
+    entropy_collapse: float = Field(default=5.0, ge=0, le=1e6)
+    """Times lower than in the first window, while not nearly all answers are right."""
+    kl_runaway: float = Field(default=1.0, ge=0, le=1e6)
+    """Median KL divergence from the base model over a window, in nats a token."""
+
+
 class ResourcesSection(Section):
     """What the worker must have."""
 
@@ -315,6 +350,7 @@ class JobSpec(Section):
     """`auto`: Unsloth on one CUDA GPU, else plain TRL."""
     evaluation: EvaluationSection = EvaluationSection()
     guards: GuardsSection = GuardsSection()
+    audits: AuditsSection = AuditsSection()
     resources: ResourcesSection = ResourcesSection()
     from_checkpoint: CheckpointReference | None = None
     """Start from the adapter another of your jobs had at a step."""

@@ -50,7 +50,14 @@ RECIPE: dict[str, Any] = {
         "warmup_ratio": 0.1,
         "max_grad_norm": 0.1,
     },
-    "training": {"steps": 250, "log_every": 1, "save_steps": 250, "checkpoint_every": 25, "seed": 3407},
+    "training": {
+        "steps": 250,
+        "log_every": 1,
+        "save_steps": 250,
+        "checkpoint_every": 25,
+        "seed": 3407,
+        "report_to": [],
+    },
     "sampling": {
         "prompts_per_step": 1,
         "generations": 6,
@@ -88,12 +95,22 @@ RECIPE: dict[str, Any] = {
     "engine": "auto",
     "evaluation": {"questions": 0, "split": "test", "max_completion_tokens": 512},
     "guards": {"no_signal_steps": 100, "runaway_factor": 10_000.0, "max_logprob_diff": 0.1},
+    "audits": {
+        "no_variance": 20,
+        "format_gaming": 0.9,
+        "truncation": 0.3,
+        "length_collapse": 3.0,
+        "length_growth": 2.0,
+        "duplicates": 0.5,
+        "entropy_collapse": 5.0,
+        "kl_runaway": 1.0,
+    },
     "resources": {"gpus": 1, "min_gpu_memory_gb": None},
     "from_checkpoint": None,
 }
 """Written out by hand: a default that drifts must fail here."""
 
-RECIPE_DIGEST = "84656facf8a88531a53fca767318cef4f662510da322417626a179c7741f563a"
+RECIPE_DIGEST = "384f77a6d419f78de3874553b3200afe372db0710e71d4679b5f5abb85df180f"
 
 
 def problems_of(data: object) -> list[Problem]:
@@ -189,8 +206,11 @@ def test_the_input_is_left_as_it_was() -> None:
 
 # Fields, one by one
 
+SHARES = ("format_gaming", "truncation", "duplicates")
+LISTS = {"/data/examples", "/lora/target_modules", "/training/report_to"}
 
-@pytest.mark.parametrize("pointer", sorted({*leaves(RECIPE)} - {"/data/examples", "/lora/target_modules"}))
+
+@pytest.mark.parametrize("pointer", sorted({*leaves(RECIPE)} - LISTS))
 def test_a_value_of_another_type_is_named_with_what_to_give(pointer: str) -> None:
     (problem,) = problems_of(at(pointer, [1]))
     assert (problem.pointer, problem.code) == (pointer, "bad_value")
@@ -227,6 +247,7 @@ def test_a_value_of_another_type_is_named_with_what_to_give(pointer: str) -> Non
         ("/training/log_every", [1, 1000], [0, 1001]),
         ("/training/save_steps", [1, 100_000], [0, 100_001]),
         ("/training/checkpoint_every", [1, 100_000], [0, 100_001]),
+        ("/training/report_to", [[], ["wandb"], ["mlflow", "tensorboard", "trackio", "wandb"]], [None, "wandb", 3]),
         ("/training/seed", [0, 2**31 - 1], [-1, 2**31]),
         ("/sampling/prompts_per_step", [1, 1024], [0, 1025, True]),
         ("/sampling/generations", [2, 256], [1, 257]),
@@ -264,6 +285,10 @@ def test_a_value_of_another_type_is_named_with_what_to_give(pointer: str) -> Non
         ("/guards/no_signal_steps", [0, 100_000], [-1, 100_001]),
         ("/guards/runaway_factor", [0, 1e12], [-1, 1e13, "1"]),
         ("/guards/max_logprob_diff", [0, 0.5, 100], [-0.1, 101, None]),
+        ("/audits/no_variance", [0, 100_000], [-1, 100_001, 1.5]),
+        *[(f"/audits/{name}", [0, 0.5, 1], [-0.1, 1.1, None]) for name in SHARES],
+        *[(f"/audits/{name}", [0, 1.5, 1000], [-1, 1001, "2"]) for name in ("length_collapse", "length_growth")],
+        *[(f"/audits/{name}", [0, 0.5, 1e6], [-1, 1e7, None]) for name in ("entropy_collapse", "kl_runaway")],
         ("/resources/gpus", [1, 6], [-1, 9, True]),
         ("/resources/min_gpu_memory_gb", [None, 1, 1024], [0, 1025]),
         ("/from_checkpoint", [None, {"job": f"job-{ULID}", "step": 1}], ["job", [], 1]),
@@ -276,6 +301,12 @@ def test_bounds_of_every_field(pointer: str, good: list[Any], bad: list[Any]) ->
         parse_spec(at(pointer, value))
     for value in bad:
         assert pointer in [where for where, _ in found(at(pointer, value))], value
+
+
+@pytest.mark.parametrize("names", [["all"], ["none"], ["comet_ml"], [None], ["wandb", "wandb"], ["wandb"] * 5])
+def test_only_trackers_that_are_known_and_each_once(names: list[Any]) -> None:
+    [(pointer, _)] = found(at("/training/report_to", names))
+    assert pointer.startswith("/training/report_to")
 
 
 def test_the_table_above_has_every_field() -> None:

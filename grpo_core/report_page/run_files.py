@@ -1,0 +1,175 @@
+"""Reads a run folder for its report, as far as it is there: a run that failed early has left little.
+
+Owns which files are read and how much of them; knows nothing of HTML. Invariant: what is held in memory does not grow
+with the number of completions, only with the number of steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+from grpo_core import strict_json
+from grpo_core.audits import Auditor
+from grpo_core.records import read_jsonl
+from grpo_core.runfolder import RunFolder
+from grpo_core.spec import JobSpec, SpecError, parse_spec
+
+SHOWN: Final = 5
+"""Completions at either end that are shown."""
+MAX_STEPS_SCANNED: Final = 2_000
+"""Steps whose completions are looked at for the best and the worst, spread evenly; all of them in most runs."""
+MAX_FINDINGS: Final = 24
+
+ORDERS: Final = {"reward": "reward_total", "advantage": "advantage", "length": "completion_tokens"}
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a step's rows are."""
+
+    file: Path
+    group: int
+
+
+class RunFiles:
+    """What a run left, read as it is asked for."""
+
+    def __init__(self, folder: Path, *, status: str | None, error: Mapping[str, Any] | None) -> None:
+        self._folder = RunFolder(folder)
+        self.spec: Json = strict_json.loads(self._folder.spec.read_bytes())
+        self.metrics: list[Json] = [line for line in read_jsonl(self._folder.metrics) if "step" in line]
+        self.events: list[Json] = [e for e in read_jsonl(self._folder.events) if e["type"] not in ("metric", "sample")]
+        self.report = _json_of(self._folder.report)
+        self.error = error or next((e["data"] for e in reversed(self.events) if e["type"] == "error"), None)
+        self.status = status or self._status()
+        self._places: dict[int, list[Place]] | None = None
+
+    @property
+    def parsed(self) -> JobSpec | None:
+        """The spec as a model; None where this version does not read it."""
+        try:
+            return parse_spec(self.spec)
+        except SpecError:
+            return None
+
+    @property
+    def findings(self) -> list[Json]:
+        """What the audits told, in order; of the steps before this run began, what they tell again."""
+        told = [event["data"] for event in self.events if event["type"] == "warning" and "audit" in event["data"]]
+        spec = self.parsed
+        began = self.rollout_steps[0] if self.rollout_steps else None
+        if spec is None or began is None:
+            return told[:MAX_FINDINGS]
+        earlier = [finding.as_dict() for finding in Auditor(spec).replay(m for m in self.metrics if m["step"] < began)]
+        return [*earlier, *told][:MAX_FINDINGS]
+
+    @property
+    def warnings(self) -> list[Json]:
+        """Every other warning."""
+        return [e["data"] for e in self.events if e["type"] == "warning" and "audit" not in e["data"]][:100]
+
+    @property
+    def rollout_steps(self) -> list[int]:
+        """Steps whose completions are here."""
+        return sorted(self._find_places())
+
+    def completions(self, query: Mapping[str, Any], limit: int) -> list[Json]:
+        """The first completions that a rollouts query of one step finds."""
+        rows = self._rows(int(query.get("step", 0)))
+        for name, column in (("prompt", "prompt_id"), ("finish", "finish_reason")):
+            if name in query:
+                rows = [row for row in rows if row[column] == query[name]]
+        order = str(query.get("order", ""))
+        column = {"reward": "reward_total", "advantage": "advantage", "length": "completion_tokens"}.get(
+            order.lstrip("-")
+        )
+        if column is not None:
+            rows.sort(key=lambda row: row[column], reverse=order.startswith("-"))
+        return rows[:limit]
+
+    def extremes(self) -> tuple[list[Json], list[Json]]:
+        """The best-paid and the worst-paid completions of the last fifth of the steps, each of another prompt."""
+        steps = self.rollout_steps
+        last = steps[-max(1, len(steps) // 5) :]
+        step_size = max(1, len(last) // MAX_STEPS_SCANNED)
+        best: list[tuple[float, int, int]] = []
+        worst: list[tuple[float, int, int]] = []
+        for step in last[::step_size]:
+            ranked = sorted((total, step, place) for place, total in enumerate(self._totals(step)))
+            worst = heapq.nsmallest(10 * SHOWN, [*worst, *ranked[: 4 * SHOWN]])
+            best = heapq.nlargest(10 * SHOWN, [*best, *ranked[-4 * SHOWN :]])
+        return self._distinct(best), self._distinct(worst)
+
+    @property
+    def adapter_files(self) -> list[Json]:
+        """Name, size and SHA-256 of each file of the result."""
+        found: list[Json] = []
+        for path in sorted(self._folder.adapter.glob("*"))[:50]:
+            if path.is_file():
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                found.append({"name": path.name, "size": path.stat().st_size, "sha256": digest})
+        return found
+
+    def _status(self) -> str:
+        if self.error is not None:
+            return "failed"
+        return "succeeded" if self.report else "not finished"
+
+    def _distinct(self, ranked: Sequence[tuple[float, int, int]]) -> list[Json]:
+        """Rows of these places, no prompt and no text twice."""
+        chosen: list[Json] = []
+        for _, step, place in ranked:
+            row = self._rows(step)[place]
+            if all(row["prompt_id"] != c["prompt_id"] and row["completion"] != c["completion"] for c in chosen):
+                chosen.append(row)
+            if len(chosen) == SHOWN:
+                break
+        return chosen
+
+    def _rows(self, step: int) -> list[Json]:
+        return [row for table in self._tables(step, None) for row in table.to_pylist()]
+
+    def _totals(self, step: int) -> list[float]:
+        tables = self._tables(step, ["step", "reward_total"])
+        return [total for table in tables for total in table["reward_total"].to_pylist()]
+
+    def _tables(self, step: int, columns: list[str] | None) -> Iterator[Any]:
+        """The step's rows, a table for each place they are in."""
+        parquet, equal = import_module("pyarrow.parquet"), import_module("pyarrow.compute").equal
+        for place in self._find_places().get(step, []):
+            table = parquet.ParquetFile(place.file).read_row_group(place.group, columns=columns)
+            yield table.filter(equal(table["step"], step))
+
+    def _find_places(self) -> dict[int, list[Place]]:
+        """The row groups that hold a step's rows, by the statistics in the files' ends."""
+        if self._places is None:
+            self._places = {}
+            for file in sorted(self._folder.rollouts.glob("*.parquet")):
+                for group, steps in _steps_of(file):
+                    for step in steps:
+                        self._places.setdefault(step, []).append(Place(file, group))
+        return self._places
+
+
+def _steps_of(file: Path) -> Iterator[tuple[int, range]]:
+    """Each row group of a rollout file, with the steps in it."""
+    metadata = import_module("pyarrow.parquet").read_metadata(file)
+    names = [metadata.schema.column(index).name for index in range(metadata.num_columns)]
+    column = names.index("step")
+    for group in range(metadata.num_row_groups):
+        statistics = metadata.row_group(group).column(column).statistics
+        if statistics is not None and statistics.has_min_max:
+            yield group, range(statistics.min, statistics.max + 1)
+
+
+def _json_of(path: Path) -> Json:
+    return strict_json.loads(path.read_bytes()) if path.exists() else {}

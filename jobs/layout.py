@@ -11,6 +11,11 @@ DATASETS = "datasets/"
 PROBE = "probe/"
 
 
+def folder(job_id: str) -> str:
+    """Prefix of everything about one job."""
+    return f"{JOBS}{job_id}/"
+
+
 def job(job_id: str) -> str:
     """What was asked for, put once before the client hears of the job."""
     return f"{JOBS}{job_id}/job.json"

@@ -260,6 +260,16 @@ class ObjectStore:
         except (ClientError, BotoCoreError) as error:
             raise _unavailable(error) from error
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """The names of the folders right below a prefix, in order; what is in them is not listed."""
+        pages = self._client.get_paginator("list_objects_v2")
+        try:
+            for page in pages.paginate(Bucket=self.bucket, Prefix=prefix, Delimiter="/"):
+                for item in page.get("CommonPrefixes", []):
+                    yield item.get("Prefix", "").removeprefix(prefix).removesuffix("/")
+        except (ClientError, BotoCoreError) as error:
+            raise _unavailable(error) from error
+
     def delete(self, key: str) -> None:
         """Remove an object; no error where there is none."""
         try:

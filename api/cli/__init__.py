@@ -28,6 +28,9 @@ COMMANDS = (
     ("show", "jobs:show", "Show one job."),
     ("watch", "submit:watch", "Follow a job to its end."),
     ("cancel", "jobs:cancel", "Cancel a job."),
+    ("pause", "jobs:pause", "Pause a job: it saves a checkpoint and frees its GPU."),
+    ("resume", "jobs:resume", "Put a paused job back into the queue."),
+    ("metrics", "metrics:metrics", "Print the metrics of each step of a job; --csv for a file."),
     ("download", "jobs:download", "Download what a job left and check every hash."),
     ("rewards list", "rewards:list_rewards", "List the reward functions."),
     ("rewards score", "rewards:score", "Score completions from a JSONL file."),
@@ -35,6 +38,7 @@ COMMANDS = (
     ("keys create", "keys:create", "Create an API key and print it."),
     ("keys list", "keys:list_keys", "List API keys."),
     ("keys revoke", "keys:revoke", "Revoke an API key for good."),
+    ("admin rebuild", "admin:rebuild", "Put back what Valkey has lost, from storage."),
 )
 """Words, function below `api.cli`, and a sentence: the help shows it without importing the function."""
 
@@ -42,6 +46,7 @@ _GROUPS = {
     "rewards": App(name="rewards", help="The reward functions; needs no service."),
     "datasets": App(name="datasets", help="Data sets of your own."),
     "keys": App(name="keys", help="API keys; needs the environment of the service, not a key."),
+    "admin": App(name="admin", help="For who runs the service; needs its environment, not a key."),
 }
 
 for _words, _target, _help in COMMANDS:

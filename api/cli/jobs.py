@@ -1,4 +1,4 @@
-"""`grpo list`, `show`, `cancel` and `download`: look at jobs, end one, fetch what it left."""
+"""`grpo list`, `show`, `cancel`, `pause`, `resume` and `download`: look at jobs, steer one, fetch what it left."""
 
 from __future__ import annotations
 
@@ -57,10 +57,21 @@ def cancel(job_id: str, /, *, json: AsJson = False) -> None:
     """Cancel a job. One that runs stops within seconds."""
     with connected() as client:
         job = client.cancel(job_id)
-    if json:
-        print_json(job)
-        return
-    say(f"{job['id']}: {job['status']}")
+    _say_status(job, as_json=json)
+
+
+def pause(job_id: str, /, *, json: AsJson = False) -> None:
+    """Pause a job. One that runs saves a checkpoint first, and frees its GPU."""
+    with connected() as client:
+        job = client.pause(job_id)
+    _say_status(job, as_json=json)
+
+
+def resume(job_id: str, /, *, json: AsJson = False) -> None:
+    """Put a paused job back into the queue, to go on from its last checkpoint."""
+    with connected() as client:
+        job = client.resume(job_id)
+    _say_status(job, as_json=json)
 
 
 def download(job_id: str, folder: Path, /, *, json: AsJson = False) -> None:
@@ -115,6 +126,13 @@ def say_failure(error: dict[str, Any]) -> None:
     say(f"{'error':<9} {error['code']} ({error['class']}): {error['message']}")
     if error["hint"]:
         say(f"{'':<9} {error['hint']}")
+
+
+def _say_status(job: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(job)
+    else:
+        say(f"{job['id']}: {job['status']}")
 
 
 def _steps(job: dict[str, Any]) -> str:

@@ -7,5 +7,6 @@ set_status(now, owner, status, 'running')
 redis.call('ZADD', prefix .. ':leases', now + lease, id)
 redis.call('HSET', job, 'epoch', epoch, 'worker', worker, 'phase', 'preparing', 'shipped', 0, 'updated_at', now)
 redis.call('HSETNX', job, 'started_at', now)
+redis.call('HDEL', job, 'restored')
 emit(now, epoch, 'status', '0', '{"status":"running","phase":"preparing"}')
 return 1

@@ -5,11 +5,11 @@ local fields = cjson.decode(ARGV[2])
 local now = now_ms()
 redis.call('ZREM', prefix .. ':submitting', id)
 redis.call('ZADD', prefix .. ':owner:' .. fields.owner, 0, id)
-set_status(now, fields.owner, nil, fields.status)
 for name, value in pairs(fields) do redis.call('HSET', job, name, value) end
+set_status(now, fields.owner, nil, fields.status)
 redis.call('HSET', job, 'updated_at', now)
--- As if it had waited for long: the next sweep rings for it.
-if fields.status == 'queued' then redis.call('ZADD', prefix .. ':queued', 0, id) end
+-- It ended when its outcome says, and not now.
+if fields.finished_at then redis.call('HSET', job, 'finished_at', fields.finished_at) end
 if ARGV[3] ~= '' then redis.call('ZADD', prefix .. ':leases', now + tonumber(ARGV[3]), id) end
 if not terminal[fields.status] then
   emit(now, fields.epoch, 'log', fields.step,

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_core import strict_json
+from grpo_core import micro_batch, strict_json
 from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_CODES
-from grpo_core.lifetime import StoppedEarly, StopRequest, die_with_parent
+from grpo_core.lifetime import StoppedEarly, StopRequest, die_with_parent, dump_stacks_when_asked
 from grpo_core.runfolder import RunFolder, write_json
 from grpo_core.spec import JobSpec, SpecError, parse_spec
 
@@ -26,17 +26,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, run the job, return the exit code."""
     options = _parser().parse_args(arguments)
     die_with_parent()
+    dump_stacks_when_asked()
     stop = StopRequest()
     try:
         stop.listen()
-        return _train(options.spec, RunFolder(options.out), options.epoch, stop)
+        return _train(options, RunFolder(options.out), stop)
     except StoppedEarly:
         return EXIT_CHECKPOINTED
 
 
-def _train(spec_file: Path, folder: RunFolder, epoch: int, stop: StopRequest) -> int:
-    spec = _read_spec(spec_file)
+def _train(options: argparse.Namespace, folder: RunFolder, stop: StopRequest) -> int:
+    spec = _read_spec(options.spec)
     if spec is None:
+        return _BAD_REQUEST
+    parts: int | None = options.gradient_accumulation
+    if parts is not None and (reason := _why_not_in(parts, spec)):
+        _complain(f"--gradient-accumulation {parts}: {reason}")
         return _BAD_REQUEST
     if folder.is_used():
         _complain(f"{folder.root} already holds a run; choose another folder with --out.")
@@ -46,7 +51,27 @@ def _train(spec_file: Path, folder: RunFolder, epoch: int, stop: StopRequest) ->
     _prepare_environment()
     from grpo_core.training import run
 
-    return run(spec, folder, epoch=epoch, stop=stop, listener=_Progress(spec.training.steps))
+    return run(
+        spec,
+        folder,
+        epoch=options.epoch,
+        stop=stop,
+        resume=options.resume or (folder.resume if folder.resume.is_dir() else None),
+        accumulation=parts,
+        listener=_Progress(spec.training.steps),
+    )
+
+
+def _why_not_in(parts: int, spec: JobSpec) -> str:
+    """What is wrong with training on a step of this job in so many parts; empty if nothing is."""
+    if parts == spec.sampling.gradient_accumulation:
+        return ""
+    legal = micro_batch.splits(spec)
+    if parts not in legal:
+        return f"a step has {spec.completions_per_step} completions; use one of {', '.join(map(str, legal[:12]))}."
+    if not micro_batch.keeps_objective(spec):
+        return f"loss.type {spec.loss.type} depends on the parts; change sampling.gradient_accumulation in the spec."
+    return ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,6 +81,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("spec", type=Path, metavar="SPEC", help="the job spec, a JSON file")
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run folder, made if need be")
     train.add_argument("--epoch", type=_positive, default=1, metavar="N", help="number of this run of the job")
+    train.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on from this checkpoint of the same spec (default: inputs/resume in the run folder, if it is there)",
+    )
+    train.add_argument(
+        "--gradient-accumulation",
+        type=_positive,
+        metavar="M",
+        help="train on each step's completions in M parts instead of the spec's number: less memory, the same step",
+    )
     return parser
 
 

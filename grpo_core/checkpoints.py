@@ -1,52 +1,67 @@
 """Adapters and checkpoints on disk: how they are written, which are kept, and how a run starts from one.
 
-Owns the checkpoint folder, its manifest and the result folder `adapter/`. Nothing is pickled: tensors go to
-safetensors, all else to JSON. Invariant: a checkpoint's `manifest.json` is written last and names every other file.
+Owns the tensors in a checkpoint folder and the result folder `adapter/`; the files' names, the manifest and what makes
+a checkpoint good are `saved_run`'s. Nothing is pickled: tensors go to safetensors, all else to JSON. Invariant: a
+checkpoint's `manifest.json` is written last and names every other file.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from grpo_core import strict_json, tensor_tree
 from grpo_core.errors import JobFailure
 from grpo_core.model_card import model_card
 from grpo_core.records import EventWriter
 from grpo_core.runfolder import RunFolder, new_folder, step_of, write_json, write_text
+from grpo_core.saved_run import (
+    CHECKPOINT_VERSION,
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    METRICS_NAME,
+    PROGRESS_NAME,
+    STATE_NAME,
+    STATE_TENSORS_NAME,
+    WEIGHTS_NAME,
+    SavedRun,
+    unreadable,
+    write_manifest,
+)
 from grpo_core.spec import JobSpec
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-CHECKPOINT_VERSION: Final = 1
 KEPT: Final = 2
 """Latest checkpoints that stay on this disk, besides those at `save_steps`."""
-
-WEIGHTS_NAME: Final = "adapter_model.safetensors"
-CONFIG_NAME: Final = "adapter_config.json"
-STATE_TENSORS_NAME: Final = "state.safetensors"
-STATE_NAME: Final = "state.json"
-MANIFEST_NAME: Final = "manifest.json"
-
-_TENSOR: Final = "$tensor"
 
 
 class CheckpointWriter:
     """Writes a run's checkpoints and forgets the old ones."""
 
-    def __init__(self, *, spec: JobSpec, folder: RunFolder, events: EventWriter, epoch: int) -> None:
+    def __init__(
+        self, *, spec: JobSpec, folder: RunFolder, events: EventWriter, epoch: int, spec_digest: str | None = None
+    ) -> None:
+        """`spec_digest` is of the spec as requested, where the run's own differs from it."""
         self._spec, self._folder, self._events, self._epoch = spec, folder, events, epoch
+        self._digest = spec_digest or spec.digest()
+        self._carried: dict[str, Callable[[], Any]] = {}
+
+    def carry(self, name: str, state: Callable[[], Any]) -> None:
+        """Put what `state` returns, which must be JSON, into every checkpoint: `SavedRun.progress[name]`."""
+        self._carried[name] = state
 
     def is_due(self, step: int) -> bool:
         """Whether the spec asks for a checkpoint after this step."""
@@ -61,23 +76,16 @@ class CheckpointWriter:
         with new_folder(self._folder.checkpoint(step)) as part:
             _save_adapter_files(part, model, self._spec)
             tensors: dict[str, torch.Tensor] = {}
-            tree = _without_tensors({**state, "rng": _random_states()}, "", tensors)
+            tree = tensor_tree.pack({**state, "rng": random_states()}, tensors)
             save_file(tensors, part / STATE_TENSORS_NAME)
             write_json(part / STATE_NAME, {"v": CHECKPOINT_VERSION, "step": step, **tree})
-            write_json(part / MANIFEST_NAME, self._manifest(step, part))
+            progress = {name: know() for name, know in self._carried.items()}
+            write_json(part / PROGRESS_NAME, {"v": CHECKPOINT_VERSION, **progress})
+            shutil.copyfile(self._folder.metrics, part / METRICS_NAME)
+            write_manifest(part, step=step, epoch=self._epoch, spec_digest=self._digest)
         self._prune()
         path = self._folder.checkpoint(step).relative_to(self._folder.root).as_posix()
         self._events.emit("checkpoint", {"path": path, "step": step}, step=step)
-
-    def _manifest(self, step: int, folder: Path) -> dict[str, Any]:
-        files = sorted(folder.iterdir())
-        return {
-            "v": CHECKPOINT_VERSION,
-            "step": step,
-            "epoch": self._epoch,
-            "spec_digest": self._spec.digest(),
-            "files": [{"path": file.name, "size": file.stat().st_size, "sha256": _sha256(file)} for file in files],
-        }
 
     def _prune(self) -> None:
         written = sorted(self._folder.checkpoints.glob("step-*"))
@@ -86,6 +94,23 @@ class CheckpointWriter:
                 # First the manifest: a checkpoint without one is no checkpoint, whoever is looking.
                 (old / MANIFEST_NAME).unlink(missing_ok=True)
                 shutil.rmtree(old, ignore_errors=True)
+
+
+def read_state(saved: SavedRun) -> dict[str, Any]:
+    """The tree that `CheckpointWriter.write` was given, with `rng` in it; tensors are on the CPU."""
+    try:
+        tree = strict_json.loads((saved.folder / STATE_NAME).read_bytes())
+        return tensor_tree.unpack(tree, load_file(saved.folder / STATE_TENSORS_NAME))
+    except (OSError, strict_json.StrictJsonError, SafetensorError, KeyError) as error:
+        raise unreadable(f"The state in {saved.folder.name} cannot be read: {error}") from error
+
+
+def continue_adapter(saved: SavedRun, model: PeftModel, spec: JobSpec) -> None:
+    """Give the model's adapter the weights it had; raises `JobFailure` with the code `checkpoint_unreadable`."""
+    try:
+        load_adapter(saved.folder, model, spec)
+    except JobFailure as error:
+        raise unreadable(error.report.message) from error
 
 
 def write_adapter(
@@ -171,31 +196,23 @@ def _config_value(value: object) -> object:
     return sorted(value) if isinstance(value, set | frozenset) else str(value)
 
 
-def _without_tensors(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """`value` as JSON, each tensor in it moved to `tensors` and named in its place."""
-    if isinstance(value, torch.Tensor):
-        # A copy: safetensors refuses tensors that share memory, and paged ones must leave their pages.
-        tensors[path] = value.detach().to("cpu", copy=True).contiguous()
-        return {_TENSOR: path}
-    if isinstance(value, Mapping):
-        return {str(key): _without_tensors(item, f"{path}/{key}", tensors) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_tensors(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
-    return value
-
-
-def _random_states() -> dict[str, Any]:
+def random_states() -> dict[str, Any]:
     """Every generator's state; sampling itself is seeded anew at each rollout and needs none of them."""
-    version, state, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
-        "python": [version, list(state), gauss],
-        "numpy": [name, torch.from_numpy(np.asarray(keys).copy()), int(position), int(has_gauss), float(cached)],
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).copy()), int(position), int(has_gauss), float(cached)),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Set every generator to a state that a checkpoint holds as `rng`."""
+    random.setstate(states["python"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy(), *rest))
+    torch.set_rng_state(states["torch"])
+    # On another number of devices there is no state to go on from; sampling does not depend on it.
+    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])

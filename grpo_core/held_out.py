@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,11 +85,19 @@ class HeldOutEvaluation:
         self._items: dict[Stage, list[EvaluationItem]] = {}
         self._seconds: dict[Stage, float] = {}
 
-    def ask_base(self, engine: Engine) -> None:
-        """Put the questions to the base model."""
+    def ask_base(self, engine: Engine, earlier: Mapping[str, Any] | None = None) -> None:
+        """Put the questions to the base model, unless `earlier`, another run's `state`, holds its answers to them."""
         self._rows = fitting(self._rows, self._spec, engine.tokenizer)
+        if earlier and self._take_over(earlier):
+            self._events.log(f"The base model's {len(self._rows)} answers are those of the earlier run")
+            return
+        self._events.phase("evaluating")
         self._ask(engine, "before", threading.Event())
         self._events.emit("evaluation", {"stage": "before", **self._summary("before")})
+
+    def state(self) -> dict[str, Any]:
+        """The base model's answers, as JSON."""
+        return {"seconds": self._seconds["before"], "items": [item.as_dict() for item in self._items["before"]]}
 
     def ask_adapter(self, engine: Engine, stop: threading.Event) -> bool:
         """Put them to the trained model and write the records; False if `stop` was set and too much was left."""
@@ -115,6 +123,14 @@ class HeldOutEvaluation:
             "paired": self._paired(),
             "samples": self._samples(),
         }
+
+    def _take_over(self, earlier: Mapping[str, Any]) -> bool:
+        """Whether the answers were to these very questions, and are kept."""
+        items = [EvaluationItem(**item) for item in earlier["items"]]
+        if [Row(item.row, item.question, item.answer) for item in items] != self._rows:
+            return False
+        self._items["before"], self._seconds["before"] = items, earlier["seconds"]
+        return True
 
     def _ask(self, engine: Engine, stage: Stage, stop: threading.Event) -> bool:
         began = told = time.perf_counter()

@@ -7,6 +7,7 @@ step there is nothing to finish, so TERM ends the process at once.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
@@ -45,6 +46,11 @@ class StopRequest:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         if self._at_once:
             raise StoppedEarly
+
+
+def dump_stacks_when_asked() -> None:
+    """On SIGUSR1 write what every thread is doing to stderr, and go on; works while a library is stuck in C too."""
+    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
 
 
 def die_with_parent() -> None:

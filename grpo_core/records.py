@@ -8,7 +8,7 @@ file once it has its final name.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -77,6 +77,8 @@ class StepMetrics:
     """Mean over groups of the standard deviation within the group."""
     rewards: Mapping[str, float]
     """Mean raw reward by name."""
+    rewards_std: Mapping[str, float]
+    """Standard deviation of each raw reward over the step's completions."""
     zero_variance_share: float
     """Share of groups whose completions were all paid the same, and so teach nothing."""
     completion_tokens_mean: float
@@ -98,6 +100,8 @@ class StepMetrics:
     logprob_diff_mean: float | None = None
     """Between the log-probabilities of rollout engine and trainer, over the step's tokens; None where they are one."""
     logprob_diff_max: float | None = None
+    duplicate_share: float | None = None
+    """Share of completions that are the same text as another of their group."""
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -130,6 +134,7 @@ class EventWriter:
         self._epoch = epoch
         self._listener = listener
         self._seq = 0
+        self.current_phase: Phase | None = None
         self._lock = threading.Lock()
 
     def emit(self, type_: EventType, data: Mapping[str, object], *, step: int | None = None) -> None:
@@ -148,14 +153,23 @@ class EventWriter:
             if self._listener is not None:
                 self._listener(event)
 
+    @property
+    def last(self) -> int:
+        """The number of the last event; 0 before the first."""
+        return self._seq
+
     def phase(self, phase: Phase) -> None:
+        self.current_phase = phase
         self.emit("status", {"phase": phase})
 
     def warning(self, code: str, message: str) -> None:
         self.emit("warning", {"code": code, "message": message})
 
-    def log(self, message: str) -> None:
-        self.emit("log", {"message": message})
+    def log(self, message: str, *, code: str | None = None, step: int | None = None) -> None:
+        """Tell people something; programs recognise it by `code`, where it has one."""
+        coded = {} if code is None else {"code": code}
+        at = {} if step is None else {"step": step}
+        self.emit("log", {**coded, "message": message, **at}, step=step)
 
     def error(self, report: FailureReport, *, step: int | None = None) -> None:
         self.emit("error", report.as_dict(), step=step)
@@ -173,6 +187,11 @@ class MetricsWriter:
 
     def write(self, metrics: StepMetrics) -> None:
         self._lines.write({"v": RECORD_VERSION, "epoch": self._epoch, **metrics.as_dict()})
+
+    def take_over(self, lines: Iterable[Mapping[str, object]]) -> None:
+        """Write the lines of the steps before the one that this run begins with, as they were."""
+        for line in lines:
+            self._lines.write(line)
 
     def close(self) -> None:
         self._lines.close()
@@ -251,8 +270,12 @@ def _write_parquet(path: Path, columns: Mapping[str, tuple[str, list[Any]]]) -> 
     arrays = {name: pyarrow.array(values, getattr(pyarrow, kind)()) for name, (kind, values) in columns.items()}
     table = pyarrow.table(arrays).replace_schema_metadata({"record_version": str(RECORD_VERSION)})
     part = path.with_name(f".{path.name}.part")
-    import_module("pyarrow.parquet").write_table(table, part, compression="zstd")
-    part.rename(path)
+    try:
+        import_module("pyarrow.parquet").write_table(table, part, compression="zstd")
+        part.rename(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _now() -> str:

@@ -36,6 +36,11 @@ class RunFolder:
         return self.inputs / "checkpoint"
 
     @property
+    def resume(self) -> Path:
+        """The checkpoint to go on from, where an earlier run of the job left one."""
+        return self.inputs / "resume"
+
+    @property
     def events(self) -> Path:
         return self.root / "events.jsonl"
 
@@ -84,11 +89,15 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by `content`, whole or not at all, also across a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part_of(path)
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(path)
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
+    except OSError:
+        part.unlink(missing_ok=True)  # on a full disk its room is what the report of the failure needs
+        raise
     sync(path.parent)
 
 

@@ -141,21 +141,26 @@ def require_adapter_precision(model: torch.nn.Module) -> None:
         raise _failed("adapter_not_fp32", f"{len(narrow)} adapter tensors are not in 32 bits, {narrow[0]} among them.")
 
 
-def require_update(model: PeftModel) -> None:
-    """Fail the job if training left the adapter without effect."""
-    weights = _adapter_tensors(model)
-    outer = {name: tensor for name, tensor in weights.items() if ".lora_B." in name}
-    zero = [name for name, tensor in outer.items() if not tensor.any()]
-    if len(zero) == len(outer):
+def adapter_checksums(model: PeftModel) -> dict[str, int]:
+    """A sum of the raw bytes of every `lora_B`, by name: what training must change. Before it they are zero, unless the
+    job starts from another's adapter."""
+    return {name: _checksum(tensor) for name, tensor in _adapter_tensors(model).items() if ".lora_B." in name}
+
+
+def require_update(model: PeftModel, start: Mapping[str, int]) -> None:
+    """Fail the job if training left the adapter as it was when the job started, `start` by `adapter_checksums`."""
+    after = adapter_checksums(model)
+    same = [name for name, checksum in after.items() if checksum == start.get(name)]
+    if len(same) == len(after):
         raise JobFailure(
             "no_signal",
             "zero_update",
-            "No step changed the adapter: it does nothing.",
+            "No step changed the adapter: it does what it did before the job.",
             hint="Either no group of completions had any variance in its rewards (look at the samples), or every step "
             "had a learning rate of 0, as the first step of warm-up has: train for more steps.",
         )
-    if zero:
-        raise _failed("untrained_module", f"{len(zero)} of {len(outer)} adapted modules were never trained: {zero[0]}.")
+    if same:
+        raise _failed("untrained_module", f"{len(same)} of {len(after)} adapted modules were never trained: {same[0]}.")
 
 
 def require_saved(model: PeftModel, adapter: Path) -> int:

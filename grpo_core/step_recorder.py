@@ -2,16 +2,20 @@
 
 Owns the step's statistics, which steps become events, and the guards that end a run for its own good: numbers that
 are not finite or run away, rollouts that are not of the model in training, too many steps without any signal. Every
-engine calls it in the same two places.
+engine calls it in the same two places. Invariant: all it knows can be had again from the metrics and the last
+completions, so that a run that goes on from a checkpoint is guarded as one that never stopped.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from grpo_core.audits import Auditor
 from grpo_core.errors import JobFailure
 from grpo_core.records import Completion, EventWriter, MetricsWriter, StepMetrics, StepSeconds, write_rollouts
 from grpo_core.runfolder import RunFolder
@@ -59,9 +63,11 @@ class _Rollout:
     reward: float
     reward_std: float
     rewards: Mapping[str, float]
+    rewards_std: Mapping[str, float]
     zero_variance_share: float
     tokens: tuple[float, int, int]
     truncated_share: float
+    duplicate_share: float
     completions: Sequence[Completion]
 
 
@@ -79,6 +85,8 @@ class StepRecorder:
         self._rewards: list[float] = []
         self._runaways = {"loss": _Runaway(spec), "gradient norm": _Runaway(spec)}
         self._told_mismatch = False
+        self._auditor = Auditor(spec)
+        self._latest: StepMetrics | None = None
 
     def record_rollout(
         self, step: int, completions: Sequence[Completion], *, generation_seconds: float, reward_seconds: float
@@ -94,16 +102,40 @@ class StepRecorder:
         metrics = self._join(update)
         self._rewards.append(metrics.reward)
         self._metrics.write(metrics)
+        self._latest = metrics
         if update.step % self._spec.training.log_every == 0 or update.step == self._spec.training.steps:
             self._events.emit("metric", metrics.as_dict(), step=update.step)
             self._events.emit("sample", self._sample(), step=update.step)
+        for finding in self._auditor.add(metrics.as_dict(), self.latest_completions()):
+            self._events.emit("warning", finding.as_dict(), step=update.step)
         self._require_no_runaway(update)
         self._require_one_policy(update)
         self._require_signal(metrics)
 
+    def state(self) -> dict[str, Any]:
+        """What `go_on` needs besides the metrics of the steps so far, as JSON."""
+        return {"completions": [asdict(completion) for completion in self.latest_completions()]}
+
+    def go_on(self, lines: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -> None:
+        """Know what another run's recorder knew, from its lines of `metrics.jsonl` and its `state`."""
+        for line in lines:
+            self._rewards.append(line["reward"])
+            self._count_silent(line["zero_variance_share"])
+            self._runaways["loss"].add(abs(line["loss"]))
+            self._runaways["gradient norm"].add(abs(line["grad_norm"]))
+            self._told_mismatch |= self._is_worth_a_warning(line["logprob_diff_mean"])
+        self._auditor.replay(lines)  # what it found then was told then
+        completions = [Completion(**item) for item in state["completions"]]
+        if completions:
+            self._rollout = _summarise(completions, self._spec.sampling.generations)
+
     def latest_completions(self) -> Sequence[Completion]:
         """The completions of the last rollout; none before the first."""
         return self._rollout.completions if self._rollout else ()
+
+    def latest_metrics(self) -> StepMetrics | None:
+        """What was written down of the last step; None before the first."""
+        return self._latest
 
     def reward_summary(self) -> dict[str, float | int | None]:
         """Mean total reward over the first and the last steps."""
@@ -127,6 +159,7 @@ class StepRecorder:
             reward=rollout.reward,
             reward_std=rollout.reward_std,
             rewards=rollout.rewards,
+            rewards_std=rollout.rewards_std,
             zero_variance_share=rollout.zero_variance_share,
             completion_tokens_mean=mean,
             completion_tokens_min=least,
@@ -147,6 +180,7 @@ class StepRecorder:
             gpu_memory_gb=update.gpu_memory_gb,
             logprob_diff_mean=update.logprob_diff_mean,
             logprob_diff_max=update.logprob_diff_max,
+            duplicate_share=rollout.duplicate_share,
         )
 
     def _sample(self) -> dict[str, object]:
@@ -198,7 +232,7 @@ class StepRecorder:
                 hint="Set model.precision to 16bit if the weights fit the card; a larger guards.max_logprob_diff "
                 "accepts the difference, and 0 turns this guard off.",
             )
-        if found > MISMATCH_WARNING * limit and not self._told_mismatch:
+        if self._is_worth_a_warning(found) and not self._told_mismatch:
             self._told_mismatch = True
             self._events.warning(
                 "rollouts_differ",
@@ -206,8 +240,15 @@ class StepRecorder:
                 f"{found:.3g} on average.",
             )
 
+    def _is_worth_a_warning(self, difference: float | None) -> bool:
+        limit = self._spec.guards.max_logprob_diff
+        return difference is not None and bool(limit) and difference > MISMATCH_WARNING * limit
+
+    def _count_silent(self, zero_variance_share: float) -> None:
+        self._silent_steps = self._silent_steps + 1 if zero_variance_share == 1.0 else 0
+
     def _require_signal(self, metrics: StepMetrics) -> None:
-        self._silent_steps = self._silent_steps + 1 if metrics.zero_variance_share == 1.0 else 0
+        self._count_silent(metrics.zero_variance_share)
         limit = self._spec.guards.no_signal_steps
         if limit and self._silent_steps >= limit:
             raise JobFailure(
@@ -266,12 +307,20 @@ def _summarise(completions: Sequence[Completion], generations: int) -> _Rollout:
         reward=statistics.fmean(totals),
         reward_std=statistics.fmean(statistics.stdev(group) for group in groups),
         rewards={name: statistics.fmean(c.rewards[name] for c in completions) for name in completions[0].rewards},
+        rewards_std={name: statistics.stdev(c.rewards[name] for c in completions) for name in completions[0].rewards},
         # The tolerance is for weighted sums that differ only by rounding.
         zero_variance_share=statistics.fmean(max(group) - min(group) < 1e-9 for group in groups),
         tokens=(statistics.fmean(tokens), min(tokens), max(tokens)),
         truncated_share=statistics.fmean(c.finish_reason == "length" for c in completions),
+        duplicate_share=_duplicate_share([c.completion for c in completions], generations),
         completions=completions,
     )
+
+
+def _duplicate_share(texts: Sequence[str], generations: int) -> float:
+    """Share of the texts that occur again in their group of `generations`."""
+    groups = [Counter(texts[start : start + generations]) for start in range(0, len(texts), generations)]
+    return sum(count for group in groups for count in group.values() if count > 1) / len(texts)
 
 
 def _cut(text: str) -> str:

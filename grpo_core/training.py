@@ -1,4 +1,4 @@
-"""A run from its spec to its exit code: data, engine, training, result.
+"""A run from its spec, or from a checkpoint, to its exit code: data, engine, training, result.
 
 Owns the order of the phases and what each way of failing is called; knows nothing of a particular engine. Torch is
 imported only once data set and model files are there. Invariant: the last event of a run that failed is `error`.
@@ -6,25 +6,35 @@ imported only once data set and model files are there. Invariant: the last event
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import importlib.metadata
+import os
 import platform
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import grpo_core
+from grpo_core import micro_batch, strict_json
 from grpo_core.datasets import DatasetError, DatasetUnreachableError, Row
 from grpo_core.engines import Engine, RunContext, choose_engine, import_engine
 from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_DONE, JobFailure
 from grpo_core.held_out import HeldOutEvaluation, load_split
 from grpo_core.lifetime import StoppedEarly, StopRequest
 from grpo_core.models import count_gpus, find_model, show_gpus
-from grpo_core.records import RECORD_VERSION, EventWriter, MetricsWriter
+from grpo_core.records import RECORD_VERSION, EventWriter, MetricsWriter, Phase, read_jsonl
 from grpo_core.runfolder import RunFolder, write_json
+from grpo_core.saved_run import SavedRun, open_saved_run, unreadable
 from grpo_core.spec import JobSpec
 from grpo_core.step_recorder import StepRecorder, diverged
+from grpo_core.strict_json import StrictJsonError
+from grpo_core.trackers import require_packages
 
 REJECTED: Final = "adapter.rejected"
 """Where an adapter goes that fails its self-test."""
@@ -38,51 +48,74 @@ def run(
     *,
     epoch: int,
     stop: StopRequest,
+    resume: Path | None = None,
+    accumulation: int | None = None,
     listener: Callable[[dict[str, Any]], None] | None = None,
 ) -> int:
-    """Run a job in its folder and return the process's exit code; raises nothing a job can cause."""
+    """Run a job in its folder and return the process's exit code; raises nothing a job can cause.
+
+    `resume` is a checkpoint of the same spec to go on from; `accumulation` the parts a step is trained on in, where
+    they are not to be the spec's.
+    """
     folder.create()
     events = EventWriter(folder.events, epoch=epoch, listener=listener)
     metrics = MetricsWriter(folder.metrics, epoch=epoch)
+    records = _Records(spec, folder, events, metrics, epoch)
+    running = _split_in(spec, accumulation)
     try:
-        return _run(spec, folder, events, metrics, epoch, stop)
+        return _run(running, records, stop, resume)
     except StoppedEarly:
         return EXIT_CHECKPOINTED
     except Exception as error:  # noqa: BLE001 - every way of failing has its event and exit code
-        failure = failure_of(error)
+        failure = failure_of(error, running, phase=events.current_phase)
         if failure.report.code == "unexpected":
             traceback.print_exc(file=sys.stderr)
-        events.error(failure.report)
+        _tell(events, failure)
         return failure.exit_code
     finally:
-        metrics.close()
-        events.close()
+        for writer in (metrics, events):
+            with suppress(OSError):  # on a full disk, where the lines before have got as far as they can
+                writer.close()
 
 
-def _run(
-    spec: JobSpec, folder: RunFolder, events: EventWriter, metrics: MetricsWriter, epoch: int, stop: StopRequest
-) -> int:
-    began = time.perf_counter()
+@dataclass(frozen=True, slots=True)
+class _Records:
+    """What a run is asked for and where it writes."""
+
+    request: JobSpec
+    folder: RunFolder
+    events: EventWriter
+    metrics: MetricsWriter
+    epoch: int
+
+
+def _run(spec: JobSpec, records: _Records, stop: StopRequest, resume: Path | None) -> int:
+    """`spec` is the request as it is carried out on this machine."""
+    began, events = time.perf_counter(), records.events
     events.phase("preparing")
-    rows = load_split(spec, folder.inputs, warn=events.warning)
+    require_packages(spec)
+    saved = None if resume is None else open_saved_run(resume, records.request)
+    recorder = StepRecorder(
+        spec=spec, folder=records.folder, events=events, metrics=records.metrics, epoch=records.epoch
+    )
+    if saved is not None:
+        _take_over(saved, recorder, records.metrics)
+    rows = load_split(spec, records.folder.inputs, warn=events.warning)
     files = find_model(spec.model)
     if files.source == "folder" and spec.model.revision is not None:
         events.warning("revision_ignored", f"{files.name} is a local folder, which has no revisions.")
 
     events.phase("loading")
-    make_engine = _import_engine(spec)
-    from grpo_core import selftest
-    from grpo_core.checkpoints import CheckpointWriter
-
-    recorder = StepRecorder(spec=spec, folder=folder, events=events, metrics=metrics, epoch=epoch)
-    checkpoints = CheckpointWriter(spec=spec, folder=folder, events=events, epoch=epoch)
-    context = RunContext(
-        spec=spec, folder=folder, events=events, recorder=recorder, checkpoints=checkpoints, stop=stop.event
-    )
-    engine = make_engine(context)
+    context, engine = _make_engine(spec, records, recorder, stop, saved)
     engine.load(files, rows.train)
+    _tell_how(records, spec, saved)
+    from grpo_core import selftest
+
     selftest.require_adapter_precision(engine.model)
     base = selftest.base_checksums(engine.model)
+    _require_known_base(base, engine, context)
+    start = saved.progress["start"] if saved else selftest.adapter_checksums(engine.model)
+    context.checkpoints.carry("start", lambda: start)
     held_out = _ask_base(context, engine, rows.held_out)
 
     stop.finish_steps()
@@ -93,17 +126,19 @@ def _run(
     if steps < spec.training.steps:
         engine.save_checkpoint()
         return EXIT_CHECKPOINTED
-    selftest.require_update(engine.model)
+    selftest.require_update(engine.model, start)
+    if held_out is not None:
+        engine.save_checkpoint()  # what follows can take long, and needs no step again if the process is lost in it
     engine.save_adapter()
 
     events.phase("evaluating")
     if held_out is not None and not held_out.ask_adapter(engine, stop.event):
-        engine.save_checkpoint()
         return EXIT_CHECKPOINTED
     report = {
         "v": RECORD_VERSION,
-        "epoch": epoch,
-        "spec_digest": spec.digest(),
+        "epoch": records.epoch,
+        "resumed": {"epoch": saved.epoch, "step": saved.step} if saved else None,
+        "spec_digest": records.request.digest(),
         "engine": engine.name,
         "steps": steps,
         "reward": recorder.reward_summary(),
@@ -113,8 +148,81 @@ def _run(
         "evaluation": held_out.report() if held_out else None,
     }
     report["selftest"] = _test_adapter(context, engine, rows.train)
-    write_json(folder.report, {**report, "seconds": round(time.perf_counter() - began, 3)})
+    write_json(records.folder.report, {**report, "seconds": round(time.perf_counter() - began, 3)})
     return EXIT_DONE
+
+
+def _split_in(spec: JobSpec, accumulation: int | None) -> JobSpec:
+    if accumulation is None:
+        return spec
+    sampling = spec.sampling.model_copy(update={"gradient_accumulation": accumulation})
+    return spec.model_copy(update={"sampling": sampling})
+
+
+def _take_over(saved: SavedRun, recorder: StepRecorder, metrics: MetricsWriter) -> None:
+    """Let the records begin where the checkpoint's end."""
+    try:
+        lines = list(read_jsonl(saved.metrics))
+        whole = [line["step"] for line in lines] == list(range(1, saved.step + 1))
+        recorder.go_on(lines, saved.progress["recorder"])
+    except (KeyError, TypeError, ValueError, StrictJsonError) as error:
+        raise unreadable(f"What the run of {saved.folder.name} knew cannot be read: {error!r}.") from error
+    if not whole:
+        raise unreadable(f"The metrics in {saved.folder.name} are not those of the steps 1 to {saved.step}.")
+    metrics.take_over(lines)
+
+
+def _make_engine(
+    spec: JobSpec, records: _Records, recorder: StepRecorder, stop: StopRequest, saved: SavedRun | None
+) -> tuple[RunContext, Engine]:
+    make_engine = _import_engine(spec)
+    from grpo_core.checkpoints import CheckpointWriter
+
+    folder, events, epoch = records.folder, records.events, records.epoch
+    checkpoints = CheckpointWriter(
+        spec=spec, folder=folder, events=events, epoch=epoch, spec_digest=records.request.digest()
+    )
+    checkpoints.carry("recorder", recorder.state)
+    checkpoints.carry("events", lambda: {"epoch": epoch, "seq": events.last})
+    context = RunContext(
+        spec=spec,
+        folder=folder,
+        events=events,
+        recorder=recorder,
+        checkpoints=checkpoints,
+        stop=stop.event,
+        saved=saved,
+    )
+    return context, make_engine(context)
+
+
+def _tell_how(records: _Records, spec: JobSpec, saved: SavedRun | None) -> None:
+    """Say what sets this run apart from the first one of its job."""
+    if saved is not None:
+        message = f"Goes on after step {saved.step}, from the checkpoint of run {saved.epoch}"
+        records.events.log(message, code="resumed", step=saved.step)
+    parts, asked = spec.sampling.gradient_accumulation, records.request.sampling.gradient_accumulation
+    if parts != asked:
+        records.events.log(
+            f"Trains on each step's {spec.completions_per_step} completions in {parts} parts of {spec.micro_batch} "
+            f"instead of {asked}: it needs less memory, and the step is the same",
+            code="micro_batch",
+        )
+
+
+def _require_known_base(base: Mapping[str, int], engine: Engine, context: RunContext) -> None:
+    """Warn if the base model is not what it was when the checkpoint was made."""
+    weights = hashlib.sha256(strict_json.canonical(base).encode()).hexdigest()
+    now = f"{engine.precision.weights} ({engine.precision.dtype})"
+    context.checkpoints.carry("base", lambda: {"sha256": weights, "precision": now})
+    before = context.saved.progress.get("base") if context.saved else None
+    if before is not None and before["sha256"] != weights:
+        was = before["precision"]
+        context.events.warning(
+            "base_differs",
+            f"The base model's weights are not those that the checkpoint was made with: {was} then, {now} now. "
+            "Name a revision in model.revision, and a precision in model.precision, to have them the same everywhere.",
+        )
 
 
 def _import_engine(spec: JobSpec) -> Callable[[RunContext], Engine]:
@@ -126,12 +234,12 @@ def _import_engine(spec: JobSpec) -> Callable[[RunContext], Engine]:
 
 
 def _ask_base(context: RunContext, engine: Engine, rows: Sequence[Row]) -> HeldOutEvaluation | None:
-    """Put the held-out questions, if there are any, to the base model."""
+    """Put the held-out questions, if there are any, to the base model, or take the answers it gave before."""
     if not rows:
         return None
-    context.events.phase("evaluating")
     held_out = HeldOutEvaluation(spec=context.spec, rows=rows, folder=context.folder, events=context.events)
-    held_out.ask_base(engine)
+    held_out.ask_base(engine, context.saved.progress.get("held_out") if context.saved else None)
+    context.checkpoints.carry("held_out", held_out.state)
     return held_out
 
 
@@ -153,8 +261,8 @@ def _test_adapter(context: RunContext, engine: Engine, rows: Sequence[Row]) -> d
     return found
 
 
-def failure_of(error: Exception) -> JobFailure:
-    """What a run that raised `error` tells its owner."""
+def failure_of(error: Exception, spec: JobSpec | None = None, *, phase: Phase | None = None) -> JobFailure:
+    """What a run of `spec` that raised `error` in `phase` tells its owner."""
     if isinstance(error, JobFailure):
         return error
     if isinstance(error, DatasetError):
@@ -165,13 +273,20 @@ def failure_of(error: Exception) -> JobFailure:
             "; ".join(f"{p.pointer or '/data'} {p.detail}" for p in error.problems),
             hint=" ".join(dict.fromkeys(p.remedy for p in error.problems)),
         )
-    if _is_out_of_memory(error):
+    if any(_is_out_of_memory(cause) for cause in _causes(error)):
         return JobFailure(
             "oom",
             "out_of_memory",
             f"The run needed more memory than there is: {_first_line(error)}",
-            hint="Raise sampling.gradient_accumulation (smaller parts of the same step), or lower "
-            "sampling.max_completion_tokens or sampling.prompts_per_step.",
+            hint=_how_to_need_less(spec, phase),
+        )
+    if any(_is_disk_full(cause) for cause in _causes(error)):
+        return JobFailure(
+            "infra",
+            "disk_full",
+            f"The disk is full: {_first_line(error)}",
+            hint="Free room on the disk that holds the run folder, or give the worker a larger one: it needs room for "
+            "three checkpoints, the adapter and the rollouts. The run can go on from its last checkpoint.",
         )
     if isinstance(error, RuntimeError) and "probability tensor contains" in str(error):
         return diverged("The model's probabilities are no longer numbers: nothing can be sampled from it.")
@@ -183,13 +298,52 @@ def failure_of(error: Exception) -> JobFailure:
     )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _tell(events: EventWriter, failure: JobFailure) -> None:
+    """Write the error event; what cannot be written to a full disk is at least said."""
+    try:
+        events.error(failure.report)
+    except OSError as error:
+        sys.stderr.write(f"{failure.report.message}\n{failure.report.hint}\nThe error event is lost: {error}\n")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what led to it: libraries wrap what they catch."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
     # By name and text: torch is not imported here, and a CPU's allocator raises a plain RuntimeError.
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY))
     )
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # Not all that writes is Python: safetensors has an error of its own, with the system's words in it.
+    return os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error)
+
+
+def _how_to_need_less(spec: JobSpec | None, phase: Phase | None) -> str:
+    if phase in ("preparing", "loading"):
+        return "Use a smaller model or a worker with more memory; on a GPU, set model.precision to 4bit."
+    lower = "lower sampling.max_completion_tokens, sampling.generations or sampling.prompts_per_step"
+    parts = spec.sampling.gradient_accumulation if spec else 1
+    following = micro_batch.smaller(spec, parts) if spec else None
+    if spec and following is None:
+        return f"{lower[0].upper()}{lower[1:]}, or use a worker with more memory."
+    to = f" to {following}" if following else ""
+    return f"Raise sampling.gradient_accumulation{to} (smaller parts of the same step), or {lower}."
 
 
 def _first_line(error: Exception) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from grpo_core.models import ModelFiles, Precision
     from grpo_core.records import EventWriter
     from grpo_core.runfolder import RunFolder
+    from grpo_core.saved_run import SavedRun
     from grpo_core.selftest import LogProbs, Probe
     from grpo_core.spec import JobSpec
     from grpo_core.step_recorder import StepRecorder
@@ -42,6 +43,8 @@ class RunContext:
     checkpoints: CheckpointWriter
     stop: threading.Event
     """Set when the run is asked to end after its current step."""
+    saved: SavedRun | None = None
+    """The checkpoint that the run goes on from."""
 
 
 class Engine(Protocol):
@@ -74,7 +77,8 @@ class Engine(Protocol):
         ...
 
     def load(self, files: ModelFiles, rows: Sequence[Row]) -> None:
-        """Load the model into memory, build the prompts and the trainer, and check its settings."""
+        """Load the model into memory, build the prompts and the trainer, and check its settings; with the adapter and
+        the state of `RunContext.saved`, where there is one."""
         ...
 
     def answer(self, questions: Sequence[str], *, adapter: bool, max_new_tokens: int) -> Generator[Answer]:
@@ -86,11 +90,11 @@ class Engine(Protocol):
         ...
 
     def train(self) -> int:
-        """Run until the last step or until asked to stop; returns the steps done."""
+        """Run until the last step or until asked to stop; returns the steps done, those of earlier runs included."""
         ...
 
     def save_checkpoint(self) -> None:
-        """Write a checkpoint of the last finished step, unless it has one."""
+        """Write a checkpoint of the last finished step, unless it has one or is the one the run went on from."""
         ...
 
     def save_adapter(self) -> None:

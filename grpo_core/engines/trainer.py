@@ -1,25 +1,31 @@
-"""TRL's GRPO trainer with the one hook that records need.
+"""TRL's GRPO trainer with the one hook that records need, and with a memory that a later process can go on from.
 
 Owns what happens between TRL and `step_recorder`: stateless seeds, the rewards as they were paid, the completions
-of a step before TRL shuffles them, and the moment a step is done. It changes nothing of the algorithm.
+of a step before TRL shuffles them, and the moment a step is done. Owns what the next step depends on besides the
+adapter, and how it is put back. It changes nothing of the algorithm.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.utils import split_tensor_dict
 
 from grpo_core.errors import JobFailure
 from grpo_core.records import Completion
 from grpo_core.rewards import RewardFunction
+from grpo_core.saved_run import unreadable
 from grpo_core.step_recorder import StepRecorder, Update
 
 
@@ -104,7 +110,92 @@ class RecordingTrainer(GRPOTrainer):
         self._taps = [RewardTap(name, function) for name, function in rewards.items()]
         self._weights = weights
         self._drawn = _Drawn()
+        self._remembered: Mapping[str, Any] | None = None
+        self._set_random: Callable[[], None] | None = None
         super().__init__(reward_funcs=[*self._taps], **options)
+
+    def remember(self) -> dict[str, Any]:
+        """All that the next step depends on besides the adapter and the random generators, as a tree of tensors."""
+        trainer: Any = self  # the libraries' annotations allow for stand-ins without any state
+        scaler = trainer.accelerator.scaler
+        return {
+            "optimizer": trainer.optimizer.state_dict(),
+            "parameters": _optimized(trainer),
+            "scheduler": trainer.lr_scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "tokens_seen": self.state.num_input_tokens_seen,
+            # Further passes over the same completions are still to come, or there is nothing left to learn from them.
+            "batch": self._buffered_inputs if self.state.global_step % self.num_iterations else None,
+            "logprob_difference": self.logprob_difference,
+        }
+
+    def train_on(self, step: int, remembered: Mapping[str, Any], set_random: Callable[[], None]) -> None:
+        """Train on after `step`, where a trainer with this adapter remembered that; the model must have the adapter.
+
+        Where it is in the data set, transformers works out itself from the number of the step; `set_random` is called
+        when it has. Raises `JobFailure` with the code `checkpoint_unreadable` if the optimizers differ.
+        """
+        self._remembered, self._set_random = remembered, set_random
+        self._step = step * self.args.gradient_accumulation_steps
+        self._buffered_inputs = self._split_again(remembered["batch"])
+        self.logprob_difference = remembered["logprob_difference"]
+        state = TrainerState(
+            global_step=step,
+            num_input_tokens_seen=remembered["tokens_seen"],
+            train_batch_size=self.args.train_batch_size,
+        )
+        state.compute_steps(self.args, self.args.max_steps)  # when to log, which it takes from here and not from `args`
+        # transformers reads this one file of what it takes for a checkpoint folder; the rest is asked for below.
+        with tempfile.TemporaryDirectory(prefix=".trainer-", dir=self.args.output_dir) as folder:
+            state.save_to_json(str(Path(folder) / TRAINER_STATE_NAME))
+            self.train(resume_from_checkpoint=folder)
+
+    def _split_again(self, parts: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        """A batch on this trainer's device and in its number of parts, which may not be that it was kept in."""
+        if parts is None:
+            return None
+        args: Any = self.args
+        device, wanted = self.accelerator.device, args.steps_per_generation
+        moved = [{name: _to(value, device) for name, value in part.items()} for part in parts]
+        if len(moved) == wanted:
+            return moved
+        return split_tensor_dict({name: _joined([part[name] for part in moved]) for name in moved[0]}, wanted)
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        sampler: Any = super()._get_train_sampler(dataset)
+        args: Any = self.args
+        steps_an_epoch = len(sampler) // (args.generation_batch_size * args.steps_per_generation)
+        # Each epoch's order is the next draw of one generator, and transformers begins at the epoch it is in.
+        for _ in range(self._step // args.gradient_accumulation_steps // max(1, steps_an_epoch)):
+            next(iter(sampler))
+        return sampler
+
+    # What transformers does with a checkpoint folder, four times, from memory: nothing is ever unpickled.
+
+    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
+        """The adapter is in the model already."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self._remembered is None:
+            return
+        trainer: Any = self
+        if self._remembered["parameters"] != _optimized(trainer):
+            raise unreadable("The optimizer's state in the checkpoint is of other parameters, or in another order.")
+        try:
+            trainer.optimizer.load_state_dict(self._remembered["optimizer"])
+            trainer.lr_scheduler.load_state_dict(self._remembered["scheduler"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise unreadable(f"The optimizer's state in the checkpoint does not fit: {error}") from error
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        scaler = self.accelerator.scaler
+        if checkpoint is not None and self._remembered is not None and scaler is not None:
+            scaler.load_state_dict(self._remembered["scaler"] or {})
+        self._remembered = None  # it is of no use any more, and as large as the optimizer
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self._set_random is not None:
+            self._set_random()
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         # One seed a call: transformers' sampler takes none for each row.
@@ -181,6 +272,22 @@ class RecordingTrainer(GRPOTrainer):
                 )
             )
         return records
+
+
+def _optimized(trainer: Any) -> list[str]:
+    """The names of the parameters in the optimizer's order, in which its state is numbered."""
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    return [names[id(p)] for group in trainer.optimizer.param_groups for p in group["params"]]
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def _joined(values: list[Any]) -> Any:
+    """A batch's column from its parts; what is no column is the same in all of them."""
+    first = values[0]
+    return torch.cat(values) if isinstance(first, torch.Tensor) and first.ndim else first
 
 
 class StepCallback(TrainerCallback):

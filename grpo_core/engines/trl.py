@@ -1,12 +1,13 @@
 """The `trl` engine: TRL's GRPOTrainer with a PEFT adapter, on a CPU or one GPU, rollouts by transformers.
 
 Owns loading the model and building the trainer; the loop is TRL's, the hook is in `trainer`. Invariant: the KL
-reference is always the base model, also for a run that starts from a checkpoint.
+reference is always the base model, also for a run that starts from a checkpoint or goes on from one.
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import time
 import warnings
 from collections.abc import Generator, Sequence
@@ -23,7 +24,8 @@ from transformers import AutoTokenizer, GenerationConfig
 from transformers.trainer_callback import PrinterCallback
 from trl.trainer.grpo_config import GRPOConfig
 
-from grpo_core.checkpoints import load_adapter, write_adapter
+from grpo_core import strict_json, trackers
+from grpo_core.checkpoints import continue_adapter, load_adapter, read_state, set_random_states, write_adapter
 from grpo_core.datasets import Row
 from grpo_core.engines import EngineName, RunContext, logprobs
 from grpo_core.engines.settings import Settings, adapter_settings, require_same, trainer_settings
@@ -33,6 +35,7 @@ from grpo_core.evaluation import Answer, Sampling, ask
 from grpo_core.models import Hardware, ModelFiles, Precision, choose_precision
 from grpo_core.prompts import Prompt, PromptSet, build_prompts
 from grpo_core.rewards import get_rewards
+from grpo_core.saved_run import SavedRun, unreadable
 from grpo_core.selftest import LogProbs, Probe, load_base, token_logprobs
 from grpo_core.spec import JobSpec
 
@@ -54,7 +57,10 @@ class TrlEngine:
         self._context = context
         self._spec = context.spec
         self._steps_done = 0
+        self._began = 0.0
+        self._seconds_before = 0.0
         self._seconds = 0.0
+        self._state: dict[str, Any] | None = None
 
     def load(self, files: ModelFiles, rows: Sequence[Row]) -> None:
         # Their advice is for people who call the libraries themselves.
@@ -71,6 +77,8 @@ class TrlEngine:
         self._prompts = build_prompts(rows, self._spec, self.tokenizer)
         self._warn_of_dropped_prompts()
         self._trainer = self._build_trainer()
+        if self._context.saved is not None:
+            self._go_on_from(self._context.saved)
 
     @property
     def model(self) -> Any:
@@ -85,17 +93,20 @@ class TrlEngine:
                 yield answer
 
     def train(self) -> int:
-        began = time.perf_counter()
-        try:
+        self._began = time.perf_counter()
+        if self._state is None:
             self._trainer.train()
-        finally:
-            self._seconds = time.perf_counter() - began
+        elif self._steps_done < self._spec.training.steps:  # else transformers would do one step more
+            self._train_on(self._state)
+        self._seconds = self._seconds_so_far()
+        self._state = None
         return self._steps_done
 
     def save_checkpoint(self) -> None:
-        step = self._steps_done
-        if step and not self._context.checkpoints.has(step):
-            self._context.checkpoints.write(step, self.model, self._training_state())
+        step, saved = self._steps_done, self._context.saved
+        if step == (saved.step if saved else 0) or self._context.checkpoints.has(step):
+            return
+        self._context.checkpoints.write(step, self.model, self._training_state())
 
     def save_adapter(self) -> None:
         write_adapter(
@@ -156,9 +167,18 @@ class TrlEngine:
         trainer = self._make_trainer(settings)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(StepCallback(self._context.recorder, trainer, self._after_step))
+        trackers.attach(
+            trainer,
+            spec,
+            folder=self._context.folder.root,
+            events=self._context.events,
+            latest=self._context.recorder.latest_metrics,
+        )
         with_adapter: Any = trainer.model
         initialise_adapter(with_adapter, spec.lora.seed)
-        if self._context.folder.start_checkpoint.is_dir():
+        if self._context.saved is not None:
+            continue_adapter(self._context.saved, with_adapter, spec)
+        elif self._context.folder.start_checkpoint.is_dir():
             load_adapter(self._context.folder.start_checkpoint, with_adapter, spec)
         require_same(settings, vars(trainer.args), "The trainer's arguments")
         require_same(_asked_of_trainer(spec, settings), _held_by_trainer(trainer), "The trainer")
@@ -199,15 +219,33 @@ class TrlEngine:
             self.save_checkpoint()
         return self._context.stop.is_set()
 
+    def _go_on_from(self, saved: SavedRun) -> None:
+        self._state = read_state(saved)
+        self._steps_done = saved.step
+        try:
+            self._seconds = self._seconds_before = float(self._state["seconds"])
+            same = self._state["prompts"] == digest_of(self._prompts)
+        except (KeyError, TypeError, ValueError) as error:
+            raise unreadable(f"The state in {saved.folder.name} lacks something: {error}.") from error
+        if not same:
+            self._context.events.warning(
+                "data_changed",
+                "The questions to train on are not those that the checkpoint was made with: the data set has changed, "
+                "or what the hub gives for its name. Some may be asked twice, and some not at all.",
+            )
+
+    def _train_on(self, state: dict[str, Any]) -> None:
+        self._trainer.train_on(self._steps_done, state["trainer"], lambda: set_random_states(state["rng"]))
+
     def _training_state(self) -> dict[str, Any]:
-        trainer: Any = self._trainer
         return {
-            "optimizer": trainer.optimizer.state_dict(),
-            "parameters": [name for name, p in self.model.named_parameters() if p.requires_grad],
-            "scheduler": trainer.lr_scheduler.state_dict(),
-            "tokens_seen": trainer.state.num_input_tokens_seen,
-            "data_epoch": trainer.state.epoch,
+            "trainer": self._trainer.remember(),
+            "prompts": digest_of(self._prompts),
+            "seconds": self._seconds_so_far(),
         }
+
+    def _seconds_so_far(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._began
 
     def _templated(self, prompt: Prompt) -> str:
         text = self.tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False)
@@ -298,6 +336,14 @@ def as_dataset(prompts: PromptSet) -> Dataset:
             for p in prompts.prompts
         ]
     )
+
+
+def digest_of(prompts: PromptSet) -> str:
+    """SHA-256 of the questions and answers, in their order: where it is equal, so is the order of training."""
+    digest = hashlib.sha256()
+    for prompt in prompts.prompts:
+        digest.update(strict_json.canonical([prompt.prompt_id, prompt.question, prompt.answer]).encode())
+    return digest.hexdigest()
 
 
 def initialise_adapter(model: Any, seed: int) -> None:

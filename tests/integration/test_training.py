@@ -6,9 +6,7 @@ processor time), and run the same `main`.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -16,8 +14,7 @@ import statistics
 import struct
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -28,93 +25,25 @@ from grpo_core.datasets import Row
 from grpo_core.evaluation import Sampling, evaluate, is_right_leniently
 from grpo_core.records import read_jsonl, read_rollouts
 from grpo_core.rewards import REWARD_NAMES, get_rewards
-from grpo_core.runfolder import RunFolder
 from grpo_core.spec import DataSection
+from tests.integration.children import (
+    EVALUATION,
+    GENERATIONS,
+    MODELS,
+    PROMPTS,
+    ROWS,
+    SPEC,
+    STEPS,
+    WEIGHTS,
+    Run,
+    assert_whole,
+    prepare,
+    spawn,
+    spec_with,
+    wait_for,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-MODELS = Path("examples/models").resolve()
-ROWS = Path("examples/tiny/train.jsonl").resolve()
-WEIGHTS = {"correctness": 1.0, "integer": 0.5, "strict_format": 1.0, "soft_format": -0.25, "xml_count": 0.0}
-PROMPTS, GENERATIONS, STEPS = 3, 4, 4
-EVALUATION = {"questions": 20, "max_completion_tokens": 40}
-
-SPEC: dict[str, Any] = {
-    "name": "a test",
-    "model": {"name": "tiny-arithmetic", "max_sequence": 256},
-    "lora": {"rank": 8, "alpha": 8, "gradient_checkpointing": "off"},
-    "optimizer": {"name": "adamw_torch", "learning_rate": 2e-3, "max_grad_norm": 1.0},
-    "training": {"steps": STEPS, "checkpoint_every": 1, "save_steps": 2, "log_every": 2},
-    "sampling": {
-        "prompts_per_step": PROMPTS,
-        "generations": GENERATIONS,
-        "gradient_accumulation": 2,
-        "max_prompt_tokens": 64,
-        "max_completion_tokens": 40,
-        "temperature": 1.0,
-    },
-    "rewards": {"weights": WEIGHTS},
-    "data": {"source": "file", "dataset": str(ROWS), "system_prompt": "", "max_rows": 200},
-    "resources": {"gpus": 0},
-}
-
-
-def spec_with(**sections: dict[str, Any]) -> dict[str, Any]:
-    return SPEC | {name: SPEC.get(name, {}) | fields for name, fields in sections.items()}
-
-
-class Run:
-    """A run's folder after it ended."""
-
-    def __init__(self, root: Path, exit_code: int) -> None:
-        self.folder = RunFolder(root)
-        self.exit_code = exit_code
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        return list(read_jsonl(self.folder.events))
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        return list(read_jsonl(self.folder.metrics))
-
-    @property
-    def error(self) -> dict[str, Any]:
-        last = self.events[-1]
-        assert last["type"] == "error", (self.folder.root / "stderr.log").read_text("utf-8")
-        return last["data"]
-
-    def of_type(self, type_: str) -> list[dict[str, Any]]:
-        return [event for event in self.events if event["type"] == type_]
-
-
-def prepare(root: Path, spec: dict[str, Any]) -> list[str]:
-    """The arguments of a run whose spec is already in its folder, as a worker leaves it."""
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
-    return ["train", str(root / "spec.json"), "--out", str(root), "--epoch", "2"]
-
-
-def spawn(root: Path, spec: dict[str, Any], **environment: str) -> subprocess.Popen[bytes]:
-    with (root.with_name(root.name + ".log")).open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "grpo_core", *prepare(root, spec)],
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "GRPO_MODEL_DIR": str(MODELS), "OMP_NUM_THREADS": "1", **environment},
-        )
-
-
-def run_main(arguments: list[str], log: str, environment: dict[str, str], fault: Callable[[], None] | None) -> None:
-    """In a forked process: the command line, after breaking something if asked to."""
-    os.environ.update(environment)
-    if fault is not None:
-        fault()
-    with open(log, "w", encoding="utf-8", buffering=1) as file:  # noqa: PTH123
-        sys.stdout = sys.stderr = file
-        from grpo_core.__main__ import main
-
-        sys.exit(main(arguments))
 
 
 def _pay(reward: Callable[..., list[float]]) -> None:
@@ -218,57 +147,6 @@ def narrow_the_adapter() -> None:
     trl.initialise_adapter = initialise_narrow
 
 
-def stop_while_the_adapter_answers() -> None:
-    """A request to stop that comes late, with much left to do."""
-    from grpo_core import held_out
-
-    ask_adapter = held_out.HeldOutEvaluation.ask_adapter
-
-    def ask_and_be_stopped(self: Any, engine: Any, stop: Any) -> bool:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return ask_adapter(self, engine, stop)
-
-    held_out.FINISH_SECONDS = -1.0
-    held_out.HeldOutEvaluation.ask_adapter = ask_and_be_stopped
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Callable[..., ForkServerProcess]]:
-    """Starts runs from a process that holds the libraries."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["grpo_core.training", "grpo_core.engines.trl"])
-    started: list[ForkServerProcess] = []
-
-    def fork(
-        root: Path, spec: dict[str, Any], models: Path = MODELS, fault: Callable[[], None] | None = None
-    ) -> ForkServerProcess:
-        arguments = prepare(root, spec)
-        environment = {"GRPO_MODEL_DIR": str(models)}
-        process = context.Process(target=run_main, args=(arguments, str(root / "stderr.log"), environment, fault))
-        process.start()
-        started.append(process)
-        return process
-
-    yield fork
-    for process in started:
-        if process.is_alive():
-            process.kill()
-        process.join()
-        process.close()
-
-
-@pytest.fixture(scope="module")
-def finish(forks: Callable[..., ForkServerProcess]) -> Callable[..., Run]:
-    def run(root: Path, spec: dict[str, Any], **options: Any) -> Run:
-        process = forks(root, spec, **options)
-        process.join()
-        assert process.exitcode is not None
-        return Run(root, process.exitcode)
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The real command, to its end."""
@@ -276,15 +154,6 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
     process = spawn(root, SPEC)
     assert process.wait() == 0, root.with_name("run.log").read_text("utf-8")
     return Run(root, 0)
-
-
-def assert_whole(checkpoint: Path) -> dict[str, Any]:
-    manifest = json.loads((checkpoint / "manifest.json").read_text("utf-8"))
-    assert {entry["path"] for entry in manifest["files"]} | {"manifest.json"} == {p.name for p in checkpoint.iterdir()}
-    for entry in manifest["files"]:
-        content = (checkpoint / entry["path"]).read_bytes()
-        assert (len(content), hashlib.sha256(content).hexdigest()) == (entry["size"], entry["sha256"])
-    return manifest
 
 
 def test_a_run_leaves_every_file(done: Run) -> None:
@@ -474,16 +343,6 @@ def test_evaluation_leaves_training_as_it_is(evaluated: Run, finish: Callable[..
     assert (without.folder.adapter / weights).read_bytes() == (evaluated.folder.adapter / weights).read_bytes()
 
 
-def test_term_in_a_long_evaluation_leaves_a_checkpoint(finish: Callable[..., Run], tmp_path: Path) -> None:
-    spec = spec_with(evaluation=EVALUATION, training={"checkpoint_every": 100, "save_steps": 100})
-    run = finish(tmp_path / "run", spec, fault=stop_while_the_adapter_answers)
-    assert run.exit_code == 75
-    assert assert_whole(run.folder.checkpoint(STEPS))["step"] == STEPS
-    assert run.events[-1]["type"] == "checkpoint"
-    assert not run.folder.report.exists()
-    assert not (run.folder.root / "evaluation.parquet").exists()
-
-
 def test_an_adapter_that_fails_its_test_is_put_aside(finish: Callable[..., Run], tmp_path: Path) -> None:
     run = finish(tmp_path / "run", spec_with(training={"steps": 2}), fault=spoil_the_saved_adapter)
     assert (run.folder.root / "adapter.rejected" / "adapter_model.safetensors").exists()
@@ -510,11 +369,21 @@ def test_a_run_from_a_checkpoint_starts_there_and_is_held_to_the_base(
 ) -> None:
     root = tmp_path / "run"
     shutil.copytree(done.folder.checkpoint(STEPS), root / "inputs" / "checkpoint")
-    run = finish(root, spec_with(training={"steps": 1}))
+    run = finish(root, spec_with(training={"steps": 1}, optimizer={"warmup_ratio": 0.0}))
     assert run.exit_code == 0
     # The first step of a fresh adapter is the base model itself, and its KL is zero.
     assert done.metrics[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert run.metrics[0]["kl"] > 1e-6
+
+
+def test_a_run_that_changed_nothing_of_the_adapter_it_started_from_is_no_signal(
+    done: Run, finish: Callable[..., Run], tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(done.folder.checkpoint(STEPS), root / "inputs" / "checkpoint")
+    run = finish(root, spec_with(training={"steps": 1}))
+    assert (run.exit_code, run.error["code"]) == (14, "zero_update")
+    assert not run.folder.adapter.exists()
 
 
 def test_a_checkpoint_of_another_adapter_is_refused(done: Run, finish: Callable[..., Run], tmp_path: Path) -> None:
@@ -665,15 +534,6 @@ def test_a_used_folder_is_refused(done: Run) -> None:
     before = done.folder.events.read_bytes()
     assert spawn(done.folder.root, SPEC).wait() == 10
     assert done.folder.events.read_bytes() == before
-
-
-def wait_for(condition: Callable[[], bool], process: Any = None, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        ended = process is not None and (process.poll() if hasattr(process, "poll") else process.exitcode) is not None
-        assert not ended, "the process ended"
-        time.sleep(0.05)
 
 
 def is_running(pid: int) -> bool:

@@ -199,6 +199,27 @@ def evaluation_of(folder: Path, events: EventWriter, rows: Sequence[Row] = QUEST
     return HeldOutEvaluation(spec=spec, rows=rows, folder=RunFolder(folder), events=events)
 
 
+def test_the_base_is_not_asked_twice_by_a_run_that_goes_on(tmp_path: Path, events: EventWriter) -> None:
+    before, engine = evaluation_of(tmp_path, events), FakeEngine(BASE, ADAPTER)
+    before.ask_base(engine)
+    state = json.loads(json.dumps(before.state()))
+    after = evaluation_of(tmp_path, events)
+    after.ask_base(engine, state)
+    assert len(engine.asked) == 1
+    assert after.ask_adapter(engine, threading.Event())
+    assert before.ask_adapter(engine, threading.Event())
+    for stage in ("before", "paired", "samples"):
+        assert after.report()[stage] == before.report()[stage]
+
+
+def test_answers_to_other_questions_are_of_no_use(tmp_path: Path, events: EventWriter) -> None:
+    before, engine = evaluation_of(tmp_path, events), FakeEngine(BASE, ADAPTER)
+    before.ask_base(engine)
+    after = evaluation_of(tmp_path, events, [*QUESTIONS[:-1], Row(119, "q19", "another answer")])
+    after.ask_base(engine, before.state())
+    assert len(engine.asked) == 2
+
+
 def test_both_models_are_asked_the_same_and_compared(tmp_path: Path, events: EventWriter) -> None:
     engine, evaluation = FakeEngine(BASE, ADAPTER), evaluation_of(tmp_path, events)
     evaluation.ask_base(engine)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -18,6 +20,7 @@ from grpo_core.records import (
     Completion,
     EventWriter,
     MetricsWriter,
+    Phase,
     read_jsonl,
     read_rollouts,
     write_rollouts,
@@ -127,6 +130,37 @@ def test_an_error_event_has_the_public_names(tmp_path: Path) -> None:
     (event,) = read_jsonl(tmp_path / "events.jsonl")
     assert event["step"] == 4
     assert event["data"] == {"code": "out_of_memory", "class": "oom", "message": "m", "hint": "h", "retryable": False}
+
+
+def test_a_log_event_has_a_code_where_programs_look_for_it(tmp_path: Path) -> None:
+    with closing(EventWriter(tmp_path / "events.jsonl", epoch=2)) as events:
+        events.log("hello")
+        events.log("goes on", code="resumed", step=25)
+        assert events.last == 2
+    plain, coded = read_jsonl(tmp_path / "events.jsonl")
+    assert (plain["data"], plain["step"]) == ({"message": "hello"}, None)
+    assert (coded["data"], coded["step"]) == ({"code": "resumed", "message": "goes on", "step": 25}, 25)
+
+
+def test_metrics_of_the_steps_before_are_taken_over_as_they_were(new_run: NewRun, tmp_path: Path) -> None:
+    run = new_run()
+    run.step(1, 0.0, 1.0)
+    run.step(2, 0.0, 1.0)
+    with closing(MetricsWriter(tmp_path / "next.jsonl", epoch=9)) as metrics:
+        metrics.take_over(read_jsonl(run.folder.metrics))
+    assert (tmp_path / "next.jsonl").read_bytes() == run.folder.metrics.read_bytes()
+
+
+def test_a_file_that_does_not_fit_the_disk_leaves_its_room_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(tmp_path / "report.json", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
@@ -296,6 +330,55 @@ def test_where_rollouts_are_the_trainers_own_there_is_no_difference(new_run: New
     assert (line["logprob_diff_mean"], line["logprob_diff_max"]) == (None, None)
 
 
+def test_a_run_that_goes_on_is_guarded_as_if_it_had_not_stopped(new_run: NewRun, tmp_path: Path) -> None:
+    before = new_run(guards={"no_signal_steps": 4, "runaway_factor": 100.0})
+    for step in range(1, 12):
+        before.step(step, 1.0, 1.0 if step > 8 else 0.0)
+    lines, state = list(read_jsonl(before.folder.metrics)), json.loads(json.dumps(before.recorder.state()))
+
+    after = Run(tmp_path / "after", guards={"no_signal_steps": 4, "runaway_factor": 100.0})
+    after.recorder.go_on(lines, state)
+    assert after.recorder.latest_completions() == before.recorder.latest_completions()
+    assert after.recorder.reward_summary() == before.recorder.reward_summary()
+    with pytest.raises(JobFailure) as caught:  # the fourth in a row, and the first of this run
+        after.step(12, 1.0, 1.0)
+    assert caught.value.report.code == "no_reward_variance"
+    after.close()
+
+
+def test_a_runaway_is_counted_over_a_stop(new_run: NewRun, tmp_path: Path) -> None:
+    before = new_run()
+    for step in range(1, 14):
+        before.step(step, 0.0, 1.0)
+    lines = [line | ({"grad_norm": 1e6} if line["step"] > 10 else {}) for line in read_jsonl(before.folder.metrics)]
+    after = Run(tmp_path / "after")
+    after.recorder.go_on(lines, before.recorder.state())
+    group = [completion(sample, float(sample)) for sample in range(2)]
+    after.recorder.record_rollout(14, group, generation_seconds=1.0, reward_seconds=0.0)
+    after.recorder.record_update(update(14, grad_norm=1e6))
+    after.recorder.record_rollout(15, group, generation_seconds=1.0, reward_seconds=0.0)
+    with pytest.raises(JobFailure) as caught:
+        after.recorder.record_update(update(15, grad_norm=1e6))
+    assert caught.value.report.code == "runaway"
+    with pytest.raises(JobFailure) as not_finite:
+        after.recorder.record_update(update(16, loss=math.nan))
+    assert not_finite.value.report.code == "not_finite"
+    after.close()
+
+
+def test_a_mismatch_is_warned_of_once_over_a_stop(new_run: NewRun, tmp_path: Path) -> None:
+    before = new_run(guards={"max_logprob_diff": 0.1})
+    group = [completion(sample, float(sample)) for sample in range(2)]
+    before.recorder.record_rollout(1, group, generation_seconds=1.0, reward_seconds=0.0)
+    before.recorder.record_update(update(1, difference=(0.05, 0.1)))
+    after = Run(tmp_path / "after", guards={"max_logprob_diff": 0.1})
+    after.recorder.go_on(list(read_jsonl(before.folder.metrics)), before.recorder.state())
+    after.recorder.record_update(update(2, difference=(0.05, 0.1)))
+    assert [event["code"] for event in before.events("warning")] == ["rollouts_differ"]
+    assert after.events("warning") == []
+    after.close()
+
+
 def test_the_last_completions_can_be_asked_for(new_run: NewRun) -> None:
     run = new_run()
     assert run.recorder.latest_completions() == ()
@@ -319,6 +402,11 @@ def test_the_reward_summary_averages_both_ends(new_run: NewRun) -> None:
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory."), 13, "out_of_memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 13, "out_of_memory"),
         (RuntimeError("probability tensor contains either `inf`, `nan` or element < 0"), 15, "not_finite"),
+        (RuntimeError("CUDA error: out of memory"), 13, "out_of_memory"),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), 13, "out_of_memory"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 16, "disk_full"),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), 16, "disk_full"),
+        (ValueError("I/O error: No space left on device (os error 28)"), 16, "disk_full"),
         (KeyError("anything"), 16, "unexpected"),
     ],
 )
@@ -326,6 +414,28 @@ def test_failures_are_told_apart(error: Exception, exit_code: int, code: str) ->
     failure = failure_of(error)
     assert (failure.exit_code, failure.report.code) == (exit_code, code)
     assert failure.report.hint
+    assert (failure.report.failure_class == "infra") == (code == "disk_full")
+
+
+def test_a_wrapped_out_of_memory_is_one() -> None:
+    wrapped = ValueError("the trainer failed")
+    wrapped.__cause__ = MemoryError("x")
+    assert failure_of(wrapped).exit_code == 13
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "phase", "hint"),
+    [
+        (1, "training", "Raise sampling.gradient_accumulation to 2 (smaller parts of the same step)"),
+        (2, "training", "Raise sampling.gradient_accumulation to 4"),
+        (4, "training", "Lower sampling.max_completion_tokens"),
+        (1, "loading", "Use a smaller model"),
+    ],
+)
+def test_out_of_memory_names_the_setting_that_helps(accumulation: int, phase: Phase, hint: str) -> None:
+    sampling = {"prompts_per_step": 1, "generations": 4, "gradient_accumulation": accumulation}
+    failure = failure_of(MemoryError(), parse_spec({"sampling": sampling}), phase=phase)
+    assert failure.report.hint.startswith(hint)
 
 
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

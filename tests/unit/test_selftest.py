@@ -177,16 +177,30 @@ def test_probes_prefer_different_questions_and_skip_empty_answers(trained: Train
 
 
 def test_an_adapter_that_was_never_updated_is_no_signal(trained: Trained) -> None:
-    selftest.require_update(trained.model)
+    start = selftest.adapter_checksums(trained.model)
     outer = [parameter for name, parameter in trained.model.named_parameters() if ".lora_B." in name]
-    outer[0].data.zero_()
+    assert len(start) == len(outer)
+    # Whatever it started from: only what has changed was trained.
+    with pytest.raises(JobFailure) as unchanged:
+        selftest.require_update(trained.model, start)
+    assert (unchanged.value.exit_code, unchanged.value.report.code) == (14, "zero_update")
+    for parameter in outer[1:]:
+        parameter.data[0, 0] += 1e-6
+    with pytest.raises(JobFailure) as partly:
+        selftest.require_update(trained.model, start)
+    assert (partly.value.report.failure_class, partly.value.report.code) == ("internal", "untrained_module")
+    outer[0].data[0, 0] += 1e-6
+    selftest.require_update(trained.model, start)
+
+
+def test_a_fresh_adapter_starts_from_nothing(trained: Trained) -> None:
+    for name, parameter in trained.model.named_parameters():
+        if ".lora_B." in name:
+            parameter.data.zero_()
+    start = selftest.adapter_checksums(trained.model)
+    assert set(start.values()) == {0}
     with pytest.raises(JobFailure) as caught:
-        selftest.require_update(trained.model)
-    assert (caught.value.report.failure_class, caught.value.report.code) == ("internal", "untrained_module")
-    for parameter in outer:
-        parameter.data.zero_()
-    with pytest.raises(JobFailure) as caught:
-        selftest.require_update(trained.model)
+        selftest.require_update(trained.model, start)
     assert (caught.value.exit_code, caught.value.report.code) == (14, "zero_update")
 
 

@@ -1,0 +1,56 @@
+"""Runs forked from one process that holds the libraries, for each module of tests."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.children import MODELS, Run, prepare, run_main
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Callable[..., ForkServerProcess]]:
+    """Starts runs from a process that holds the libraries."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["grpo_core.training", "grpo_core.engines.trl"])
+    started: list[ForkServerProcess] = []
+
+    def fork(
+        root: Path,
+        spec: dict[str, Any],
+        *more: str,
+        epoch: int = 2,
+        models: Path = MODELS,
+        fault: Callable[[], None] | None = None,
+    ) -> ForkServerProcess:
+        arguments = prepare(root, spec, *more, epoch=epoch)
+        environment = {"GRPO_MODEL_DIR": str(models)}
+        process = context.Process(target=run_main, args=(arguments, str(root / "stderr.log"), environment, fault))
+        process.start()
+        started.append(process)
+        return process
+
+    yield fork
+    for process in started:
+        if process.is_alive():
+            process.kill()
+        process.join()
+        process.close()
+
+
+@pytest.fixture(scope="module")
+def finish(forks: Callable[..., ForkServerProcess]) -> Callable[..., Run]:
+    def run(root: Path, spec: dict[str, Any], *more: str, **options: Any) -> Run:
+        process = forks(root, spec, *more, **options)
+        process.join()
+        assert process.exitcode is not None
+        return Run(root, process.exitcode)
+
+    return run

@@ -25,6 +25,7 @@ from grpo_core.selftest import LogProbs, Probe  # noqa: E402
 from grpo_core.spec import JobSpec, parse_spec  # noqa: E402
 
 REWARDS = {"start": 0.0, "end": 1.0, "steps_averaged": 1}
+SAME = selftest.Difference(0.0, 0.0)
 MODEL = Path("examples/models/tiny-arithmetic").resolve()
 FP32 = Precision("auto", "fp32", "float32", "a CPU trains in 32-bit")
 TEXTS = [("1+1=?", "答案是2。"), ("1+1=?", "2"), ("小明有3个苹果，又买了4个，一共几个？", "答案是7。")]
@@ -122,27 +123,54 @@ def test_a_config_that_means_another_adapter_fails(trained: Trained) -> None:
 
 def test_numbers_that_are_no_numbers_do_not_agree() -> None:
     with pytest.raises(JobFailure):
-        selftest.require_agreement("x", "Someone", [[math.nan]], [[0.0]], 1.0)
+        selftest.require_agreement("x", "Someone", [[math.nan]], [[0.0]], 1.0, SAME)
+
+
+@pytest.mark.parametrize(
+    ("apart", "on_base", "accepted"),
+    [(0.02, 0.0, True), (0.021, 0.0, False), (0.06, 0.05, True), (0.065, 0.05, False), (0.13, 5.0, False)],
+)
+def test_what_a_model_makes_of_rounding_is_allowed_for(apart: float, on_base: float, accepted: bool) -> None:
+    def compare() -> dict[str, float]:
+        return selftest.require_agreement(
+            "x", "Someone", [[apart]], [[0.0]], 0.02, selftest.Difference(on_base, on_base)
+        )
+
+    if accepted:
+        assert compare()["on_base"] == on_base
+    else:
+        with pytest.raises(JobFailure):
+            compare()
 
 
 @pytest.mark.parametrize(
     ("offset", "base_offset", "code"),
-    [(0.04, 1.0, None), (0.06, 1.0, "server_disagrees"), (0.04, 0.04, "adapter_not_served")],
+    [(0.04, 0.0, None), (0.06, 0.0, "server_disagrees"), (0.2, 1.0, "server_disagrees")],
 )
 def test_the_rollout_server_serves_this_adapter(
     trained: Trained, offset: float, base_offset: float, code: str | None
 ) -> None:
-    exact = trained.logprobs(selftest.make_probes(TEXTS, SPEC.data, trained.tokenizer))
-    trained.served = {
-        applied: [[value + by for value in values] for values in exact]
-        for applied, by in ((True, offset), (False, base_offset))
-    }
+    probes = selftest.make_probes(TEXTS, SPEC.data, trained.tokenizer)
+    exact = trained.logprobs(probes)
+    with trained.model.disable_adapter():
+        base = trained.logprobs(probes)
+    trained.served = {True: _moved(exact, offset), False: _moved(base, base_offset)}
     if code is None:
         found = trained.test()["served"]
         assert found["mean"] == pytest.approx(0.04, abs=1e-4)
-        assert found["adapter_effect"] == pytest.approx(0.96)
+        assert found["adapter_effect"] > 0
     else:
         assert trained.failure() == code
+
+
+def test_a_server_that_leaves_the_adapter_out_is_found(trained: Trained) -> None:
+    exact = trained.logprobs(selftest.make_probes(TEXTS, SPEC.data, trained.tokenizer))
+    trained.served = {True: exact, False: exact}
+    assert trained.failure() == "adapter_not_served"
+
+
+def _moved(logprobs: LogProbs, by: float) -> LogProbs:
+    return [[value + by for value in values] for values in logprobs]
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -41,6 +41,7 @@ GATEWAY_ERRORS = frozenset({502, 503, 504})
 """What a proxy says while the service behind it is away."""
 RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0, 4.0)
 """Seconds before each further attempt to submit; together longer than a dead attempt holds its key."""
+_UPLOAD_BYTES = 256 * 1024
 SILENCE_SECONDS = 45.0
 """A stream says something every 15 s; after so long without, its connection is dead."""
 
@@ -209,16 +210,17 @@ class GrpoClient:
         """The reward functions."""
         return self._call("GET", "/rewards")["data"]
 
-    def upload_dataset(self, path: str | Path, *, name: str | None = None) -> Json:
+    def upload_dataset(self, path: str | Path, *, name: str | None = None, on_progress: Progress | None = None) -> Json:
         """Upload a JSONL file; returns the data set, whose `id` a spec can name."""
         path = Path(path)
+        size = path.stat().st_size
         with path.open("rb") as file:
             return self._call(
                 "POST",
                 "/datasets",
                 params=_given(name=name),
-                content=iter(lambda: file.read(1024**2), b""),
-                headers={"Content-Type": "application/x-ndjson", "Content-Length": str(path.stat().st_size)},
+                content=_chunks(file, path.name, size, on_progress),
+                headers={"Content-Type": "application/x-ndjson", "Content-Length": str(size)},
             )
 
     def stream(self, job_id: str, *, after: int = 0, poll: float = 1.0, patience: float = 60.0) -> Iterator[Json]:
@@ -282,6 +284,16 @@ class GrpoClient:
                 files = {artifact["path"]: artifact for artifact in self.artifacts(job_id)["data"]}
                 self._save_or_say_why(files[path], Path(folder), on_progress)
         return listing["data"]
+
+    def download_file(self, job_id: str, path: str, target: str | Path, on_progress: Progress | None = None) -> Json:
+        """Save one of a job's files as `target`, checked against its announced hash; returns what was announced."""
+        listing, target = self.artifacts(job_id), Path(target)
+        for artifact in listing["data"]:
+            if artifact["path"] == path:
+                self._save_or_say_why({**artifact, "path": target.name}, target.parent, on_progress)
+                return artifact
+        reason = "left none" if listing["complete"] else "has not ended: it may come then"
+        raise DownloadError(f"There is no {path} of job {job_id}, which {reason}.")
 
     def _save(self, artifact: Json, folder: Path, on_progress: Progress | None) -> None:
         try:
@@ -369,6 +381,16 @@ def _is_passing(error: UnreachableError | ProblemError) -> bool:
 def _job(job_id: str, *rest: str) -> str:
     """The path of a job; quoted, so that no id can lead to another route."""
     return "/".join(("/jobs", quote(job_id, safe=""), *rest))
+
+
+def _chunks(file: BinaryIO, name: str, size: int, on_progress: Progress | None) -> Iterator[bytes]:
+    """A file's bytes, piece by piece, telling of each once it was taken."""
+    sent = 0
+    while chunk := file.read(_UPLOAD_BYTES):
+        yield chunk
+        sent += len(chunk)
+        if on_progress is not None:
+            on_progress(name, sent, size)
 
 
 def _given(**params: Any) -> Json:

@@ -116,7 +116,8 @@ class ShieldedTracker:
 
     def on_log(self, *arguments: Any, logs: Mapping[str, Any] | None = None, **options: Any) -> None:
         """Tell the tracker of a step, in TRL's words and in ours."""
-        metrics = self._latest()
+        # The summary at the end of training is no step.
+        metrics = self._latest() if "grad_norm" in (logs or {}) else None
         ours = flatten(metrics.as_dict(), OURS) if metrics is not None else {}
         self.__getattr__("on_log")(*arguments, logs={**(logs or {}), **ours}, **options)
         # TensorBoard's writer would keep the last two minutes to itself if the run ended here.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from api.cli.output import EXIT_REFUSED, AsJson, CommandError, connected, print_json, say
+from api.cli.progress import show_bytes
 
 
 def upload(file: Path, /, *, name: str | None = None, json: AsJson = False) -> None:
@@ -15,9 +17,9 @@ def upload(file: Path, /, *, name: str | None = None, json: AsJson = False) -> N
     name
         A label for people.
     """
-    with connected() as client:
+    with connected() as client, show_bytes(sys.stderr if json else sys.stdout, lines=False) as on_bytes:
         try:
-            dataset = client.upload_dataset(file, name=name)
+            dataset = client.upload_dataset(file, name=name, on_progress=on_bytes)
         except OSError as error:
             raise CommandError(f"{file} cannot be read: {error.strerror or error}.", EXIT_REFUSED) from error
     if json:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from api.cli.output import EXIT_REFUSED, AsJson, CommandError, connected, print_json, say
+from api.cli.progress import show_bytes
 
 Pairs = Annotated[list[str] | None, Parameter(name="--metadata", negative="", help="Only jobs with this KEY=VALUE.")]
 
@@ -82,14 +84,9 @@ def download(job_id: str, folder: Path, /, *, json: AsJson = False) -> None:
     folder
         Where to write; files that are there already and right are kept.
     """
-
-    def tell(path: str, done: int, size: int) -> None:
-        if done == size and not json:
-            say(f"  {path}  {size} bytes")
-
-    with connected() as client:
+    with connected() as client, show_bytes(sys.stderr if json else sys.stdout, lines=not json) as on_bytes:
         try:
-            files = client.download(job_id, folder, tell)
+            files = client.download(job_id, folder, on_bytes)
         except OSError as error:
             raise CommandError(f"{folder} cannot be written: {error.strerror or error}.") from error
     if json:

@@ -1,4 +1,8 @@
-"""A job's progress while someone watches: a bar with a reward sparkline on a terminal, plain lines elsewhere."""
+"""What is shown while something takes long: a job's progress, and bytes on their way.
+
+A live view on a terminal (`live`), plain lines elsewhere. Owns which of the two, and the lines. Invariant: nothing a
+model or another person wrote reaches the terminal but as printable text.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +15,82 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 32
 
 OnEvent = Callable[[dict[str, Any]], None]
+OnBytes = Callable[[str, int, int], None]
+"""Told of a file's name, the bytes of it that are done, and its size."""
 
 
 def sparkline(values: list[float], width: int = SPARK_WIDTH) -> str:
     """Values as a row of blocks, at most `width`: neighbours are averaged, the lowest is the lowest block."""
-    if not values:
+    means = thin(values, width)
+    if not means:
         return ""
-    size = min(width, len(values))
-    cuts = [len(values) * i // size for i in range(size + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
     low, high = min(means), max(means)
     scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
     return "".join(BLOCKS[round((mean - low) * scale)] for mean in means)
+
+
+def thin(values: list[float], width: int) -> list[float]:
+    """At most `width` values: neighbours are averaged."""
+    size = min(width, len(values))
+    cuts = [len(values) * i // size for i in range(size + 1)] if size else []
+    return [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
 
 
 @contextmanager
 def show_progress(job: dict[str, Any], stream: IO[str]) -> Generator[OnEvent]:
     """Yields what to tell of each event; draws on a terminal, prints lines elsewhere."""
     if stream.isatty():
-        with _bar(job, stream) as on_event:
+        from api.cli.live import show_live
+
+        with show_live(job, stream) as on_event:
             yield on_event
     else:
         _write(stream, f"{job['id']}: {job['status']}")
         yield _Lines(job, stream).take
+
+
+@contextmanager
+def show_bytes(stream: IO[str], *, lines: bool = True) -> Generator[OnBytes]:
+    """Yields what to tell of bytes on their way: bars on a terminal; elsewhere a line for each file that is done."""
+    if stream.isatty():
+        with _bars(stream) as on_bytes:
+            yield on_bytes
+        return
+
+    def tell(path: str, done: int, size: int) -> None:
+        if done == size and lines:
+            _write(stream, printable(f"  {path}  {size} bytes"))
+
+    yield tell
+
+
+@contextmanager
+def _bars(stream: IO[str]) -> Generator[OnBytes]:
+    """A bar for each file under way; one that is done becomes a line."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+    from rich.text import Text
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(file=stream)) as progress:
+
+        def tell(path: str, done: int, size: int) -> None:
+            if done < size and path not in tasks:
+                tasks[path] = progress.add_task(printable(path), total=size)
+            if done < size:
+                progress.update(tasks[path], completed=done)
+                return
+            if path in tasks:
+                progress.remove_task(tasks.pop(path))
+            progress.console.print(Text(printable(f"  {path}  {size} bytes")))
+
+        yield tell
 
 
 class _Lines:
@@ -44,60 +101,42 @@ class _Lines:
         self._stream = stream
 
     def take(self, event: dict[str, Any]) -> None:
-        text = _describe(event, self._total)
+        text = describe(event, self._total)
         if text:
             _write(self._stream, text)
 
 
-@contextmanager
-def _bar(job: dict[str, Any], stream: IO[str]) -> Generator[OnEvent]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.text import Text
-
-    rewards: list[float] = []
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[reward]}", markup=False),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(file=stream)) as progress:
-        task = progress.add_task(job["status"], total=job["total_steps"] or None, reward="")
-
-        def take(event: dict[str, Any]) -> None:
-            data = event["data"]
-            if event["type"] == "metric" and isinstance(data.get("reward"), int | float):
-                rewards.append(data["reward"])
-                progress.update(task, completed=event["step"], reward=f"reward {rewards[-1]:6.3f} {sparkline(rewards)}")
-            elif event["type"] == "status":
-                progress.update(task, description=_printable(str(data.get("phase") or data.get("status") or "")))
-            elif event["type"] in ("warning", "error"):
-                progress.console.print(Text(_describe(event, job["total_steps"])))
-
-        yield take
+_IN_A_LINE = (
+    ("completion_tokens_mean", "tokens", ".0f"),
+    ("kl", "kl", ".3g"),
+    ("zero_variance_share", "silent", ".0%"),
+)
 
 
-def _describe(event: dict[str, Any], total: int) -> str:
+def describe(event: dict[str, Any], total: int) -> str:
+    """An event in a line; empty for those that are not worth one."""
     data = event["data"]
     match event["type"]:
         case "metric":
-            reward = data.get("reward")
-            return f"step {event['step']}/{total}" + (
-                f"  reward {reward:.3f}" if isinstance(reward, int | float) else ""
-            )
+            words = [f"step {event['step']}/{total}"]
+            for field, name, form in (("reward", "reward", ".3f"), *_IN_A_LINE):
+                value = data.get(field)
+                words += [f"{name} {value:{form}}"] if isinstance(value, int | float) else []
+            return "  ".join(words)
         case "status":
-            return _printable(str(data.get("phase") or data.get("status") or ""))
+            return printable(str(data.get("phase") or data.get("status") or ""))
         case "warning" | "error":
-            return _printable(f"{event['type']} {data.get('code', '')}: {data.get('message', '')}")
+            return printable(f"{event['type']} {data.get('code', '')}: {data.get('message', '')}")
         case "checkpoint":
             return f"checkpoint at step {event['step']}"
+        case "evaluation" if "paired" in data:
+            return printable(str(data["paired"]["strict"]["verdict"]))
         case _:
             return ""
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Text that cannot steer a terminal, in one line."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 

@@ -8,11 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from api.cli.jobs import say_failure
 from api.cli.output import (
-    EXIT_CANCELLED,
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
     EXIT_REFUSED,
     AsJson,
     CommandError,
@@ -21,8 +17,7 @@ from api.cli.output import (
     print_json,
     say,
 )
-
-EXIT_CODES = {"succeeded": 0, "failed": EXIT_FAILED, "cancelled": EXIT_CANCELLED}
+from api.cli.watch import EXIT_CODES, follow
 
 Changes = Annotated[
     list[str] | None,
@@ -62,16 +57,7 @@ def submit(
         if not wait:
             _show_accepted(job, as_json=json)
             return 0
-        job = _follow(client, job, as_json=json)
-    if json:
-        print_json(job)
-    return EXIT_CODES[job["status"]]
-
-
-def watch(job_id: str, /, *, json: AsJson = False) -> int:
-    """Follow a job to its end, from its first event on. Exits 0 succeeded, 1 failed, 3 cancelled."""
-    with connected() as client:
-        job = _follow(client, client.get(job_id), as_json=json)
+        job = follow(client, job, as_json=json)
     if json:
         print_json(job)
     return EXIT_CODES[job["status"]]
@@ -113,24 +99,6 @@ def set_field(spec: Any, change: str) -> None:
     if not isinstance(section, dict):
         raise CommandError(f"--set {change!r}: {'.'.join(names[:-1]) or 'the spec'} is not an object.", EXIT_REFUSED)
     section[names[-1]] = value
-
-
-def _follow(client: Any, job: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
-    from api.cli.progress import show_progress
-
-    stream = sys.stderr if as_json else sys.stdout
-    try:
-        with show_progress(job, stream) as on_event:
-            job = client.wait(job["id"], on_event)
-    except KeyboardInterrupt:
-        # Only the looking on was interrupted.
-        message = f"Job {job['id']} goes on. See it with: grpo show {job['id']}; end it with: grpo cancel {job['id']}"
-        raise CommandError(message, EXIT_INTERRUPTED) from None
-    if not as_json:
-        say(f"{job['id']}: {job['status']}")
-        if job["error"]:
-            say_failure(job["error"])
-    return job
 
 
 def _show_accepted(job: dict[str, Any], *, as_json: bool) -> None:

@@ -20,9 +20,12 @@ from litestar.testing import TestClient
 import api.client
 from api.cli import main
 from api.cli.progress import BLOCKS, sparkline
+from grpo_core.comparison import wilson_interval
+from grpo_core.spec import JobSpec, parse_spec
 from jobs.errors import NotFound
 from jobs.keys import KeyRecord
 from jobs.record import JobStatus
+from jobs.rollout_store import Rollout
 from tests.unit.fakes import ALICE, FakeJobService, key_record, make_record
 
 GOOD = "<reasoning>\n6+6 is 12\n</reasoning>\n<answer>\n12\n</answer>\n"
@@ -239,7 +242,8 @@ def test_watch_follows_a_job_that_was_submitted_before(run: Run, online: FakeJob
     result = run("watch", record.id)
     assert result.code == 1
     assert "step 3/250  reward 0.500" in result.out
-    assert run("watch", record.id, "--json").json["id"] == record.id
+    event, job = (json.loads(line) for line in run("watch", record.id, "--json").out.splitlines())
+    assert (event["type"], event["step"], job["id"]) == ("metric", 3, record.id)
     assert run("watch", "job-01ARZ3NDEKTSV4RRFFQ69G5FAV").code == 2
 
 
@@ -284,6 +288,144 @@ def test_download(run: Run, online: FakeJobService, tmp_path: Path) -> None:
     failed = run("download", record.id, str(tmp_path / "other"))
     assert failed.code == 1
     assert "not what the service announced" in failed.err
+
+
+def test_report_is_saved_where_it_is_asked_for(run: Run, online: FakeJobService, tmp_path: Path) -> None:
+    record = online.put(make_record(), status=JobStatus.SUCCEEDED)
+    online.add_artifact(record.id, "report.html", b"<html>")
+    online.contents["/report.html"] = b"<html>"  # type: ignore[attr-defined]
+    file = tmp_path / "deep" / "mine.html"
+    assert run("report", record.id, str(file), "--json").json["size"] == 6
+    assert file.read_bytes() == b"<html>"
+    online.contents["/report.html"] = b"<HTML>"  # type: ignore[attr-defined]
+    assert "not what the service announced" in run("report", record.id, str(tmp_path / "other.html")).err
+
+
+def test_a_job_without_a_report_says_why(run: Run, online: FakeJobService, tmp_path: Path) -> None:
+    running = online.put(make_record(), status=JobStatus.RUNNING)
+    result = run("report", running.id, str(tmp_path / "x.html"))
+    assert (result.code, "has not ended" in result.err) == (1, True)
+
+
+def rollout(**changes: Any) -> Rollout:
+    usual: dict[str, Any] = {
+        "step": 3,
+        "epoch": 1,
+        "prompt_id": "p7",
+        "row": 7,
+        "sample": 2,
+        "seed": 1,
+        "prompt": "6+6?",
+        "answer": "12",
+        "completion": "eleven\x1b[2J\n",
+        "rewards": {"correctness": 0.0, "xml_count": None},
+        "reward_total": -0.25,
+        "advantage": -1.5,
+        "prompt_tokens": 5,
+        "completion_tokens": 9,
+        "finish_reason": "length",
+        "adapter_version": 2,
+    }
+    return Rollout(**{**usual, **changes})
+
+
+def test_rollouts_of_the_worst(run: Run, online: FakeJobService) -> None:
+    record = online.put(make_record())
+    online.job_rollouts[record.id] = [rollout(), rollout(completion="", finish_reason="stop")]
+    out = run("rollouts", record.id, "--worst", "2").out
+    assert (online.rollout_queries[-1].order, out.count("── step 3")) == ("reward", 2)
+    for text in ("p7", "9 tokens, cut off", "reward -0.25", "xml_count -", "asked: 6+6?", "│ eleven", "(nothing)"):
+        assert text in out
+    assert "\x1b" not in out
+
+
+def test_rollouts_pass_every_filter_on(run: Run, online: FakeJobService) -> None:
+    record = online.put(make_record())
+    words = "--step 3 --prompt p7 --finish length --reward-lt 1 --reward-gt -2 --order -length --limit 5".split()
+    assert run("rollouts", record.id, *words, "--json").json["data"] == []
+    query = online.rollout_queries[-1]
+    assert (query.step, query.prompt, query.finish, query.reward_lt, query.reward_gt, query.order) == (
+        *(3, "p7", "length", 1.0, -2.0),
+        "-length",
+    )
+    assert run("rollouts", record.id, "--best", "1").out.startswith("No completion is like that")
+    assert online.rollout_queries[-1].order == "-reward"
+
+
+@pytest.mark.parametrize(
+    "words", ["--worst 2 --best 2", "--worst 2 --order step", "--best 2 --limit 3", "--worst 0", "--finish sometime"]
+)
+def test_rollouts_refuse_what_contradicts_itself(run: Run, online: FakeJobService, words: str) -> None:
+    record = online.put(make_record())
+    assert run("rollouts", record.id, *words.split()).code == 2
+
+
+def evaluated(service: FakeJobService, before: float, after: float, spec: Any = None, questions: int = 200) -> str:
+    """A finished job whose held-out questions were answered so."""
+    record = service.put(make_record(spec=spec), status=JobStatus.SUCCEEDED)
+    for step in range(1, 21):
+        service.add_event(record.id, "metric", step=step, reward=step / 10, rewards={"correctness": step / 20})
+    shares = (("before", before), ("after", after))
+    said = {
+        stage: {
+            "stage": stage,
+            "questions": questions,
+            "strict_accuracy": share,
+            "strict_interval": wilson_interval(round(share * questions), questions),
+        }
+        for stage, share in shares
+    }
+    change = {"difference": after - before, "p_value": 0.01, "verdict": "It rose."}
+    service.add_event(record.id, "evaluation", **said["before"])
+    service.add_event(record.id, "evaluation", **said["after"], paired={"strict": change})
+    service.add_event(record.id, "evaluation", stage="selftest")
+    return record.id
+
+
+def asking(**sections: Any) -> JobSpec:
+    return parse_spec({"evaluation": {"questions": 200}, **sections})
+
+
+def test_compare_tells_what_differs_and_whether_it_is_chance(run: Run, online: FakeJobService) -> None:
+    a = evaluated(online, 0.2, 0.5, asking())
+    b = evaluated(online, 0.2, 0.8, asking(optimizer={"learning_rate": 1e-5}, name="faster"))
+    found = run("compare", a, b, "--json").json
+    assert found["differences"] == [{"field": "optimizer.learning_rate", "a": 5e-6, "b": 1e-5}]
+    assert (found["comparable"], found["difference"]["clear"]) == (True, True)
+    low, high = found["difference"]["interval"]
+    assert 0.2 < low < 0.3 < high < 0.4
+    out = run("compare", a, b).out
+    for text in ("optimizer.learning_rate", "50.0% (43.1% to 56.9%) of 200", "B minus A: +30.0 points", "clearly"):
+        assert text in out, text
+    same = run("compare", a, evaluated(online, 0.2, 0.52, asking())).out
+    assert "No setting differs." in same
+    assert "no difference that could not be chance" in same
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (asking(data={"dataset": "another/one"}), "data.dataset differs"),
+        (asking(evaluation={"questions": 100}), "Other questions were held out"),
+        (asking(evaluation={"questions": 200, "split": "train"}), "Other questions were held out"),
+    ],
+)
+def test_compare_tells_no_difference_of_other_questions(
+    run: Run, online: FakeJobService, other: JobSpec, reason: str
+) -> None:
+    a, b = evaluated(online, 0.2, 0.5, asking()), evaluated(online, 0.2, 0.9, other)
+    found = run("compare", a, b, "--json").json
+    assert (found["comparable"], found["difference"]) == (False, None)
+    assert reason in run("compare", a, b).out
+
+
+def test_compare_warns_of_scales_and_of_jobs_that_have_not_ended(run: Run, online: FakeJobService) -> None:
+    a = evaluated(online, 0.2, 0.5, asking())
+    weights = JobSpec.model_validate({"rewards": {"weights": {"xml_count": 2.0}}})
+    b = online.put(make_record(spec=weights), status=JobStatus.RUNNING).id
+    out = run("compare", a, b).out
+    for text in ("different scales", f"{b} is running", "B  not measured", "Not comparable: B has no answers"):
+        assert text in out, text
 
 
 def test_upload(run: Run, online: FakeJobService, tmp_path: Path) -> None:

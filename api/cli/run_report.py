@@ -1,0 +1,30 @@
+"""`grpo report`: fetch the page that tells how a job went, and outlives the service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from api.cli.output import AsJson, CommandError, connected, print_json, say
+
+ARTIFACT = "report.html"
+
+
+def report(job_id: str, file: Path | None = None, /, *, json: AsJson = False) -> None:
+    """Download the report of a job that has ended: one HTML file that opens without the service.
+
+    Parameters
+    ----------
+    file
+        Where to write it; report-JOB_ID.html by default.
+    """
+    target = file or Path(f"report-{Path(job_id).name}.html")
+    with connected() as client:
+        try:
+            artifact = client.download_file(job_id, ARTIFACT, target)
+        except OSError as error:
+            raise CommandError(f"{target} cannot be written: {error.strerror or error}.") from error
+    if json:
+        names = ("key", "size", "sha256")
+        print_json({"job": job_id, "file": str(target), **{name: artifact[name] for name in names}})
+        return
+    say(f"{target}: {artifact['size']} bytes; open it in a browser.")

@@ -7,6 +7,7 @@ names and deleted before any of it, and the newest commit always has its checkpo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -40,6 +41,9 @@ FINAL_FILES = (
 COMMITS_KEPT = 2
 """A checkpoint that the run has pruned is deleted once so many later ones are committed."""
 
+HELD_FOLDER = ".shipping"
+"""In the run folder: checkpoints that are being sent, or wait for storage."""
+
 Goal = Literal["whole", "resumable"]
 
 _CHECKPOINT = re.compile(r"checkpoints/step-(\d+)/")
@@ -61,6 +65,8 @@ class Shipper:
         self._prefix = layout.run(job_id, epoch)
         self._sent: dict[str, ManifestEntry] = {}
         self._commits: list[int] = []
+        self._damaged: set[int] = set()
+        """Steps whose checkpoint is not, on this disk, what its manifest says."""
         self._told = 0
         self._last_event = max((file.last for file in journal.event_files(e.key for e in base.objects)), default=0)
         self._goal: Goal | None = None
@@ -135,10 +141,12 @@ class Shipper:
 
     def _round(self, goal: Goal | None) -> None:
         """One pass over the folder; safe to repeat from any point."""
-        for checkpoint in sorted(self._folder.glob("checkpoints/step-*")):
-            step = int(checkpoint.name.removeprefix("step-"))
-            if step not in self._commits:
-                self._commit(checkpoint, step)
+        names = {path.name for place in ("checkpoints", HELD_FOLDER) for path in self._folder.glob(f"{place}/step-*")}
+        for name in sorted(names):
+            step = int(name.removeprefix("step-"))
+            if step not in self._commits and step not in self._damaged:
+                self._commit(self._hold(name), step)
+                shutil.rmtree(self._folder / HELD_FOLDER / name)
         self._tell_progress()
         if goal == "whole":
             self._send_rest()
@@ -151,6 +159,16 @@ class Shipper:
             self._send(path)
         self._drop_pruned()
         self._send_events(at_least=EVENTS_AT_ONCE)
+
+    def _hold(self, name: str) -> Path:
+        """Link a checkpoint's files, since the run may prune it before slow storage has taken it."""
+        held = self._folder / HELD_FOLDER / name
+        held.mkdir(parents=True, exist_ok=True)
+        for path in sorted(self._folder.glob(f"checkpoints/{name}/*")):
+            # Pruned meanwhile: without its manifest, which goes first, what was held is no checkpoint.
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
+                (held / path.name).hardlink_to(path)
+        return held
 
     def _commit(self, folder: Path, step: int) -> None:
         """Send a checkpoint, its manifest last, then the rollouts up to it as one part, then the commit."""
@@ -178,13 +196,14 @@ class Shipper:
         try:
             manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
         except (FileNotFoundError, ValueError):
-            return False  # pruned, or not finished
+            return False  # pruned
         for file in manifest["files"]:
             entry = self._send(folder / Path(file["path"]).name)
             if entry is None:
-                return False  # pruned under our hands
+                return False  # pruned while it was linked
             if entry.sha256 != file["sha256"]:
                 log.error("checkpoint_damaged", job_id=self._job_id, file=entry.path)
+                self._damaged.add(int(folder.name.removeprefix("step-")))
                 return False
         return self._send(folder / "manifest.json") is not None
 
@@ -288,7 +307,7 @@ class Shipper:
         try:
             sha256, size = self._store.upload(path, self._prefix + name)
         except FileNotFoundError:
-            return None  # the run pruned an old checkpoint under our hands
+            return None
         self._sent[name] = ManifestEntry(path=name, key=self._prefix + name, sha256=sha256, size=size)
         return self._sent[name]
 
@@ -297,7 +316,8 @@ class Shipper:
             raise Fenced(f"epoch {self._epoch} of {self._job_id} is over")
 
     def _name(self, path: Path) -> str:
-        return path.relative_to(self._folder).as_posix()
+        """What a reader knows a file as."""
+        return path.relative_to(self._folder).as_posix().replace(f"{HELD_FOLDER}/", "checkpoints/", 1)
 
 
 def _is_later(entry: ManifestEntry, step: int) -> bool:

@@ -77,13 +77,15 @@ def test_a_worker_logs_no_prompt_and_no_secret(
 
 def test_checkpoints_can_be_read_while_the_job_runs(service: JobService, start_worker: Start, submit: Submit) -> None:
     start_worker()
-    job = submit(steps=10_000, checkpoint_every=2, step_seconds="0.05")
+    job = submit(steps=10_000, checkpoint_every=2, step_seconds="0.5")
     assert service.checkpoints(job.id, OWNER) == []
     deadline = time.monotonic() + 30
     while len(found := service.checkpoints(job.id, OWNER)) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert [checkpoint.step for checkpoint in found[:2]] == [2, 4]
+    steps = [checkpoint.step for checkpoint in found]
+    assert steps == sorted(set(steps))
+    assert all(step % 2 == 0 for step in steps)
     first = found[0]
     assert first.epoch == 1
     assert datetime.now(UTC) - first.created_at < timedelta(minutes=2)

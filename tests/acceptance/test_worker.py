@@ -22,6 +22,7 @@ from jobs import layout, lineage
 from jobs.record import JobRecord, JobStatus
 from jobs.service import JobService
 from tests.acceptance.conftest import OWNER, WorkerProcess, wait_for
+from tests.conftest import SeaweedFSServer
 
 Start = Callable[..., WorkerProcess]
 Submit = Callable[..., JobRecord]
@@ -137,6 +138,28 @@ def test_a_cancel_while_the_job_loads_or_is_prepared(service: JobService, start_
     assert time.monotonic() - began < 5
 
 
+def test_a_cancel_does_not_wait_for_storage_that_hangs(
+    service: JobService, start_worker: Start, submit: Submit, seaweedfs: SeaweedFSServer, tmp_path: Path
+) -> None:
+    start_worker()
+    job = submit(steps=30, step_seconds="0.1")
+    wait_for_step(service, job, 25)
+    os.kill(seaweedfs.pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: service.get(job.id, OWNER).phase == "uploading")
+        began = time.monotonic()
+        # The order is written down before it is carried out; here only the latter is looked at.
+        service.ledger.change(job.id, to=JobStatus.CANCELLING)
+        assert wait_for(service, job.id).status is JobStatus.CANCELLED
+        assert time.monotonic() - began < 5
+    finally:
+        os.kill(seaweedfs.pid, signal.SIGCONT)
+    wait_until(lambda: "metrics.jsonl" in [artifact.path for artifact in service.artifacts(job.id, OWNER)])
+    outcome = service.archive.outcome(job.id)
+    assert outcome is not None
+    assert outcome.status == "cancelled"
+
+
 def test_a_worker_that_is_stopped_hands_its_job_to_another(
     service: JobService, start_worker: Start, submit: Submit
 ) -> None:
@@ -173,7 +196,7 @@ def test_a_killed_worker_loses_its_job_to_another_which_goes_on(
     service: JobService, start_worker: Start, submit: Submit, tmp_path: Path
 ) -> None:
     first = start_worker()
-    job = submit(steps=60, checkpoint_every=4, step_seconds="0.1")
+    job = submit(steps=44, checkpoint_every=4, step_seconds="0.1")
     wait_until(lambda: service.get(job.id, OWNER).checkpoint_step >= 8)
     os.kill(first.process.pid, signal.SIGKILL)
     first.process.wait()
@@ -185,7 +208,7 @@ def test_a_killed_worker_loses_its_job_to_another_which_goes_on(
     (step,) = resumed_at(service, job)
     assert step >= 8
     assert_whole(service, done)
-    straight = wait_for(service, submit(steps=60, checkpoint_every=4).id)
+    straight = wait_for(service, submit(steps=44, checkpoint_every=4).id)
     assert adapter(service, done) == adapter(service, straight)
 
 
@@ -225,7 +248,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     service: JobService, start_worker: Start, submit: Submit
 ) -> None:
     first = start_worker()
-    job = submit(steps=60, checkpoint_every=4, step_seconds="0.1")
+    job = submit(steps=44, checkpoint_every=4, step_seconds="0.1")
     wait_until(lambda: len(lineage.list_commits(service.store, job.id, 1)) >= 2)
     os.kill(first.process.pid, signal.SIGKILL)
     newest, before = lineage.commits_up_to(service.store, job.id, 1)[:2]
@@ -245,7 +268,7 @@ def test_a_checkpoint_the_child_cannot_read_is_passed_over_too(
     service: JobService, start_worker: Start, submit: Submit
 ) -> None:
     first = start_worker()
-    job = submit(steps=60, checkpoint_every=4, step_seconds="0.1")
+    job = submit(steps=44, checkpoint_every=4, step_seconds="0.1")
     wait_until(lambda: len(lineage.list_commits(service.store, job.id, 1)) >= 2)
     os.kill(first.process.pid, signal.SIGKILL)
     newest, before = lineage.commits_up_to(service.store, job.id, 1)[:2]
@@ -305,7 +328,7 @@ def test_a_zombie_lists_nothing_and_serves_on(
     service: JobService, start_worker: Start, submit: Submit, tmp_path: Path
 ) -> None:
     first = start_worker()
-    job = submit(steps=80, checkpoint_every=4, step_seconds="0.1")
+    job = submit(steps=60, checkpoint_every=4, step_seconds="0.1")
     wait_until(lambda: service.get(job.id, OWNER).checkpoint_step >= 4)
     os.kill(first.process.pid, signal.SIGSTOP)
     second = start_worker()

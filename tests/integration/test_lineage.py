@@ -1,0 +1,122 @@
+"""Commits and bases in a real bucket: what a run hands on, and what readers of a job that runs may read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs import layout, lineage
+from jobs.archive import ManifestEntry
+from jobs.lineage import Base, Commit, Point
+from jobs.resumption import find_start
+from jobs.settings import StorageSettings
+from jobs.storage import ObjectStore, file_digest
+
+
+@pytest.fixture
+def store(storage_settings: StorageSettings) -> ObjectStore:
+    store = ObjectStore(storage_settings)
+    store.ensure_ready()
+    return store
+
+
+class Job:
+    """Puts what runs leave."""
+
+    def __init__(self, store: ObjectStore, job_id: str, folder: Path) -> None:
+        self.store, self.id, self.folder = store, job_id, folder
+
+    def put(self, epoch: int, path: str, body: bytes = b"x") -> ManifestEntry:
+        file = self.folder / "file"
+        file.write_bytes(body)
+        key = layout.run(self.id, epoch) + path
+        sha256, size = self.store.upload(file, key)
+        return ManifestEntry(path=path, key=key, sha256=sha256, size=size)
+
+    def commit(self, epoch: int, step: int, *rollouts: str) -> Commit:
+        prefix = f"{layout.run(self.id, epoch)}checkpoints/step-{step:06d}/"
+        names = [f"checkpoints/step-{step:06d}/{name}" for name in ("weights", "manifest.json")]
+        objects = [self.put(epoch, name, f"{name} of {epoch}".encode()) for name in (*names, *rollouts)]
+        commit = Commit(job=self.id, epoch=epoch, step=step, checkpoint=prefix, objects=objects)
+        lineage.put_commit(self.store, commit)
+        return commit
+
+
+@pytest.fixture
+def job(store: ObjectStore, prefix: str, tmp_path: Path) -> Job:
+    return Job(store, f"job-{prefix}", tmp_path)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    (tmp_path / "inputs").mkdir()
+    return tmp_path / "inputs"
+
+
+def test_a_commit_is_read_as_it_was_written(store: ObjectStore, job: Job) -> None:
+    commit = job.commit(1, 4, "rollouts/part-000001-000004.parquet")
+    assert lineage.read_commit(store, job.id, commit.point) == commit
+    assert lineage.newest_commit(store, job.id, 1) == commit
+    lineage.delete_commit(store, job.id, commit.point)
+    assert lineage.read_commit(store, job.id, commit.point) is None
+    assert lineage.newest_commit(store, job.id, 1) is None
+
+
+def test_the_highest_step_is_first_and_of_equal_ones_the_newest_run(store: ObjectStore, job: Job) -> None:
+    for epoch, step in ((1, 10), (1, 20), (2, 20), (3, 5)):
+        job.commit(epoch, step)
+    points = [(point.step, point.epoch) for point in lineage.commits_up_to(store, job.id, 3)]
+    assert points == [(20, 2), (20, 1), (10, 1), (5, 3)]
+    progress = {epoch: lineage.made_progress(store, job.id, epoch) for epoch in (1, 2, 3, 4)}
+    assert progress == {1: True, 2: False, 3: False, 4: False}
+
+
+def test_a_run_starts_at_the_best_whole_checkpoint(store: ObjectStore, job: Job, inputs: Path) -> None:
+    job.commit(1, 5)
+    good = job.commit(1, 10, "rollouts/part-000001-000010.parquet")
+    gone, bad = job.commit(1, 20), job.commit(2, 15)
+    store.delete(f"{gone.checkpoint}weights")
+    store.put(f"{bad.checkpoint}weights", b"half")
+    start = find_start(store, job.id, 3, inputs, accumulation=2)
+    assert start.base.resumed == Point(step=10, epoch=1)
+    assert {entry.path for entry in start.base.objects} == {entry.path for entry in good.objects}
+    assert [event.data["step"] for event in start.warnings] == [20, 15]
+    assert lineage.read_base(store, job.id, 3) == start.base
+    fetched = {path.name: file_digest(path)[0].hex() for path in (inputs / "resume").iterdir()}
+    assert fetched == {entry.path.rsplit("/", 1)[1]: entry.sha256 for entry in good.objects if "step-" in entry.path}
+
+
+def test_a_rejected_commit_is_passed_over_by_all_later_runs(store: ObjectStore, job: Job, inputs: Path) -> None:
+    job.commit(1, 5)
+    rejected = job.commit(1, 10)
+    lineage.put_rejected(store, job.id, 2, rejected.point)
+    assert find_start(store, job.id, 3, inputs, accumulation=None).base.resumed == Point(step=5, epoch=1)
+    assert find_start(store, job.id, 4, inputs, accumulation=None).base.resumed == Point(step=5, epoch=1)
+
+
+def test_without_a_whole_checkpoint_a_run_starts_at_the_beginning(store: ObjectStore, job: Job, inputs: Path) -> None:
+    bad = job.commit(1, 5)
+    store.delete(f"{bad.checkpoint}manifest.json")
+    job.put(1, "stderr.log", b"why it died")
+    base = find_start(store, job.id, 2, inputs, accumulation=None).base
+    assert base.resumed is None
+    assert [entry.path for entry in base.objects] == ["stderr-e1.log"]
+    assert not (inputs / "resume").exists()
+
+
+def test_a_live_job_shows_each_step_once(store: ObjectStore, job: Job) -> None:
+    commit = job.commit(1, 4, "rollouts/part-000001-000004.parquet")
+    job.put(1, "rollouts/step-000005.parquet")
+    job.put(1, "rollouts/step-000004.parquet")
+    shown = [(file.first, file.last, file.epoch) for file in lineage.live_rollouts(store, job.id, 1)]
+    assert shown == [(1, 4, 1)], "the first run has no base yet, so what is committed stands"
+    lineage.put_base(store, Base(job=job.id, epoch=1, resumed=None))
+    shown = [(file.first, file.last, file.epoch) for file in lineage.live_rollouts(store, job.id, 1)]
+    assert shown == [(1, 4, 1), (5, 5, 1)]
+    base = Base(job=job.id, epoch=2, resumed=commit.point, objects=commit.objects)
+    lineage.put_base(store, base)
+    job.put(2, "rollouts/step-000005.parquet")
+    job.put(2, "rollouts/step-000006.parquet")
+    shown = [(file.first, file.last, file.epoch) for file in lineage.live_rollouts(store, job.id, 2)]
+    assert shown == [(1, 4, 1), (5, 5, 2), (6, 6, 2)]

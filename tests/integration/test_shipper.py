@@ -1,0 +1,150 @@
+"""What a run's shipper puts into a real bucket, and in which order it takes things away."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import layout, lineage
+from jobs.errors import Unavailable
+from jobs.lease import Lease
+from jobs.ledger import Ledger
+from jobs.lineage import Base
+from jobs.settings import QueueSettings, StorageSettings
+from jobs.shipper import Shipper
+from jobs.storage import ObjectStore
+
+
+class Run:
+    """A run folder with steps and checkpoints, and its shipper, a round at a time."""
+
+    def __init__(self, store: ObjectStore, ledger: Ledger, job_id: str, folder: Path) -> None:
+        self.id, self.folder, self.store = job_id, folder, store
+        (folder / "rollouts").mkdir(parents=True)
+        lease = Lease(ledger, job_id, 1, 60.0)
+        base = Base(job=job_id, epoch=1, resumed=None)
+        self.shipper = Shipper(store, ledger, lease, job_id, 1, folder, base)
+
+    def train(self, first: int, last: int) -> None:
+        for step in range(first, last + 1):
+            pq.write_table(pa.table({"step": [step]}), self.folder / "rollouts" / f"step-{step:06d}.parquet")
+
+    def checkpoint(self, step: int) -> Path:
+        folder = self.folder / "checkpoints" / f"step-{step:06d}"
+        folder.mkdir(parents=True)
+        body = f"weights of {step}".encode()
+        (folder / "weights").write_bytes(body)
+        files = [{"path": "weights", "sha256": hashlib.sha256(body).hexdigest(), "size": len(body)}]
+        (folder / "manifest.json").write_text(json.dumps({"v": 1, "step": step, "files": files}))
+        return folder
+
+    def keys(self, below: str = "") -> list[str]:
+        prefix = layout.run(self.id, 1)
+        return [item.key.removeprefix(prefix) for item in self.store.list(prefix + below)]
+
+
+@pytest.fixture
+def run(storage_settings: StorageSettings, queue_settings: QueueSettings, prefix: str, tmp_path: Path) -> Run:
+    store = ObjectStore(storage_settings)
+    store.ensure_ready()
+    return Run(store, Ledger(queue_settings), f"job-{prefix}", tmp_path / "run")
+
+
+def test_a_commit_names_what_is_valid_as_of_its_step(run: Run) -> None:
+    run.train(1, 6)
+    run.checkpoint(4)
+    run.shipper._round(None)
+    commit = lineage.newest_commit(run.store, run.id, 1)
+    assert commit is not None
+    assert [entry.path for entry in commit.objects] == [
+        "checkpoints/step-000004/manifest.json",
+        "checkpoints/step-000004/weights",
+        "rollouts/part-000001-000004.parquet",
+    ]
+    names = ["part-000001-000004.parquet", "step-000005.parquet", "step-000006.parquet"]
+    assert run.keys("rollouts/") == [f"rollouts/{name}" for name in names]
+
+
+def test_a_pruned_checkpoint_goes_once_two_later_ones_are_committed(run: Run) -> None:
+    folders = [run.checkpoint(step) for step in (2, 4)]
+    run.shipper._round(None)
+    shutil.rmtree(folders[0])
+    run.shipper._round(None)
+    assert len(lineage.list_commits(run.store, run.id, 1)) == 2, "only one is later"
+    run.checkpoint(6)
+    run.shipper._round(None)
+    assert [point.step for point in lineage.list_commits(run.store, run.id, 1)] == [4, 6]
+    assert not run.keys("checkpoints/step-000002/")
+
+
+def test_without_a_fresh_lease_nothing_is_deleted(run: Run) -> None:
+    folders = [run.checkpoint(step) for step in (2, 4, 6)]
+    run.shipper._round(None)
+    shutil.rmtree(folders[0])
+    run.shipper._lease._beaten -= 61
+    run.shipper._round(None)
+    assert len(run.keys("checkpoints/step-000002/")) == 2
+
+
+def test_a_checkpoint_that_is_pruned_while_storage_is_away_is_committed_all_the_same(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.train(1, 2)
+    folder = run.checkpoint(2)
+
+    def away(*_: object) -> None:
+        raise Unavailable("Object storage", "away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.store, "upload", away)
+        with pytest.raises(Unavailable):
+            run.shipper._round(None)
+    shutil.rmtree(folder)
+    run.shipper._round(None)
+    assert [point.step for point in lineage.list_commits(run.store, run.id, 1)] == [2]
+    assert not list((run.folder / ".shipping").iterdir())
+
+
+def test_a_round_that_broke_off_anywhere_is_taken_up_where_it_was(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every exchange with storage fails once, one after the other."""
+    run.train(1, 5)
+    run.checkpoint(2)
+    run.checkpoint(4)
+    real = {name: getattr(run.store, name) for name in ("upload", "put", "delete")}
+    calls = iter(range(10_000))
+
+    def flaky(name: str) -> object:
+        def call(*arguments: object, **options: object) -> object:
+            if next(calls) % 2:
+                raise Unavailable("Object storage", "once")
+            return real[name](*arguments, **options)
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(run.store, name, flaky(name))
+    for _ in range(40):
+        try:
+            run.shipper._round("whole")
+        except Unavailable:
+            continue
+        break
+    paths = [entry.path for entry in run.shipper.objects]
+    rollouts = [path for path in paths if path.startswith("rollouts/")]
+    parts = ["part-000001-000002", "part-000003-000004", "part-000005-000005"]
+    assert rollouts == [f"rollouts/{part}.parquet" for part in parts]
+    assert run.keys("rollouts/") == rollouts
+    for entry in run.shipper.objects:
+        assert hashlib.sha256(run.store.get(entry.key) or b"").hexdigest() == entry.sha256, entry.path
+
+
+def test_a_checkpoint_whose_bytes_changed_on_the_disk_is_not_committed(run: Run) -> None:
+    (run.checkpoint(2) / "weights").write_bytes(b"flipped")
+    run.shipper._round(None)
+    assert lineage.list_commits(run.store, run.id, 1) == []

@@ -195,7 +195,7 @@ class Watch:
         if code == EXIT_DONE:
             return Ended(status="succeeded")
         if code == EXIT_CHECKPOINTED or (code < 0 and self._asked_at is not None):
-            return Ended(status=None, lapse=STOPPED if self._stop.asked else Lapse(counts=False))
+            return Ended(status=None, lapse=self._left_saved())
         report = self._report(code)
         unreadable = report.code == UNREADABLE and report.failure_class != "user_config"
         if unreadable and self._base.resumed is not None:
@@ -206,6 +206,21 @@ class Watch:
         if report.failure_class in RETRYABLE:
             return Ended(status=None, lapse=Lapse(report=report))
         return Ended(status="failed", error=report)
+
+    def _left_saved(self) -> Lapse:
+        """Of a child that saved and left. One that nobody here asked must not come back for ever."""
+        if self._stop.asked:
+            return STOPPED
+        if self._asked_at is not None:
+            return Lapse(counts=False)
+        report = FailureReport(
+            failure_class="preempted",
+            code="stopped_from_outside",
+            message="Something other than the worker asked the training process to stop.",
+            hint="Look for what sends TERM to processes on the worker's host.",
+            retryable=True,
+        )
+        return Lapse(report=report)
 
     def _out_of_memory(self, report: FailureReport, *, by_kernel: bool) -> Ended:
         """Split the step further. The kernel kills for the host's memory, which the split of a GPU job hardly needs."""

@@ -84,7 +84,7 @@ def report(client: GrpoClient, job: str, what: str, arguments: argparse.Namespac
         return draw.randrange(1, last + 1)
 
     questions: dict[str, Callable[[], Any]] = {
-        "one step": lambda: client.rollouts(job, step=step(), limit=arguments.prompts * arguments.group),
+        "one step": lambda: client.rollouts(job, step=step(), limit=min(500, arguments.prompts * arguments.group)),
         "a group": lambda: client.rollouts(job, step=1, prompt=draw.choice(prompts[: arguments.group])),
         "a prompt across steps": lambda: client.rollouts(job, prompt=draw.choice(prompts), order="step"),
         "worst 50": lambda: client.rollouts(job, order="reward"),

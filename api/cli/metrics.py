@@ -39,10 +39,11 @@ def metrics(job_id: str, /, *, after_step: int = 0, csv: AsCsv = False, json: As
         return
     say(f"{'step':>6}  {'reward':>7}  {'spread':>7}  {'tokens':>7}  {'cut':>5}  {'kl':>8}  {'entropy':>7}  {'s':>6}")
     for step in steps:
+        seconds = step.get("seconds", {}).get("total")
         say(
-            f"{step['step']:>6}  {_number(step['reward'])}  {_number(step['reward_std'])}  "
-            f"{step['completion_tokens_mean']:>7.1f}  {step['truncated_share']:>5.0%}  "
-            f"{_number(step['kl'], 8, 5)}  {_number(step['entropy'])}  {step['seconds']['total']:>6.1f}"
+            f"{step['step']:>6}  {_number(step.get('reward'))}  {_number(step.get('reward_std'))}  "
+            f"{_number(step.get('completion_tokens_mean'), 7, 1)}  {_number(step.get('truncated_share'), 5, 2)}  "
+            f"{_number(step.get('kl'), 8, 5)}  {_number(step.get('entropy'))}  {_number(seconds, 6, 1)}"
         )
 
 

@@ -22,7 +22,7 @@ from api.routes.jobs import READ, JobId, check_id
 from api.schemas import RolloutList, RolloutStepList, rollout_of, rollout_step_of
 from jobs.rollout_query import FinishReason, RolloutOrder, RolloutQuery
 
-READS_AT_ONCE = 4
+READS_AT_ONCE = 2
 MAX_STEP = 2**31 - 1
 
 Step = Annotated[int | None, QueryParameter(ge=1, le=MAX_STEP, description="Only this step")]

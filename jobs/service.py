@@ -155,9 +155,7 @@ class JobService:
         self.workers = WorkerRegistry(self.ledger)
         self._outbox = Outbox(Doorbell(queue), self.ledger)
         self._sweeper = Sweeper(self.ledger, self.archive, self._outbox, queue)
-        self._orders = Orders(
-            self.ledger, self.archive, self._outbox, by=f"api-{socket.gethostname()}-{os.getpid()}"
-        )
+        self._orders = Orders(self.ledger, self.archive, self._outbox, by=f"api-{socket.gethostname()}-{os.getpid()}")
         self._is_checked = False
 
     @classmethod
@@ -409,9 +407,7 @@ class JobService:
         """A page of a job's completions, also while it runs. Raises `BadCursor`."""
         self.get(job_id, owner)
         after = decode_cursor(cursor, query, job_id) if cursor is not None else None
-        found, end = self._rollouts.page(
-            lambda: self._rollout_files(job_id, owner), query, limit=limit, after=after
-        )
+        found, end = self._rollouts.page(lambda: self._rollout_files(job_id, owner), query, limit=limit, after=after)
         return Page(items=found, next_cursor=encode_cursor(end, query, job_id) if end else None)
 
     def rollout_steps(self, job_id: str, owner: str) -> list[StepRollouts]:

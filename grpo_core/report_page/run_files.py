@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from grpo_core import strict_json
 from grpo_core.audits import Auditor
-from grpo_core.records import read_jsonl
 from grpo_core.runfolder import RunFolder
 from grpo_core.spec import JobSpec, SpecError, parse_spec
 
@@ -44,9 +43,9 @@ class RunFiles:
 
     def __init__(self, folder: Path, *, status: str | None, error: Mapping[str, Any] | None) -> None:
         self._folder = RunFolder(folder)
-        self.spec: Json = strict_json.loads(self._folder.spec.read_bytes())
-        self.metrics: list[Json] = [line for line in read_jsonl(self._folder.metrics) if "step" in line]
-        self.events: list[Json] = [e for e in read_jsonl(self._folder.events) if e["type"] not in ("metric", "sample")]
+        self.spec: Json = json.loads(self._folder.spec.read_bytes())
+        self.metrics: list[Json] = [line for line in _lines_of(self._folder.metrics) if "step" in line]
+        self.events: list[Json] = [e for e in _lines_of(self._folder.events) if e["type"] not in ("metric", "sample")]
         self.report = _json_of(self._folder.report)
         self.error = error or next((e["data"] for e in reversed(self.events) if e["type"] == "error"), None)
         self.status = status or self._status()
@@ -172,4 +171,14 @@ def _steps_of(file: Path) -> Iterator[tuple[int, range]]:
 
 
 def _json_of(path: Path) -> Json:
-    return strict_json.loads(path.read_bytes()) if path.exists() else {}
+    return json.loads(path.read_bytes()) if path.exists() else {}
+
+
+def _lines_of(path: Path) -> Iterator[Json]:
+    """The whole lines of a JSONL file. Whatever a model wrote may be in them: more than strict JSON takes."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield json.loads(line)

@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import hashlib
+import html.parser
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo_core import report_page
+from grpo_core.records import Completion, write_rollouts
+from grpo_core.report_page.charts import Curve, describe, svg, thin, ticks
+from grpo_core.runfolder import RunFolder
+from tests.unit.test_audits import SICK, completion, steps_of
+from tests.unit.traces import LEARNING, spec_of, trace
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\x00\x1b[2J\u202e]]>--></pre>{{ 7*7 }}&amp;"
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would make of it: tags, their attributes and the text outside styles."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.pieces: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.pieces.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.pieces).split())
+
+
+def run_folder(root: Path, lines: list[dict[str, Any]], spec: Any, events: list[dict[str, Any]]) -> RunFolder:
+    folder = RunFolder(root)
+    folder.create()
+    folder.spec.write_text(json.dumps(spec.as_dict()), encoding="utf-8")
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    numbered = [{"v": 1, "seq": n, "epoch": 1, "time": f"2026-01-02T03:04:{n % 60:02d}.000Z", "step": None, **event}
+                for n, event in enumerate(events, 1)]  # fmt: skip
+    folder.events.write_text("".join(json.dumps(event) + "\n" for event in numbered), encoding="utf-8")
+    return folder
+
+
+def add_rollouts(folder: RunFolder, step: int, count: int = 8, text: str = "x") -> list[Completion]:
+    rows = [
+        completion(prompt_id=f"p{n // 4}", sample=n % 4, completion=f"{text} {n}", reward_total=n / 2, prompt=text)
+        for n in range(count)
+    ]
+    write_rollouts(folder.rollout(step), rows, step=step, epoch=1)
+    return rows
+
+
+EVALUATION: dict[str, Any] = {
+    "questions": 120,
+    "before": {"strict_accuracy": 0.1, "strict_interval": [0.06, 0.17], "lenient_accuracy": 0.9}
+    | {"lenient_interval": [0.83, 0.94]},
+    "after": {"strict_accuracy": 0.9, "strict_interval": [0.83, 0.94], "lenient_accuracy": 0.9}
+    | {"lenient_interval": [0.83, 0.94]},
+    "paired": {
+        "strict": {
+            "counts": {"both": 10, "lost": 2, "gained": 98, "neither": 10},
+            "difference": 0.8,
+            "interval": [0.7, 0.86],
+            "p_value": 1e-20,
+            "verdict": "Strict accuracy rose: 10.0% before, 90.0% after.",
+        },
+        "lenient": {"verdict": "No significant change in lenient accuracy."},
+    },
+    "samples": [
+        {"row": n, "question": f"Q{n} {HOSTILE}", "answer": "4", "before": "", "after": HOSTILE} for n in range(12)
+    ],
+}
+
+
+def write(folder: RunFolder, **how: Any) -> tuple[str, Page]:
+    path = report_page.write(folder.root, **how)
+    assert path == folder.root / "report.html"
+    text = path.read_text("utf-8")
+    return text, Page(text)
+
+
+def test_a_finished_run_begins_with_its_verdict(tmp_path: Path) -> None:
+    spec = spec_of(8, 8, steps=40, name="night run")
+    folder = run_folder(tmp_path, list(trace(spec, LEARNING, 1)), spec, [])
+    for step in range(1, 41):
+        add_rollouts(folder, step)
+    folder.report.write_text(json.dumps({"evaluation": EVALUATION, "versions": {"trl": "1.15.0"}, "seconds": 4000}))
+    folder.adapter.mkdir()
+    (folder.adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    _, page = write(folder)
+    for part in (
+        *(
+            "night run",
+            "succeeded",
+            "It learnt",
+            "98 were wrong before and right after, 2 right before and wrong after",
+        ),
+        *("between +70.0 and +86.0 points", "1 h 7 min", "trl 1.15.0", "sampling.prompts_per_step"),
+        *("adapter_model.safetensors", hashlib.sha256(b"weights").hexdigest()),
+    ):
+        assert part in page.text, part
+    assert page.text.index("It learnt") < page.text.index("Curves")
+    assert page.text.count("Q9 ") == 1
+    assert "Q10 " not in page.text, "ten questions, as chosen beforehand"
+    assert page.text.count("reward 3.5") >= 1
+    charts = [attrs for tag, attrs in page.tags if tag == "svg"]
+    assert len(charts) > 8
+    assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in charts)
+    assert not page.open
+
+
+def test_it_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
+    spec = spec_of(8, 8, steps=20)
+    folder = run_folder(tmp_path, list(trace(spec, LEARNING, 1)), spec, [])
+    add_rollouts(folder, 20)
+    text, page = write(folder)
+    assert {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "form", "base"} == set()
+    for _, attrs in page.tags:
+        assert not any(name.startswith("on") for name in attrs)
+        assert not any("//" in (attrs.get(name) or "") for name in ("src", "href"))
+    assert "url(" not in text
+    assert "@import" not in text
+    policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def test_hostile_text_stays_text_wherever_it_stands(tmp_path: Path) -> None:
+    spec = spec_of(8, 8, steps=20, name="</title><script>1</script>", metadata={"<b>": "<i>"})
+    warning = {"code": HOSTILE, "message": HOSTILE}
+    audit = warning | {
+        "audit": HOSTILE,
+        "steps": [1, 2],
+        "values": {HOSTILE: 1.0},
+        "rollouts": {"step": 2, "x": HOSTILE},
+    }
+    events = [{"type": "warning", "data": warning}, {"type": "warning", "data": audit}]
+    lines = [{**line, "rewards": {**line["rewards"], HOSTILE: 1.0}} for line in trace(spec, LEARNING, 1)]
+    folder = run_folder(tmp_path, lines, spec, events)
+    add_rollouts(folder, 2, text=HOSTILE)
+    folder.report.write_text(json.dumps({"evaluation": EVALUATION, "versions": {HOSTILE: HOSTILE}}))
+    text, page = write(folder)
+    assert {tag for tag, _ in page.tags} & {"script", "img", "b2", "i2"} == set()
+    assert text.count("<script") == 0
+    assert "&lt;script&gt;alert(1)" in text
+    assert "{{ 7*7 }}" in text
+    assert "49" not in page.text.split("{{ 7*7 }}")[0][-5:]
+    for character in ("\x00", "\x1b", "\u202e"):
+        assert character not in text
+    assert "\\u202e" in page.text, "what turns text round is shown, not obeyed"
+
+
+@pytest.mark.parametrize(
+    ("status", "headline"), [("failed", "It failed (diverged)"), ("cancelled", "It was cancelled")]
+)
+def test_a_run_that_did_not_finish_says_why(tmp_path: Path, status: str, headline: str) -> None:
+    spec = spec_of(8, 8, steps=40)
+    error = {"code": "x", "class": "diverged", "message": "The loss is nan.", "hint": "Lower it.", "retryable": False}
+    events = [{"type": "error", "data": error}] if status == "failed" else []
+    folder = run_folder(tmp_path, list(trace(spec, LEARNING, 1))[:7], spec, events)
+    _, page = write(folder, status=status)
+    assert headline in page.text
+    assert "7 of 40 steps" in page.text
+    assert ("Lower it." in page.text) is (status == "failed")
+
+
+def test_a_worker_can_say_how_it_ended(tmp_path: Path) -> None:
+    spec = spec_of(8, 8)
+    folder = run_folder(tmp_path, [], spec, [])
+    _, page = write(folder, status="failed", error={"class": "infra", "message": "Killed by signal 9.", "hint": ""})
+    assert "It failed (infra)" in page.text
+    assert "Killed by signal 9." in page.text
+
+
+def test_a_run_that_left_nothing_but_its_spec_has_a_page(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.spec.write_text("{}")
+    _, page = write(folder)
+    assert "It has not finished" in page.text
+    folder.spec.write_text('{"from": "a later version"}')
+    write(folder)
+    with pytest.raises(FileNotFoundError):
+        report_page.write(tmp_path / "none")
+
+
+def test_an_audit_shows_the_completions_it_points_at(tmp_path: Path) -> None:
+    spec = spec_of(8, 8, steps=40)
+    data = {"code": "truncation", "message": "Many were cut off.", "audit": "truncation", "steps": [1, 10]}
+    shown = data | {"values": {"truncated_share": 0.5}, "rollouts": {"step": 9, "prompt": "p1", "order": "-reward"}}
+    gone = data | {"values": {}, "rollouts": {"step": 30}}
+    folder = run_folder(tmp_path, [], spec, [{"type": "warning", "data": d} for d in (shown, gone)])
+    add_rollouts(folder, 9, text="cut")
+    text, _ = write(folder)
+    section = text[text.index('id="audits"') : text.index('id="best"')]
+    assert [section.count(f"cut {n}</pre>") for n in range(8)] == [0, 0, 0, 0, 0, 1, 1, 1]
+    assert "step=30</code>) are not in this folder" in section
+
+
+def test_a_resumed_run_shows_what_the_audits_told_before(tmp_path: Path) -> None:
+    """Its metrics are those of all steps, its events and rollouts its own."""
+    spec = spec_of(8, 8, steps=60)
+    lines = steps_of(spec, SICK["truncation"])
+    folder = run_folder(tmp_path, lines, spec, [])
+    add_rollouts(folder, 41)
+    _, page = write(folder)
+    assert "steps 1 to 10" in page.text
+
+
+def test_merged_rollouts_are_read_too(tmp_path: Path) -> None:
+    from jobs.rollouts import merge
+
+    spec = spec_of(8, 8, steps=5)
+    folder = run_folder(tmp_path, [], spec, [])
+    for step in range(1, 6):
+        add_rollouts(folder, step, text=f"step{step}")
+    before, _ = write(folder)
+    merged = merge(folder.rollouts, 4)
+    assert merged is not None
+    for path in merged[1]:
+        path.unlink()
+    after, _ = write(folder)
+    assert after == before
+    assert "step5 7" in after
+
+
+def test_the_recipe_at_its_largest_stays_below_the_limit(tmp_path: Path) -> None:
+    """250 steps of 64 long completions, an audit at every turn."""
+    spec = spec_of(8, 8, metadata={f"k{n}": "好" * 512 for n in range(16)})
+    lines = [line | {"seconds": {"total": 1.23456789}, "loss": random.random()} for line in trace(spec, LEARNING, 1)]
+    told = {
+        "code": "a",
+        "message": "好" * 4000,
+        "audit": "a",
+        "steps": [1, 250],
+        "values": {},
+        "rollouts": {"step": 250},
+    }
+    folder = run_folder(tmp_path, lines, spec, [{"type": "warning", "data": told}] * 100)
+    rows = [completion(prompt_id=f"p{n}", completion="<" * 50_000 + str(n), prompt="&" * 9000) for n in range(64)]
+    write_rollouts(folder.rollout(250), rows, step=250, epoch=1)
+    path = report_page.write(folder.root)
+    assert path.stat().st_size < report_page.MAX_BYTES
+
+
+def test_the_command_writes_it(tmp_path: Path) -> None:
+    spec = spec_of(8, 8, steps=5)
+    folder = run_folder(tmp_path / "run", list(trace(spec, LEARNING, 1)), spec, [])
+    command = [sys.executable, "-m", "grpo_core", "report"]
+    done = subprocess.run([*command, str(folder.root)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{folder.root / 'report.html'}\n"
+    shutil.rmtree(folder.root)
+    refused = subprocess.run([*command, str(folder.root)], capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (10, 1)
+    assert "no spec.json" in refused.stderr
+
+
+# Charts.
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 1, [0, 0.25, 0.5, 0.75, 1.0]), (-0.3, 3.9, [-1, 0, 1, 2, 3, 4]), (0, 0, [-0.5, -0.25, 0.0, 0.25, 0.5])],
+)
+def test_ticks_are_round_and_hold_everything(low: float, high: float, expected: list[float]) -> None:
+    found = ticks(low, high)
+    assert found[0] <= low <= high <= found[-1]
+    assert 3 <= len(found) <= 7
+    if len(found) == len(expected):
+        assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1.0, 7e6, 1e12])
+def test_ticks_of_any_size(scale: float) -> None:
+    for low, high in ((0.0, 1.0), (-1.0, 1.0), (0.999, 1.0), (3.0, 3.0)):
+        found = ticks(low * scale, high * scale)
+        assert found[0] <= low * scale + scale * 1e-6
+        assert found[-1] >= high * scale - scale * 1e-6
+        assert len(found) <= 8
+
+
+def test_a_long_curve_is_thinned_by_averages() -> None:
+    points = thin(list(range(10_000)), [float(step) for step in range(10_000)])
+    assert len(points) == 240
+    assert all(abs(x - y) < 1e-6 for x, y in points)
+    assert thin([1, 2, 3], [1.0, None, 3.0]) == [(1, 1.0), (3, 3.0)]
+
+
+def test_a_chart_says_what_it_shows() -> None:
+    curve = Curve(title='A "<b>" & more', steps=[1, 2, 3], values=[1.0, None, 0.25], band=[(0, 2), None, (0, 1)])
+    assert describe(curve) == 'A "<b>" & more: 1 at step 1, 0.25 at step 3; lowest 0.25, highest 1.'
+    drawing = svg(curve)
+    assert "<b>" not in drawing
+    assert "polyline" in drawing
+    assert svg(Curve(title="", steps=[1], values=[None])) == ""
+    assert "circle" in svg(Curve(title="", steps=[1], values=[2.0]))

@@ -206,7 +206,10 @@ class RecordingTrainer(GRPOTrainer):
             seeds = [completion_seed(run_seed, step, index) for index in range(len(prompts))]
             self.give_seeds(seeds)
         began = time.perf_counter()
-        output = super()._generate(prompts)
+        try:
+            output = super()._generate(prompts)
+        except torch.OutOfMemoryError as error:
+            raise _no_room_to_draw(error) from error
         self._drawn = _Drawn(seeds, output[0], output[1], output[3], output[4], time.perf_counter() - began)
         return output
 
@@ -272,6 +275,17 @@ class RecordingTrainer(GRPOTrainer):
                 )
             )
         return records
+
+
+def _no_room_to_draw(error: Exception) -> JobFailure:
+    """All completions of a step are drawn together, in however many parts they are trained on."""
+    return JobFailure(
+        "oom",
+        "out_of_memory_in_rollout",
+        f"Drawing the completions of a step needed more memory than there is: {str(error).splitlines()[0][:500]}",
+        hint="Lower sampling.prompts_per_step, sampling.generations or sampling.max_completion_tokens. Smaller parts "
+        "of the step (sampling.gradient_accumulation) do not help here.",
+    )
 
 
 def _optimized(trainer: Any) -> list[str]:

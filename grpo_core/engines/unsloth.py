@@ -258,7 +258,7 @@ class UnslothEngine(TrlEngine):
             raise _no_room(f"{held['max_sequence']} tokens fit of the {longest} a sequence may have")
 
     def _after_step(self, step: int) -> bool:
-        if not self._steps_done:
+        if "first_step" not in self._start_up.seconds:
             self._start_up.note("first_step", time.perf_counter() - self._training_began)
             self._start_up.note("process_start_to_first_update", unsloth_start.seconds_since_start())
         return super()._after_step(step)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from grpo_core.models import count_gpus
+from grpo_core.records import read_rollouts
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "examples" / "models" / "tiny-arithmetic"
@@ -57,7 +59,7 @@ def spec_of(folder: Path, engine: str, precision: str, **changes: Any) -> dict[s
 
 
 def start(run: Path, spec: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
-    (run / "inputs").mkdir(parents=True)
+    (run / "inputs").mkdir(parents=True, exist_ok=True)
     (run / "inputs" / "dataset.jsonl").write_bytes((ROOT / "examples" / "tiny" / "train.jsonl").read_bytes())
     (run / "spec.json").write_text(json.dumps(spec))
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
@@ -106,6 +108,26 @@ def test_unsloth_with_vllm(tmp_path: Path, precision: str) -> None:
     assert first["gpu_memory_gb"] > 0
 
 
+@pytest.mark.parametrize("engine", ["trl", pytest.param("unsloth", marks=needs_unsloth)])
+def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path, engine: str) -> None:
+    """With the paged 8-bit optimizer. Kernels need not repeat themselves to the bit, so numbers are compared."""
+    folder = Path(MODEL) if MODEL else TINY
+    spec = spec_of(folder, engine, "16bit")
+    finish(tmp_path / "straight", spec, folder)
+    shutil.copytree(tmp_path / "straight" / "checkpoints" / "step-000002", tmp_path / "run" / "inputs" / "resume")
+    report = finish(tmp_path / "run", spec, folder)
+    assert report["resumed"] == {"epoch": 1, "step": 2}
+    assert not {"base_differs", "data_changed"} & warnings_of(tmp_path / "run")
+    straight, resumed = (lines_of(tmp_path / name / "metrics.jsonl") for name in ("straight", "run"))
+    assert resumed[:2] == straight[:2]
+    assert resumed[2]["learning_rate"] == straight[2]["learning_rate"]
+    assert resumed[2]["grad_norm"] == pytest.approx(straight[2]["grad_norm"], rel=0.5)
+    one, other = (read_rollouts(tmp_path / name / "rollouts" / "step-000003.parquet") for name in ("straight", "run"))
+    assert [(row["prompt_id"], row["seed"]) for row in one] == [(row["prompt_id"], row["seed"]) for row in other]
+    same = sum(a["completion"] == b["completion"] for a, b in zip(one, other, strict=True))
+    assert same >= len(one) // 2, f"{same} of {len(one)} completions are the same"
+
+
 @needs_unsloth
 def test_the_recipes_loss_has_a_kl_term(tmp_path: Path) -> None:
     assert MODEL is not None
@@ -134,6 +156,14 @@ def test_a_killed_run_leaves_the_cards_memory_free(tmp_path: Path) -> None:
     while memory_used() > before + 64 and time.monotonic() < until:
         time.sleep(0.2)
     assert memory_used() <= before + 64
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def warnings_of(run: Path) -> set[str]:
+    return {event["data"]["code"] for event in lines_of(run / "events.jsonl") if event["type"] == "warning"}
 
 
 def memory_used() -> int:

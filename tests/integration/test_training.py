@@ -70,6 +70,17 @@ def run_out_of_memory() -> None:
     RecordingTrainer.compute_loss = compute_loss
 
 
+def run_out_of_memory_while_drawing() -> None:
+    import torch
+
+    from grpo_core.engines.trainer import GRPOTrainer
+
+    def generate(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 bytes.")
+
+    GRPOTrainer._generate = generate
+
+
 def lose_a_setting() -> None:
     """As Unsloth does with what it does not know."""
     from grpo_core.engines import trl
@@ -470,6 +481,7 @@ def test_a_model_whose_numbers_are_not_finite_has_diverged(finish: Callable[...,
         (pay_nan, 12, "reward_not_finite"),
         (raise_in_reward, 12, "reward_failed"),
         (run_out_of_memory, 13, "out_of_memory"),
+        (run_out_of_memory_while_drawing, 13, "out_of_memory_in_rollout"),
         (lose_a_setting, 16, "settings_differ"),
         (spoil_the_saved_adapter, 16, "adapter_differs"),
         (save_another_scale, 16, "peft_disagrees"),

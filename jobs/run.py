@@ -174,12 +174,19 @@ class JobRun:
         except OSError as broken:
             self._release(self._broken(broken).lapse)
             return
-        if self._patience(lambda: self._tools.archive.latest_epoch(self._record.id), heed) != self._epoch:
+        if not self._patience(self._is_mine, heed):
             raise Fenced(f"epoch {self._epoch} of {self._record.id} is over")
         outcome = self._outcome(status, error, manifest)
         standing = self._patience(lambda: self._tools.archive.put_outcome(outcome), heed)
         self._lease.stop()
         self._patience(lambda: self._settle(standing), ())
+
+    def _is_mine(self) -> bool:
+        """Whether no later run has the job. A later ticket alone is none: its worker may have failed to claim."""
+        change = self._tools.ledger.beat(self._record.id, epoch=self._epoch, lease_seconds=None)
+        if change.refusal == "missing":
+            return self._tools.archive.latest_epoch(self._record.id) == self._epoch
+        return change.done
 
     def _ship_all(
         self, status: Ending, error: FailureReport | None, heed: Collection[Order], *, until: float | None = None
@@ -323,14 +330,15 @@ class JobRun:
             self._tools.ledger.change(self._record.id, epoch=self._epoch, fields={"phase": phase})
 
 
-def machine_failure(error: OSError, root: Path) -> FailureReport:
-    """What an error of the operating system means for the job it hit."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def machine_failure(error: Exception, root: Path) -> FailureReport:
+    """What an error of the worker itself, or of the machine under it, means for the job it hit."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return disk_full(root)
+    how = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
     return FailureReport(
         failure_class="infra",
         code="worker_error",
-        message=f"The worker could not run the job ({error.strerror or type(error).__name__}).",
+        message=f"The worker could not run the job ({how}).",
         hint="The worker's log has the details.",
         retryable=True,
     )

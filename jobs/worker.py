@@ -230,7 +230,9 @@ class Worker:
         try:
             with scratch.run_folder(self._settings.work_dir, record.id, record.epoch) as folder:
                 JobRun(self._tools, record, record.epoch, folder).execute()
-        except OSError as error:  # before or after the run: its own are the run's to judge
+        except (Fenced, Unavailable):
+            raise
+        except Exception as error:  # a fault of ours or of the machine: told at once, and not after a lease
             log.exception("run_broken", job_id=record.id)
             self._hand_back(record, machine_failure(error, self._settings.work_dir))
 

@@ -12,6 +12,7 @@ import sys
 import threading
 
 from jobs import logs
+from jobs.record import JobRecord
 from jobs.settings import QueueSettings, StorageSettings
 from jobs.worker import Worker, WorkerSettings
 
@@ -29,10 +30,10 @@ class OneJobWorker(Worker):
         self._idle.start()
         super().serve()
 
-    def _run(self, job_id: str, epoch: int) -> None:
+    def _run(self, record: JobRecord) -> None:
         self._idle.cancel()
         try:
-            super()._run(job_id, epoch)
+            super()._run(record)
         finally:
             _stop()
 

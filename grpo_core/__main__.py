@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_core import micro_batch, strict_json
-from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_CODES
+from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_CODES, EXIT_DONE
 from grpo_core.lifetime import StoppedEarly, StopRequest, die_with_parent, dump_stacks_when_asked
 from grpo_core.runfolder import RunFolder, write_json
 from grpo_core.spec import JobSpec, SpecError, parse_spec
@@ -25,6 +25,8 @@ _BAD_REQUEST = EXIT_CODES["user_config"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, run the job, return the exit code."""
     options = _parser().parse_args(arguments)
+    if options.command == "report":
+        return _report(options.run)
     die_with_parent()
     dump_stacks_when_asked()
     stop = StopRequest()
@@ -62,6 +64,20 @@ def _train(options: argparse.Namespace, folder: RunFolder, stop: StopRequest) ->
     )
 
 
+def _report(folder: Path) -> int:
+    from grpo_core import report_page
+
+    try:
+        sys.stdout.write(f"{report_page.write(folder)}\n")
+    except FileNotFoundError as error:
+        _complain(f"{folder} is no run folder: it has no {Path(error.filename).name}.")
+        return _BAD_REQUEST
+    except ModuleNotFoundError as error:
+        _complain(f"The report needs {error.name}, which is not installed: pip install {error.name}.")
+        return _BAD_REQUEST
+    return EXIT_DONE
+
+
 def _why_not_in(parts: int, spec: JobSpec) -> str:
     """What is wrong with training on a step of this job in so many parts; empty if nothing is."""
     if parts == spec.sampling.gradient_accumulation:
@@ -76,7 +92,9 @@ def _why_not_in(parts: int, spec: JobSpec) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m grpo_core", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
+    report = commands.add_parser("report", help="write report.html into a run folder: how the run went, in one file")
+    report.add_argument("run", type=Path, metavar="RUN_DIR", help="the run folder")
     train = commands.add_parser("train", help="run one job in this process")
     train.add_argument("spec", type=Path, metavar="SPEC", help="the job spec, a JSON file")
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run folder, made if need be")

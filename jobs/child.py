@@ -13,6 +13,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from grpo_core.trackers import ENVIRONMENT as TRACKER_VARIABLES
+
 _PASSED_ON = frozenset(
     "PATH HOME USER LOGNAME LANG LANGUAGE TZ TMPDIR SHELL LD_LIBRARY_PATH LIBRARY_PATH CC CXX VIRTUAL_ENV "
     "GRPO_MODEL_DIR GRPO_DATASET_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE "
@@ -66,11 +68,15 @@ class Child:
         self._process.wait()
 
 
-def clean_environment(parent: Mapping[str, str], cores: int | None = None) -> dict[str, str]:
+def clean_environment(
+    parent: Mapping[str, str], cores: int | None = None, *, trackers: Sequence[str] = ()
+) -> dict[str, str]:
     """What a training process may know of its parent's environment; one core is left to the worker.
 
-    Two torch threads on two busy cores are several times slower than one.
+    Two torch threads on two busy cores are several times slower than one. The keys of a tracker are given only to runs
+    that report to it.
     """
-    kept = {key: value for key, value in parent.items() if key in _PASSED_ON or key.startswith(_PASSED_ON_PREFIXES)}
+    prefixes = (*_PASSED_ON_PREFIXES, *(prefix for name in trackers for prefix in TRACKER_VARIABLES[name]))
+    kept = {key: value for key, value in parent.items() if key in _PASSED_ON or key.startswith(prefixes)}
     threads = max(1, (cores or os.cpu_count() or 1) - 1)
     return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **kept}

@@ -343,6 +343,9 @@ def _job(
             for event in client.events(job["id"], after=events[-1]["seq"] if events else 0):
                 events.append(event)
                 _tell(event)
+                if killed is None and event["data"].get("code") == "run_lost":
+                    client.cancel(job["id"])  # the time on such a host is dear: no second try of what cannot work
+                    raise RuntimeError(f"{event['data']['message']}\n{_end_of(host.work / 'stack/logs/worker.log')}")
             if kill_at is not None and any(e["type"] == "metric" and (e["step"] or 0) >= kill_at for e in events):
                 killed = _kill_child(idle)
                 if not go_on:
@@ -460,6 +463,10 @@ def _tell(event: dict[str, Any]) -> None:
         print(event["type"], json.dumps(data, ensure_ascii=False)[:600], flush=True)
 
 
+def _end_of(log: Path, characters: int = 2000) -> str:
+    return log.read_text("utf-8", "replace")[-characters:] if log.is_file() else ""
+
+
 def _last_step(events: list[dict[str, Any]]) -> int:
     return max((event["step"] or 0 for event in events), default=0)
 
@@ -565,6 +572,8 @@ def run(host: Host, names: list[str]) -> int:
     try:
         for name in names:
             failed += not _run_stage(host, name)
+            if failed and name == "check":
+                break
     finally:
         _stack_down(host)
         (host.work / "ended").write_text(str(time.time()))

@@ -14,13 +14,14 @@ import yaml
 
 from grpo_core.spec import JobSpec
 from jobs.queue import make_celery, queue_for
-from jobs.run import DRAIN_SECONDS
 from jobs.settings import QueueSettings
+from jobs.worker import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()
+GRACE = WorkerSettings.model_fields["stop_grace_seconds"].default
 
 # 120 columns as everywhere here; a page of YAML needs no `---` above it.
 YAMLLINT = (
@@ -111,7 +112,7 @@ def test_compose_sets_what_the_code_reads(compose: dict[str, Any]) -> None:
     for name in ("api", "worker"):
         environment = compose["services"][name]["environment"]
         assert [variable for variable in settings_in(environment) if f"`{variable}`" not in SETTINGS] == []
-    assert seconds(compose["services"]["worker"]["stop_grace_period"]) > DRAIN_SECONDS
+    assert seconds(compose["services"]["worker"]["stop_grace_period"]) > GRACE
 
 
 def test_the_gpu_file_changes_only_what_is_there(compose: dict[str, Any]) -> None:
@@ -200,7 +201,7 @@ def test_every_pod_is_locked_down(name: str, template: dict[str, Any]) -> None:
         }
         assert container["resources"]["limits"]["memory"]
     if "worker" in name:
-        assert pod["terminationGracePeriodSeconds"] > DRAIN_SECONDS
+        assert pod["terminationGracePeriodSeconds"] > GRACE
         assert not any("livenessProbe" in container for container in pod["containers"])
 
 

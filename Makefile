@@ -59,6 +59,15 @@ $(VENV)-cuda/.ready: pyproject.toml uv.lock $(VENV)/.ready
 test: setup  ## Run every test that needs no GPU, with real Valkey and SeaweedFS
 	$(BIN)/python -m pytest -m "not gpu and not containers"
 
+.PHONY: browser
+browser: setup  ## Look at the page with Chromium while a real job trains (tests/browser/install.sh installs it)
+	$(BIN)/python -m pytest -m browser tests/browser
+
+# What a person sees, for docs/page.md: made by the same tests.
+.PHONY: images
+images: setup
+	GRPO_PAGE_IMAGES=1 $(BIN)/python -m pytest -m browser tests/browser
+
 .PHONY: containers
 containers: setup  ## Build the images and put a job through them with podman (root, 10 minutes, 20 GB)
 	$(BIN)/python -m pytest -m containers tests/containers

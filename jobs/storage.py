@@ -279,9 +279,10 @@ class ObjectStore:
 
     def presign(self, key: str, seconds: int) -> str:
         """A link that reads one object for a while, signed for the store's public name. No network is used."""
-        return self._signer.generate_presigned_url(
-            "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=seconds
-        )
+        # A browser saves it under its name, where it would show what it can: no stored text is ever a page there.
+        saved = f'attachment; filename="{key.rsplit("/", 1)[-1]}"'
+        wanted = {"Bucket": self.bucket, "Key": key, "ResponseContentDisposition": saved}
+        return self._signer.generate_presigned_url("get_object", Params=wanted, ExpiresIn=seconds)
 
 
 def content_type(name: str) -> str:

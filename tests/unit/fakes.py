@@ -21,8 +21,8 @@ from jobs.record import TERMINAL, JobRecord, JobStatus, new_job_id
 from jobs.rollout_query import RolloutQuery, decode_cursor
 from jobs.rollout_store import Rollout, StepRollouts
 from jobs.service import Artifact, EventPage, LinkedCheckpoint, Page, SpecWarning
-from jobs.telemetry import QueueState, Telemetry
 from jobs.sessions import Session, TooManyAttempts
+from jobs.telemetry import QueueState, Telemetry
 
 ALICE = "grpo_alice-key"
 BOB = "grpo_bob-key"

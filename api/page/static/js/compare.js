@@ -111,7 +111,7 @@ function overlays(sides) {
   const share = (value) => percent(value, 0);
   const candidates = [
     { title: t("metric.reward"), big: true, height: 260, format: (value) => fixed(value, 2), read: (m) => m.reward },
-    ...rewards.map((name) => ({ title: `${t("metric.reward")}: ${name}`, format: (value) => fixed(value, 2), read: (m) => m.rewards?.[name] })),
+    ...rewards.map((name) => ({ title: t("compare.reward.of", { name }), format: (value) => fixed(value, 2), read: (m) => m.rewards?.[name] })),
     { title: t("metric.length"), format: (value) => number(value, 3), read: (m) => m.completion_tokens_mean },
     { title: t("metric.truncated"), format: share, read: (m) => m.truncated_share },
     { title: t("metric.zero_variance"), format: share, read: (m) => m.zero_variance_share },

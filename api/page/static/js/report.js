@@ -15,13 +15,15 @@ export function reportTab(feed) {
 
   async function load() {
     let report = null;
+    let files = null;
     try {
-      report = await get(`/page/reports/${feed.id}`);
+      [report, files] = await Promise.all([get(`/page/reports/${feed.id}`), get(`/jobs/${feed.id}/artifacts`)]);
     } catch (error) {
       fill(element, problemCard(error));
       return;
     }
-    fill(element, draw(report, feed));
+    const whole = files.data.find((file) => file.path === "report.html");
+    fill(element, draw(report, feed), whole ? h("p", { class: "hint" }, h("a", { href: whole.url, download: "report.html", rel: "noopener" }, t("report.whole")), " ", t("report.whole.hint")) : null);
   }
 
   return {

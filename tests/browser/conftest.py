@@ -1,0 +1,202 @@
+"""A browser before the real stack: API, Valkey, SeaweedFS and two workers, on which real and made-up runs train.
+
+Everything here lives as long as the session, since a browser and a stack take seconds to start; each test has its
+own browser context, so its own cookies and storage. Where no Chromium is installed the tests are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from grpo_core.spec import parse_spec
+from jobs.keys import SCOPES
+from jobs.record import TERMINAL, JobStatus
+from jobs.service import JobService
+from jobs.settings import QueueSettings, StorageSettings
+from tests.conftest import SeaweedFSServer, ValkeyServer
+from tests.integration.running import RunningApi
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+IMAGES = ROOT / "docs" / "images"
+OWNER = "mia"
+CHROMIUM = os.environ.get("GRPO_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: run tests/browser/install.sh, or name one in GRPO_TEST_CHROMIUM")
+    with playwright.sync_playwright() as started:
+        # Chromium's own sandbox refuses to be run by root; what is shown here is ours.
+        running = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+class Stack:
+    """The service as a person finds it, with a key to it."""
+
+    def __init__(self, api: RunningApi, key: str) -> None:
+        self.api, self.service, self.url, self.key = api, api.service, api.url, key
+        self._made: dict[str, str] = {}
+
+    def made_up(self, kind: str, name: str, steps: int, seconds: float = 0.005, **spec: Any) -> str:
+        """The id of a made-up run (`trainer.py`); the same one for the same name."""
+        if name not in self._made:
+            body = {
+                "name": name,
+                "metadata": {"made_up": kind, "step_seconds": str(seconds), "team": "reasoning"},
+                "resources": {"gpus": 0},
+                "optimizer": {"name": "adamw_torch"},
+                "training": {"steps": steps, "checkpoint_every": 50},
+                **spec,
+            }
+            self._made[name] = self.service.submit(parse_spec(body), OWNER).id
+        return self._made[name]
+
+    def wait(self, job_id: str, *statuses: JobStatus, step: int = 0, seconds: float = 120) -> None:
+        """Until the job has one of these states (any end where none is named) and has come so far."""
+        deadline = time.monotonic() + seconds
+        while True:
+            record = self.service.get(job_id, OWNER)
+            if record.status in (statuses or TERMINAL) and record.step >= step:
+                return
+            assert time.monotonic() < deadline, f"{job_id} is {record.status} at step {record.step}: {record.error}"
+            time.sleep(0.1)
+
+    def ended(self, kind: str, name: str, steps: int, **spec: Any) -> str:
+        """A made-up run that is over."""
+        job_id = self.made_up(kind, name, steps, **spec)
+        self.wait(job_id)
+        assert self.service.get(job_id, OWNER).status is JobStatus.SUCCEEDED, self.service.get(job_id, OWNER).error
+        return job_id
+
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=20)
+
+
+@pytest.fixture(scope="session")
+def stack(
+    browser: Browser, valkey: ValkeyServer, seaweedfs: SeaweedFSServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    queue = QueueSettings.model_validate({"redis_url": valkey.url, "prefix": "t-browser", "lease_seconds": 15.0})
+    storage = StorageSettings.model_validate(
+        {
+            "endpoint": seaweedfs.endpoint,
+            "bucket": seaweedfs.bucket,
+            "region": seaweedfs.region,
+            "access_key": seaweedfs.access_key,
+            "secret_key": seaweedfs.secret_key,
+        }
+    )
+    folder = tmp_path_factory.mktemp("workers")
+    api = RunningApi(JobService(storage, queue))
+    workers: list[subprocess.Popen[bytes]] = []
+    try:
+        with api.run():
+            workers += [start_worker(folder, number, valkey, queue, storage) for number in range(2)]
+            key, _ = api.service.keys.create(OWNER, SCOPES)
+            yield Stack(api, key)
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.wait(timeout=60)
+
+
+def start_worker(
+    folder: Path, number: int, valkey: ValkeyServer, queue: QueueSettings, storage: StorageSettings
+) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "REDIS_URL": valkey.url,
+        "GRPO_PREFIX": queue.prefix,
+        "GRPO_LEASE_SECONDS": str(queue.lease_seconds),
+        "S3_ENDPOINT": storage.endpoint,
+        "S3_BUCKET": storage.bucket,
+        "S3_REGION": storage.region,
+        "AWS_ACCESS_KEY_ID": storage.access_key.get_secret_value(),
+        "AWS_SECRET_ACCESS_KEY": storage.secret_key.get_secret_value(),
+        "GRPO_WORKER_NAME": f"browser-{number}",
+        "GRPO_WORK_DIR": str(folder / f"work{number}"),
+        "GRPO_MODEL_DIR": str(ROOT / "examples" / "models"),
+        "GRPO_LAUNCHER": shlex.join([sys.executable, str(HERE / "trainer.py")]),
+    }
+    with (folder / f"worker{number}.log").open("ab") as log:
+        return subprocess.Popen([sys.executable, "-m", "jobs"], env=environment, stdout=log, stderr=log, cwd=ROOT)
+
+
+class Visitor:
+    """A person with a browser window."""
+
+    def __init__(self, page: Page, stack: Stack) -> None:
+        self.page, self.stack = page, stack
+        self.troubles: list[str] = []
+        page.on("pageerror", lambda error: self.troubles.append(f"error: {error}"))
+        page.on("console", lambda line: self.troubles.append(line.text) if line.type in ("error", "warning") else None)
+
+    def log_in(self, path: str = "/") -> None:
+        """Log in as a person would, then go to an address."""
+        self.page.goto(f"{self.stack.url}/")
+        self.page.locator("#key").fill(self.stack.key)
+        self.page.locator("#key").press("Enter")
+        self.page.locator("#list").wait_for()
+        if path != "/":
+            self.go(path)
+
+    def go(self, path: str) -> None:
+        self.page.goto(f"{self.stack.url}/#{path}")
+
+    def until(self, expression: str, seconds: float = 20) -> None:
+        """Wait until a JavaScript expression is true; Playwright's own way to wait is forbidden by the policy."""
+        deadline = time.monotonic() + seconds
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < deadline, f"never true: {expression}"
+            self.page.wait_for_timeout(50)
+
+    def settled(self) -> None:
+        """Wait until a view shows what it came to show."""
+        self.page.locator("main h1").wait_for()
+        self.until("!document.querySelector('.busy')")
+
+    def photograph(self, name: str) -> None:
+        """A picture for the documents, where the run was asked for them."""
+        if os.environ.get("GRPO_PAGE_IMAGES"):
+            IMAGES.mkdir(exist_ok=True)
+            self.page.wait_for_timeout(400)
+            self.page.screenshot(path=IMAGES / f"{name}.png")
+
+
+@pytest.fixture
+def visit(browser: Browser, stack: Stack) -> Iterator[Callable[..., Visitor]]:
+    """Opens windows; none of them may have seen an error or a broken policy when the test ends."""
+    contexts: list[Any] = []
+    visitors: list[Visitor] = []
+
+    def open_window(**options: Any) -> Visitor:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "locale": "en-US", **options})
+        context.set_default_timeout(15_000)
+        contexts.append(context)
+        visitors.append(Visitor(context.new_page(), stack))
+        return visitors[-1]
+
+    yield open_window
+    for context in contexts:
+        context.close()
+    assert [trouble for visitor in visitors for trouble in visitor.troubles] == []

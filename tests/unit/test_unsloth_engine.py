@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ pytest.importorskip("trl")
 import torch
 
 from grpo_core.engines.trainer import RecordingTrainer, completion_seed, rollout_seed
-from grpo_core.engines.unsloth import SeededGeneration, StartUp, VllmTimes, _held_by_server
+from grpo_core.engines.unsloth import SeededGeneration, StartUp, VllmTimes, _held_by_server, score_in_equal_parts
 
 
 @dataclass
@@ -158,3 +159,22 @@ def test_what_the_sampler_cannot_tell_is_not_compared() -> None:
 def test_comparing_is_for_some_steps_and_for_another_sampler_only() -> None:
     assert compare(Trainer(step=2, logprobs=TOLD)) is None
     assert compare(Trainer(step=1, logprobs=None)) is None
+
+
+def test_completions_are_scored_in_equal_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_parts = object()
+    scoring = SimpleNamespace(
+        chunked_hidden_states_selective_log_softmax=object(),
+        chunked_hidden_states_selective_log_softmax_recompute=in_parts,
+    )
+    monkeypatch.setitem(sys.modules, "unsloth_zoo", SimpleNamespace(rl_replacements=scoring))
+    monkeypatch.setitem(sys.modules, "unsloth_zoo.rl_replacements", scoring)
+    score_in_equal_parts()
+    assert scoring.chunked_hidden_states_selective_log_softmax is in_parts
+
+
+def test_another_version_of_unsloth_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "unsloth_zoo", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "unsloth_zoo.rl_replacements", SimpleNamespace())
+    with pytest.raises(AttributeError):
+        score_in_equal_parts()

@@ -11,6 +11,7 @@ if nothing had happened, and where none is, the lease runs out and the job goes 
 
 from __future__ import annotations
 
+import re
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from jobs import journal, layout, lineage
 from jobs.archive import ARCHIVE_VERSION, Archive, Outcome
@@ -38,6 +39,8 @@ THREADS = 16
 BATCH = 500
 EVENT_ROOM = 1_000_000
 """Event numbers left out, for clocks that differ."""
+
+_RUN = re.compile(r"e(\d+)/")
 
 T = TypeVar("T")
 
@@ -78,17 +81,27 @@ class _Found:
 class Rebuild:
     """One rebuild. Raises `Unavailable`; then what was done is done, and the rest is for the next time."""
 
-    def __init__(self, storage: StorageSettings, queue: QueueSettings, *, dry_run: bool = False) -> None:
+    def __init__(
+        self, store: ObjectStore, ledger: Ledger, outbox: Outbox, *, lease_seconds: float, dry_run: bool = False
+    ) -> None:
+        """The outbox must not have been started."""
         self._dry_run = dry_run
-        self._lease_seconds = queue.lease_seconds
-        self._store = ObjectStore(storage)
-        self._ledger = Ledger(queue)
-        self._archive = Archive(self._store)
-        self._keys = KeyStore(self._store, self._ledger)
-        self._outbox = Outbox(Doorbell(queue), self._ledger)
+        self._lease_seconds = lease_seconds
+        self._store = store
+        self._ledger = ledger
+        self._archive = Archive(store)
+        self._keys = KeyStore(store, ledger)
+        self._outbox = outbox
         self._by = f"rebuild-{socket.gethostname()}"
         self._orders = Orders(self._ledger, self._archive, self._outbox, by=self._by)
         self._unreadable: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, storage: StorageSettings, queue: QueueSettings, *, dry_run: bool = False) -> Self:
+        """A rebuild of the service on these servers."""
+        ledger = Ledger(queue)
+        outbox = Outbox(Doorbell(queue), ledger)
+        return cls(ObjectStore(storage), ledger, outbox, lease_seconds=queue.lease_seconds, dry_run=dry_run)
 
     def run(self) -> Report:
         """Look at every job in the bucket once."""
@@ -181,7 +194,7 @@ class Rebuild:
         if asked["v"] > ARCHIVE_VERSION:
             raise _Unreadable(f"job.json is of version {asked['v']}: rebuild with the release that wrote it")
         keys = [item.key for item in self._store.list(layout.folder(job_id))]
-        record = self._begun(record_of(asked))
+        record = self._begun(record_of(asked), keys)
         orders = self._archive.orders(job_id)
         record = replace(record, orders=orders[-1][0] if orders else 0)
         outcome = self._archive.outcome(job_id) if layout.outcome(job_id) in keys else None
@@ -192,19 +205,23 @@ class Rebuild:
         steering = [order for _, order in orders]
         return self._unfinished(record, journal.event_files(keys), is_paused=steering[-1:] == ["pause"])
 
-    def _begun(self, record: JobRecord) -> JobRecord:
+    def _begun(self, record: JobRecord, keys: list[str]) -> JobRecord:
         """What the runs of a job have left: tickets, commits, and what the last one started from."""
         latest = self._archive.latest_epoch(record.id)
         if not latest:
             return record
-        first, last = (self._store.get_json(layout.epoch(record.id, number)) or {} for number in (1, latest))
+        # Of two workers that were woken for it, each may have taken a number, and one then has the job: the one that
+        # has put something there.
+        runs = (_RUN.match(key.removeprefix(layout.folder(record.id))) for key in keys)
+        epoch = max((int(run[1]) for run in runs if run), default=latest)
         commits = lineage.commits_up_to(self._store, record.id, latest)
-        base = lineage.read_base(self._store, record.id, latest)
+        base = lineage.read_base(self._store, record.id, epoch)
+        first, held, last = (self._store.get_json(layout.epoch(record.id, n)) or {} for n in (1, epoch, latest))
         return replace(
             record,
-            epoch=latest,
+            epoch=epoch,
             attempts=last.get("attempts", 0),
-            worker=last["worker"],
+            worker=held["worker"],
             started_at=datetime.fromisoformat(first["time"]),
             checkpoint_step=commits[0].step if commits else 0,
             accumulation=(base.gradient_accumulation if base else None) or 0,
@@ -234,9 +251,13 @@ class Rebuild:
             if progressed is not record:
                 record = progressed
                 break
+        if manifest:
+            return _Found(record=record, event_seq=closing[-1]["seq"], events=[])
         # Without a manifest nobody would find them in the bucket.
-        events = [] if manifest else [*journal.read_events(self._store, files), *closing]
-        return _Found(record=record, event_seq=closing[-1]["seq"], events=events)
+        events = list(journal.read_events(self._store, files))
+        unused = self._unused(record, events)
+        events += [{**event, "seq": unused + place} for place, event in enumerate(closing, start=1)]
+        return _Found(record=record, event_seq=events[-1]["seq"], events=events)
 
     def _unfinished(self, record: JobRecord, files: list[EventFile], *, is_paused: bool) -> _Found:
         events = list(journal.read_events(self._store, files))
@@ -245,11 +266,16 @@ class Rebuild:
             record = replace(record, status=JobStatus.PAUSED, worker=None)
         elif record.epoch:
             record = replace(record, status=JobStatus.RUNNING, restored=True)
-        # Numbers that were given and not stored must not be given again, after any number of losses: a job has had
-        # fewer events than milliseconds, so its age is above them all.
+        return _Found(record=record, event_seq=self._unused(record, events), events=events)
+
+    def _unused(self, record: JobRecord, events: list[dict[str, Any]]) -> int:
+        """A number above all that the job's events can have had, stored or not, after any number of losses.
+
+        A job has had fewer events than milliseconds, so its age is above them all.
+        """
         age = self._ledger.now_ms() - round(record.created_at.timestamp() * 1000)
         stored = events[-1]["seq"] if events else 0
-        return _Found(record=record, event_seq=max(stored, age) + EVENT_ROOM, events=events)
+        return max(stored, age) + EVENT_ROOM
 
 
 def _progressed(record: JobRecord, events: Iterable[dict[str, Any]]) -> JobRecord:

@@ -23,7 +23,7 @@ def rebuild(*, dry_run: bool = False, json: AsJson = False) -> int:
         from jobs.rebuild import Rebuild
         from jobs.settings import QueueSettings, StorageSettings
 
-        report = Rebuild(StorageSettings(), QueueSettings(), dry_run=dry_run).run()
+        report = Rebuild.of(StorageSettings(), QueueSettings(), dry_run=dry_run).run()
     if json:
         print_json(asdict(report))
     else:

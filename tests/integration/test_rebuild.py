@@ -20,6 +20,7 @@ from jobs.archive import Manifest, ManifestEntry, Outcome
 from jobs.ending import settle
 from jobs.lease import Lease
 from jobs.ledger import JobEvent
+from jobs.lineage import Base, put_base
 from jobs.outbox import Outbox
 from jobs.queue import Doorbell
 from jobs.rebuild import Rebuild, Report
@@ -70,7 +71,7 @@ def lose(service: JobService) -> Lose:
 
 @pytest.fixture
 def rebuild(storage: StorageSettings, queue: QueueSettings) -> Run:
-    return lambda **options: Rebuild(storage, queue, **options).run()
+    return lambda **options: Rebuild.of(storage, queue, **options).run()
 
 
 @pytest.fixture
@@ -380,3 +381,16 @@ def test_the_command(
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
     code, _, err = run()
     assert (code, "Valkey did not answer" in err, "Traceback" in err) == (1, True, False)
+
+
+def test_a_number_that_was_taken_and_not_used_fences_nobody(service: JobService, lose: Lose, rebuild: Run) -> None:
+    """Two workers were woken for one job: both took a number, and the first one has it."""
+    job = service.submit(SPEC, "ann")
+    epoch = claim(service, job)
+    put_base(service.store, Base(job=job.id, epoch=epoch, resumed=None))
+    assert service.archive.allocate_epoch(job.id, "too late", journal.now_iso()) == epoch + 1
+    lose()
+    rebuild()
+    record = service.get(job.id, "ann")
+    assert (record.status, record.epoch, record.worker) == (JobStatus.RUNNING, epoch, "w")
+    assert service.ledger.beat(job.id, epoch=epoch, lease_seconds=9).done

@@ -94,9 +94,9 @@ def thin(steps: Sequence[float], values: Sequence[float | None]) -> list[Point]:
 
 def ticks(low: float, high: float) -> list[float]:
     """Three to six round values from below `low` to above `high`."""
-    if high - low < 1e-9 * max(1.0, abs(high)):
-        half = abs(high) / 2 or 0.5
-        low, high = low - half, high + half
+    if high - low <= 1e-9 * max(abs(high), abs(low)):
+        low, high = min(low, 0.0), max(high, 0.0)
+        high = high if high > low else 1.0
     rough = (high - low) / 4
     magnitude = 10.0 ** math.floor(math.log10(rough))
     step = next(size * magnitude for size in (1, 2, 2.5, 5, 10) if size * magnitude >= rough * 0.999)

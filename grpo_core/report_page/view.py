@@ -7,6 +7,7 @@ Owns the sentences about a run and how much of each text is shown. Invariant: no
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -24,6 +25,8 @@ MAX_TEXT: Final = 4_000
 MAX_SPEC: Final = 60_000
 SHOWN_WITH_FINDING: Final = 3
 TABLE_ROWS: Final = 25
+CLEAR_ERRORS: Final = 3.0
+"""Standard errors beyond which the reward is said to have changed."""
 
 Series = list[float | None]
 
@@ -122,27 +125,34 @@ def _said(tone: str, headline: str, sentences: Sequence[str]) -> Json:
     return {"tone": tone, "headline": headline, "sentences": [text for text in sentences if text], "bars": []}
 
 
-def _reward_ends(run: RunFiles) -> tuple[float, float, int] | None:
+def _reward_ends(run: RunFiles) -> tuple[list[float], list[float]] | None:
+    """The rewards of the first and of the last steps."""
     rewards = [m["reward"] for m in run.metrics if m.get("reward") is not None]
-    if not rewards:
-        return None
     window = max(1, min(10, len(rewards) // 5))
-    return statistics.fmean(rewards[:window]), statistics.fmean(rewards[-window:]), window
+    return (rewards[:window], rewards[-window:]) if rewards else None
 
 
 def _reward_headline(run: RunFiles) -> str:
     ends = _reward_ends(run)
     if ends is None:
         return "It ended without a step"
-    return "The reward rose" if ends[1] > ends[0] else "The reward did not rise"
+    start, end = ends
+    if len(start) < 2:
+        return "Too few steps to say whether the reward rose"
+    error = math.sqrt((statistics.variance(start) + statistics.variance(end)) / len(start))
+    by = statistics.fmean(end) - statistics.fmean(start)
+    if abs(by) <= CLEAR_ERRORS * error:
+        return "The reward did not clearly change"
+    return "The reward rose" if by > 0 else "The reward fell"
 
 
 def _reward_sentence(run: RunFiles) -> str:
     ends = _reward_ends(run)
     if ends is None:
         return ""
-    start, end, window = ends
-    return f"The mean reward was {start:.2f} over the first {window} steps and {end:.2f} over the last {window}."
+    (start, end), window = map(statistics.fmean, ends), len(ends[0])
+    steps = f"{window} steps" if window > 1 else "step"
+    return f"The mean reward was {start:.3g} over the first {steps} and {end:.3g} over the last {steps}."
 
 
 def _facts(run: RunFiles) -> list[tuple[str, str]]:
@@ -157,7 +167,7 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
         ("Rewards", spec.get("rewards", {}).get("mode", "")),
         ("Device", report.get("device", "")),
         ("Engine", report.get("engine", "")),
-        ("Began", times[0] if times else ""),
+        ("Began", f"{times[0][:16].replace('T', ' ')} UTC" if times else ""),
         ("Took", _duration(report.get("seconds") or _between(times))),
     ]
     return [(name, plain(str(value))) for name, value in facts if value]
@@ -189,9 +199,10 @@ def _charts(run: RunFiles, findings: Sequence[Json]) -> list[Json]:
     marks = sorted({finding["steps"][1] for finding in findings if finding.get("steps")})
     shown: list[Json] = []
     for curve in _curves(run.metrics, marks):
-        drawing = svg(curve, width=940, height=240) if not shown else svg(curve)
-        if drawing:
-            shown.append({"title": curve.title, "note": curve.note, "svg": _markup(drawing), "wide": not shown})
+        if drawing := svg(curve):
+            # The first is drawn for both widths: one that is shrunk to a phone cannot be read.
+            wide = "" if shown else _markup(svg(curve, width=940, height=240))
+            shown.append({"title": curve.title, "note": curve.note, "svg": _markup(drawing), "wide": wide})
     return shown
 
 
@@ -229,7 +240,7 @@ def _curves(metrics: Sequence[Json], marks: Sequence[int]) -> list[Curve]:
             "zero_variance_share",
             least=0.0,
             most=1.0,
-            note="share of groups that teach nothing: all paid the same",
+            note="share of groups that were paid alike",
         ),
         curve(
             "Repeated", "duplicate_share", least=0.0, most=1.0, note="share of completions found again in their group"

@@ -36,7 +36,8 @@ def test_a_job_succeeds_and_all_it_made_can_be_read(service: JobService, start_w
     assert (done.step, done.reward, done.epoch, done.attempts, done.phase) == (5, 4.0, 1, 0, None)
 
     artifacts = {artifact.path: artifact for artifact in service.artifacts(job.id, OWNER)}
-    assert {"adapter/adapter_model.safetensors", "metrics.jsonl", "report.json", "spec.json"} <= artifacts.keys()
+    whole = {"adapter/adapter_model.safetensors", "metrics.jsonl", "report.html", "report.json", "spec.json"}
+    assert whole <= artifacts.keys()
     for artifact in artifacts.values():
         with urllib.request.urlopen(artifact.url) as answer:
             body = answer.read()
@@ -93,7 +94,9 @@ def test_a_failed_job_says_why(
     assert done.error is not None
     assert (done.error["class"], done.error["message"]) == (failure, "As asked.")
     assert [event["type"] for event in service.events(job.id, OWNER)].count("error") == 1
-    assert "stderr.log" in [artifact.path for artifact in service.artifacts(job.id, OWNER)]
+    left = {artifact.path: artifact.key for artifact in service.artifacts(job.id, OWNER)}
+    assert "stderr.log" in left
+    assert f"It failed ({failure})" in (service.store.get(left["report.html"]) or b"").decode()
     outcome = service.archive.outcome(job.id)
     assert outcome is not None
     assert outcome.error == done.error

@@ -188,6 +188,27 @@ def test_a_run_that_did_not_finish_says_why(tmp_path: Path, status: str, headlin
     assert ("Lower it." in page.text) is (status == "failed")
 
 
+@pytest.mark.parametrize(
+    ("rewards", "headline"),
+    [
+        ([0.1 * step for step in range(40)], "The reward rose"),
+        ([-0.1 * step for step in range(40)], "The reward fell"),
+        ([0.03 + 0.01 * (step % 3) + step * 1e-5 for step in range(40)], "The reward did not clearly change"),
+        ([1.0] * 40, "The reward did not clearly change"),
+        ([1.0, 2.0], "Too few steps to say"),
+    ],
+)
+def test_without_held_out_questions_the_reward_is_judged_and_no_more(
+    tmp_path: Path, rewards: list[float], headline: str
+) -> None:
+    spec = spec_of(8, 8, steps=len(rewards))
+    folder = run_folder(tmp_path, [{"step": n, "reward": r} for n, r in enumerate(rewards, 1)], spec, [])
+    folder.report.write_text('{"evaluation": null}')
+    _, page = write(folder)
+    assert headline in page.text
+    assert "was not measured" in page.text
+
+
 def test_a_worker_can_say_how_it_ended(tmp_path: Path) -> None:
     spec = spec_of(8, 8)
     folder = run_folder(tmp_path, [], spec, [])
@@ -283,7 +304,12 @@ def test_the_command_writes_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(0, 1, [0, 0.25, 0.5, 0.75, 1.0]), (-0.3, 3.9, [-1, 0, 1, 2, 3, 4]), (0, 0, [-0.5, -0.25, 0.0, 0.25, 0.5])],
+    [
+        (0, 1, [0, 0.25, 0.5, 0.75, 1.0]),
+        (-0.3, 3.9, [-1, 0, 1, 2, 3, 4]),
+        (0, 0, [0, 0.25, 0.5, 0.75, 1.0]),
+        (0, 1e-12, [0, 2.5e-13, 5e-13, 7.5e-13, 1e-12]),
+    ],
 )
 def test_ticks_are_round_and_hold_everything(low: float, high: float, expected: list[float]) -> None:
     found = ticks(low, high)

@@ -12,7 +12,7 @@ from jobs.admission import InProgress, KeyReused, TooManyJobs
 from jobs.errors import Unavailable
 from jobs.ratelimit import RateLimited
 from jobs.record import JobStatus
-from tests.unit.fakes import BOB, FakeJobService, bearer, make_record
+from tests.unit.fakes import BOB, READER, FakeJobService, bearer, make_record
 
 Client = TestClient[Litestar]
 JSON = {"Content-Type": "application/json"}
@@ -238,6 +238,23 @@ def test_cancel_is_done_for_a_queued_job_and_under_way_for_a_running_one(
     assert (told.status_code, told.json()["status"]) == (202, "cancelling")
     again = client.post(f"/jobs/{queued.id}/cancel")
     assert (again.status_code, again.json()["code"]) == (409, "conflict")
+
+
+def test_pause_and_resume_answer_as_documented(client: Client, service: FakeJobService) -> None:
+    queued, running = service.put(make_record()), service.put(make_record(), status=JobStatus.RUNNING)
+    for record, statuses in ((queued, (200, "paused")), (running, (202, "pausing"))):
+        for _ in range(2):
+            answer = client.post(f"/jobs/{record.id}/pause")
+            assert (answer.status_code, answer.json()["status"]) == statuses
+    answer = client.post(f"/jobs/{queued.id}/resume")
+    assert (answer.status_code, answer.json()["status"]) == (200, "queued")
+    too_early = client.post(f"/jobs/{running.id}/resume")
+    assert (too_early.status_code, too_early.json()["code"]) == (409, "conflict")
+    assert "Wait until it is paused" in too_early.json()["detail"]
+    ended = service.put(make_record(), status=JobStatus.SUCCEEDED)
+    assert client.post(f"/jobs/{ended.id}/pause").status_code == 409
+    only_reads = client.post(f"/jobs/{queued.id}/pause", headers=bearer(READER))
+    assert (only_reads.status_code, only_reads.json()["code"]) == (403, "forbidden")
 
 
 def test_list_pages_through_everything_once(client: Client, service: FakeJobService) -> None:

@@ -255,6 +255,15 @@ def test_submit_again_with_the_same_key_is_one_job(run: Run, online: FakeJobServ
     assert "Use a new key" in other.err
 
 
+def test_pause_and_resume(run: Run, online: FakeJobService) -> None:
+    record = online.put(make_record())
+    assert run("pause", record.id).out == f"{record.id}: paused\n"
+    assert run("resume", record.id, "--json").json["status"] == "queued"
+    online.put(record, status=JobStatus.PAUSING)
+    early = run("resume", record.id)
+    assert (early.code, "Wait until it is paused" in early.err) == (2, True)
+
+
 def test_list_show_and_cancel(run: Run, online: FakeJobService) -> None:
     record = online.put(make_record(name="first", metadata={"team": "a"}), step=3, reward=0.5)
     online.put(make_record())

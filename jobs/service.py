@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from grpo_core.datasets import DatasetSummary
 from grpo_core.estimates import warnings as suspicious_settings
 from grpo_core.spec import JobSpec, Problem
-from jobs import journal
+from jobs import journal, metrics
 from jobs.admission import REMEMBER_SECONDS, Admission, RequestKey, Ticket
 from jobs.archive import Archive, Order
 from jobs.checkpoints import list_checkpoints
@@ -396,10 +396,11 @@ class JobService:
         return self.ledger.newest_events(job_ids)
 
     def metrics(self, job_id: str, owner: str, *, after_step: int = 0) -> list[dict[str, Any]]:
-        """The metrics of each step above `after_step`; of a step trained twice, the later epoch's."""
+        """The metrics of each logged step above `after_step`; of a step trained twice, the later epoch's."""
+        record = self.get(job_id, owner)
         events = self.events(job_id, owner, limit=1_000_000, types={"metric"})
-        by_step = {event["step"]: {**event["data"], "step": event["step"], "epoch": event["epoch"]} for event in events}
-        return [by_step[step] for step in sorted(by_step) if step > after_step]
+        rows = metrics.join(self.store, self.archive, record, events)
+        return [row for row in rows if row["step"] > after_step]
 
     def rollouts(
         self, job_id: str, owner: str, query: RolloutQuery, *, limit: int, cursor: str | None = None

@@ -26,7 +26,11 @@ from jobs.unfinished import Unfinished
 log = structlog.get_logger()
 
 RING_AGAIN_SECONDS = 30.0
-LOCK_SECONDS = 15
+"""Or half a lease, where that is shorter."""
+INTERVAL_SECONDS = 5.0
+"""Or a quarter of a lease."""
+LOCK_INTERVALS = 3
+"""A sweeper that missed so many of its turns is dead, and another takes over."""
 
 
 class Sweeper:
@@ -37,7 +41,9 @@ class Sweeper:
         self._archive = archive
         self._outbox = outbox
         self._lease_seconds = settings.lease_seconds
-        self._interval = min(5.0, settings.lease_seconds / 4)
+        self._interval = min(INTERVAL_SECONDS, settings.lease_seconds / 4)
+        self._ring_again_seconds = min(RING_AGAIN_SECONDS, settings.lease_seconds / 2)
+        self._lock_ms = int(self._interval * LOCK_INTERVALS * 1000)
         self._stop = threading.Event()
         self._name = secrets.token_hex(8)
         self._unfinished = Unfinished(ledger, archive, outbox, by="sweeper")
@@ -62,7 +68,7 @@ class Sweeper:
             try:
                 if self._is_mine():
                     self._unfinished.finish()
-                    self.ring_again()
+                    self.ring_again(self._ring_again_seconds)
                     if waited >= leases_from:
                         self.take_over_expired()
             except Unavailable as error:
@@ -74,11 +80,11 @@ class Sweeper:
     def _is_mine(self) -> bool:
         """Take or keep the lock that makes one sweeper act at a time."""
         client = self._ledger.client
-        if guarded(lambda: client.set(self._lock, self._name, nx=True, ex=LOCK_SECONDS)):
+        if guarded(lambda: client.set(self._lock, self._name, nx=True, px=self._lock_ms)):
             return True
         if guarded(lambda: client.get(self._lock)) != self._name:
             return False
-        guarded(lambda: client.expire(self._lock, LOCK_SECONDS))
+        guarded(lambda: client.pexpire(self._lock, self._lock_ms))
         return True
 
     def ring_again(self, seconds: float = RING_AGAIN_SECONDS) -> None:

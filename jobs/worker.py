@@ -7,6 +7,7 @@ a TERM reaches the run at once. Invariant: a wake-up for a job that cannot be cl
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shlex
@@ -215,14 +216,16 @@ class Worker:
         return replace(record, status=JobStatus.RUNNING, epoch=epoch) if claimed else None
 
     def _take(self, job_id: str, epoch: int) -> bool:
-        """Claim at an epoch. Where the answer was lost, the record tells: else the job would wait for its lease."""
-        try:
-            return self._ledger.claim(
-                job_id, epoch=epoch, worker=self.name, lease_seconds=self._queue_settings.lease_seconds
-            )
-        except Unavailable:
-            record = self._ledger.get(job_id)
-            return record is not None and record.epoch == epoch and record.status in HELD
+        """Claim at an epoch. An answer may be lost, and the claim that is sent again be refused: the record tells.
+
+        Nobody else can have the epoch, so a record that is held at it is held by this worker.
+        """
+        lease_seconds = self._queue_settings.lease_seconds
+        with contextlib.suppress(Unavailable):
+            if self._ledger.claim(job_id, epoch=epoch, worker=self.name, lease_seconds=lease_seconds):
+                return True
+        record = self._ledger.get(job_id)
+        return record is not None and record.epoch == epoch and record.status in HELD
 
     def _run(self, record: JobRecord) -> None:
         self._job = record.id

@@ -1,0 +1,49 @@
+"""The table of faults in docs/reliability.md: collected while the tests run, written when asked for.
+
+`GRPO_FAULT_TABLE=1 pytest tests/acceptance/faults` replaces what stands between the marks `faults` and `/faults`.
+Invariant: a line stands there only where its test passed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "reliability.md"
+HEAD = "| what was done | what happened | recovered after |\n|---|---|---|\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One fault, as it went."""
+
+    group: str
+    done: str
+    happened: str
+    seconds: float | None
+
+    def __str__(self) -> str:
+        took = "" if self.seconds is None else f"{self.seconds:.1f} s"
+        return f"| {self.done} | {self.happened} | {took} |"
+
+
+def render(lines: list[Line]) -> str:
+    """The tables, one a group, in the order the groups first came."""
+    groups = dict.fromkeys(line.group for line in lines)
+    parts = [
+        f"### {group}\n\n{HEAD}" + "\n".join(str(line) for line in lines if line.group == group) for group in groups
+    ]
+    return "\n\n".join(parts)
+
+
+def replace_between(page: str, mark: str, text: str) -> str:
+    """The page with other text between `<!-- mark -->` and `<!-- /mark -->`."""
+    pattern = re.compile(rf"(<!-- {mark} -->\n).*?(\n<!-- /{mark} -->)", re.DOTALL)
+    assert pattern.search(page), f"the page has no marks <!-- {mark} -->"
+    return pattern.sub(lambda match: f"{match[1]}{text}{match[2]}", page)
+
+
+def write(lines: list[Line]) -> None:
+    """Put the tables into the page."""
+    PAGE.write_text(replace_between(PAGE.read_text("utf-8"), "faults", render(lines)), encoding="utf-8")

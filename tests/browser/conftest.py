@@ -179,6 +179,7 @@ class Visitor:
         """A picture for the documents, where the run was asked for them."""
         if os.environ.get("GRPO_PAGE_IMAGES"):
             IMAGES.mkdir(exist_ok=True)
+            self.page.locator(".toast").wait_for(state="detached")
             self.page.wait_for_timeout(400)
             self.page.screenshot(path=IMAGES / f"{name}.png")
 

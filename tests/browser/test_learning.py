@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,6 @@ def test_a_person_sees_a_model_learn(visit: Callable[..., Visitor], stack: Stack
     page.locator("#field-name").fill("tiny arithmetic")
     page.get_by_role("button", name="Check only").click()
     page.get_by_text("This spec would be accepted").wait_for()
-    visitor.photograph("page-submit")
     page.get_by_role("button", name="Submit", exact=True).click()
     page.wait_for_url(re.compile(r"#/jobs/job-"))
     job_id = re.search(r"job-\w{26}", page.url)[0]  # type: ignore[index]
@@ -94,6 +94,7 @@ def test_a_person_sees_a_model_learn(visit: Callable[..., Visitor], stack: Stack
     assert sum(rewards[-5:]) > sum(rewards[:5]), "it learnt something"
     page.locator(".chart.big details summary").first.click()
     cells = page.locator(".chart.big").first.locator("tbody tr")
+    cells.first.wait_for()
     assert cells.count() == STEPS
     assert cells.last.locator("td").inner_text() == f"{rewards[-1]:.2f}"
     page.locator(".chart.big details summary").first.click()
@@ -120,6 +121,19 @@ def test_a_person_sees_a_model_learn(visit: Callable[..., Visitor], stack: Stack
         page.locator("tr", has_text="adapter/adapter_config.json").get_by_role("link").click()
     assert Path(download.value.path()).stat().st_size == files["adapter/adapter_config.json"]["size"]
 
-    visitor.go("/")
+    visitor.go("/?metadata=example%3Dtiny")
     page.locator(f"tr[data-job={job_id}] svg.spark").wait_for()
-    visitor.photograph("page-jobs")
+    assert page.locator("tr[data-job]").count() == 1
+
+    # The pictures of the documents are of this run: made-up ones would show figures that nobody measured.
+    phone = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
+    looks: dict[str, dict[str, Any]] = {
+        "dark": {"color_scheme": "dark"},
+        "chinese": {"locale": "zh-CN"},
+        "phone": phone,
+    }
+    for name, look in looks.items():
+        other = visit(**look)
+        other.log_in(f"/jobs/{job_id}")
+        other.page.locator(".charts canvas").first.wait_for()
+        other.photograph(f"page-{name}")

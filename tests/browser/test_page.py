@@ -107,7 +107,7 @@ def test_a_dip_leads_to_the_completions_that_caused_it(visit: Visit, stack: Stac
     step = int(page.url.rsplit("=", 1)[1])
     assert shown == f"step {step}"
     page.locator(".group").first.wait_for()
-    assert {text for text in page.locator(".group h3 a").all_inner_texts()} == {f"step {step}"}
+    assert set(page.locator(".group h3 a").all_inner_texts()) == {f"step {step}"}
     page.get_by_role("button", name="Next step").click()
     page.wait_for_url(re.compile(rf"step={step + 1}$"))
     page.go_back()
@@ -168,7 +168,6 @@ def test_two_jobs_side_by_side(visit: Visit, stack: Stack, job: str) -> None:
     assert re.search(r"sampling\.temperature\s+0\.9\s+0\.7", table)
     assert re.search(r"training\.steps\s+60\s+40", table)
     assert "metadata" not in table
-    visitor.photograph("page-compare")
 
 
 def test_a_form_names_every_field_that_is_wrong(visit: Visit, stack: Stack) -> None:
@@ -265,7 +264,9 @@ def test_a_connection_that_breaks_loses_no_step(visit: Visit, stack: Stack) -> N
         page.locator(".live .live").wait_for()
     page.locator(".badge.succeeded").wait_for(timeout=60_000)
     page.locator(".chart.big details summary").first.click()
-    numbers = page.locator(".chart.big").first.locator("tbody th").all_inner_texts()
+    cells = page.locator(".chart.big").first.locator("tbody th")
+    cells.first.wait_for()
+    numbers = cells.all_inner_texts()
     assert [int(number) for number in numbers] == list(range(1, steps + 1))
     visitor.troubles.clear()  # the browser reports each break
 
@@ -333,7 +334,6 @@ def test_the_page_speaks_chinese(visit: Visit, stack: Stack, job: str) -> None:
     page.get_by_role("link", name="曲线").wait_for()
     page.locator(".charts canvas").first.wait_for()
     assert page.evaluate("document.documentElement.lang") == "zh"
-    visitor.photograph("page-chinese")
     page.get_by_label("语言").select_option("en")
     page.get_by_role("link", name="Curves").wait_for()
     page.reload()
@@ -355,7 +355,6 @@ def test_a_phone_has_room_for_it(visit: Visit, stack: Stack, job: str) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
     visitor.go(f"/jobs/{job}")
     page.locator(".charts canvas").first.wait_for()
-    visitor.photograph("page-phone")
     page.locator(".chart.big .u-over").first.tap()
     page.wait_for_url(re.compile(r"/rollouts\?step=\d+$"))
 
@@ -379,7 +378,6 @@ def test_axe_finds_nothing_serious(visit: Visit, stack: Stack, job: str, scheme:
     if scheme == "dark":
         visitor.go(f"/jobs/{job}")
         page.locator(".charts canvas").first.wait_for()
-        visitor.photograph("page-dark")
         page.get_by_label("Colours").select_option("light")
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(246, 247, 249)"
 

@@ -81,6 +81,7 @@ export function confirmed({ title, text, action, danger = false }) {
 
 /** A short message that goes away, also read aloud. */
 export function toast(message) {
+  document.querySelectorAll(".toast").forEach((earlier) => earlier.remove());
   const element = h("div", { class: "toast", role: "status" }, message);
   document.body.append(element);
   setTimeout(() => element.remove(), 6000);

@@ -160,9 +160,10 @@ def close(
     Takes an epoch for it, so that a run of the job that wakes up finds itself fenced, and keeps as the job's artifacts
     what the newest commit names, the output of its runs, and its events where there is a ledger to read them from.
     """
-    latest = archive.latest_epoch(job_id)
-    epoch = (archive.allocate_epoch(job_id, by, now_iso()) or latest) if latest else 0
-    manifest = _put_committed(archive, ledger, job_id, epoch) if epoch > latest else None
+    epoch = 0
+    while not epoch and archive.latest_epoch(job_id):
+        epoch = archive.allocate_epoch(job_id, by, now_iso()) or 0  # until no worker takes the number meanwhile
+    manifest = _put_committed(archive, ledger, job_id, epoch) if epoch else None
     return archive.put_outcome(
         Outcome(job=job_id, status=status, epoch=epoch, time=now_iso(), by=by, error=error, manifest=manifest)
     )
@@ -172,7 +173,7 @@ def _put_committed(archive: Archive, ledger: Ledger | None, job_id: str, epoch: 
     """A manifest of what the runs before `epoch` have left for good."""
     store = archive.store
     commit = lineage.newest_commit(store, job_id, epoch)
-    objects = {entry.path: entry for entry in commit.objects} if commit else {}
+    objects = {entry.path: entry for entry in lineage.without_pruned(store, commit.objects)} if commit else {}
     objects |= {entry.path: entry for entry in lineage.run_logs(store, job_id, epoch)}
     if ledger is not None:
         last = max((file.last for file in journal.event_files(entry.key for entry in objects.values())), default=0)

@@ -26,6 +26,7 @@ _COMMIT = re.compile(r"/e(\d+)/commits/step-(\d+)\.json$")
 _PART = re.compile(r"rollouts/part-(\d+)-(\d+)\.parquet$")
 _STEP = re.compile(r"rollouts/step-(\d+)\.parquet$")
 _EPOCH = re.compile(r"/e(\d+)/")
+_CHECKPOINT = re.compile(r"^(.+/checkpoints/)step-\d+/")
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -170,6 +171,22 @@ def run_logs(store: ObjectStore, job_id: str, before: int) -> list[ManifestEntry
             sha256 = hashlib.sha256(body).hexdigest()
             entries.append(ManifestEntry(path=f"stderr-e{epoch}.log", key=key, sha256=sha256, size=len(body)))
     return entries
+
+
+def without_pruned(store: ObjectStore, objects: Iterable[ManifestEntry]) -> list[ManifestEntry]:
+    """These objects, less the checkpoints that their run has deleted since they were listed: the manifest goes first.
+
+    A commit may name one: a run deletes its oldest checkpoint once a later one is committed.
+    """
+    stored: dict[str, set[str]] = {}
+    kept: list[ManifestEntry] = []
+    for entry in objects:
+        match = _CHECKPOINT.match(entry.key)
+        if match and match[1] not in stored:
+            stored[match[1]] = {item.key for item in store.list(match[1])}
+        if match is None or f"{match[0]}manifest.json" in stored[match[1]]:
+            kept.append(entry)
+    return kept
 
 
 def listed_rollouts(objects: Iterable[ManifestEntry]) -> list[RolloutFile]:

@@ -12,7 +12,6 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +63,8 @@ class Shipper:
         self._base = base
         self._prefix = layout.run(job_id, epoch)
         self._sent: dict[str, ManifestEntry] = {}
+        self._discarded: list[str] = []
+        """Names of what was sent, is no longer wanted and is still to be deleted, in this order."""
         self._commits: list[int] = []
         self._damaged: set[int] = set()
         """Steps whose checkpoint is not, on this disk, what its manifest says."""
@@ -219,22 +220,31 @@ class Shipper:
                 return  # another run may be going on from it
             lineage.delete_commit(self._store, self._job_id, Point(step=step, epoch=self._epoch))
             names = [name for name in self._sent if name.startswith(f"{folder}/")]
-            for name in sorted(names, key=lambda name: not name.endswith("/manifest.json")):
-                self._store.delete(self._prefix + name)
-                del self._sent[name]
+            self._discard(sorted(names, key=lambda name: not name.endswith("/manifest.json")))
+        self._delete_discarded()
 
     def _merge_rollouts(self, up_to: int | None) -> None:
         merged = rollouts.merge(self._folder / "rollouts", up_to)
-        if merged is None:
-            return
-        part, replaced = merged
-        self._send(part)
-        for path in replaced:
-            if self._name(path) in self._sent:
-                self._guard()
-                self._store.delete(self._prefix + self._name(path))
-                del self._sent[self._name(path)]
-            path.unlink()
+        if merged is not None:
+            part, replaced = merged
+            self._send(part)
+            # All at once: steps left here by a deletion that failed would be merged into a second part.
+            self._discard([name for path in replaced if (name := self._name(path)) in self._sent])
+            for path in replaced:
+                path.unlink()
+        self._delete_discarded()
+
+    def _discard(self, names: list[str]) -> None:
+        """Name these to nobody from now on, whatever becomes of their deletion."""
+        for name in names:
+            del self._sent[name]
+        self._discarded += names
+
+    def _delete_discarded(self) -> None:
+        while self._discarded:
+            self._guard()
+            self._store.delete(self._prefix + self._discarded[0])
+            del self._discarded[0]
 
     def _send_rest(self) -> None:
         """Send everything a run that has ended left, and list all that may be read."""
@@ -245,27 +255,14 @@ class Shipper:
                 if path.is_file():
                     self._send(path, again=True)
         self._send_events(at_least=1)
-        self.objects = list(self._existing())
+        # A zombie of an earlier run may have pruned a checkpoint of its own.
+        self.objects = lineage.without_pruned(self._store, self._valid())
 
     def _keep_known_metrics(self) -> None:
         """A run that ended before it wrote metrics still knows those of the steps before it."""
         metrics, known = self._folder / "metrics.jsonl", self._folder / "inputs" / "resume" / "metrics.jsonl"
         if not metrics.exists() and known.exists():
             shutil.copyfile(known, metrics)
-
-    def _existing(self) -> Iterator[ManifestEntry]:
-        """The valid objects. A zombie of an earlier run may have pruned a checkpoint of its own: it is not listed."""
-        stored: dict[int, set[str]] = {}
-        for entry in self._valid():
-            match = _CHECKPOINT.match(entry.path)
-            if match and entry.path not in self._sent:
-                epoch = int(entry.key.removeprefix(layout.JOBS).split("/")[1].removeprefix("e"))
-                if epoch not in stored:
-                    prefix = f"{layout.run(self._job_id, epoch)}checkpoints/"
-                    stored[epoch] = {item.key for item in self._store.list(prefix)}
-                if f"{entry.key.rsplit('/', 1)[0]}/manifest.json" not in stored[epoch]:
-                    continue
-            yield entry
 
     def _valid(self) -> list[ManifestEntry]:
         """Inherited and own objects by path; half-sent checkpoints are no objects yet."""

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import layout, lineage
+from jobs.archive import Archive
+from jobs.ending import close
 from jobs.errors import Unavailable
 from jobs.lease import Lease
 from jobs.ledger import Ledger
@@ -148,3 +150,81 @@ def test_a_checkpoint_whose_bytes_changed_on_the_disk_is_not_committed(run: Run)
     (run.checkpoint(2) / "weights").write_bytes(b"flipped")
     run.shipper._round(None)
     assert lineage.list_commits(run.store, run.id, 1) == []
+
+
+def test_a_deletion_that_fails_leaves_no_step_in_two_parts(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.train(1, 5)
+    run.shipper._round(None)
+    run.checkpoint(5)
+    real, calls = run.store.delete, iter(range(100))
+
+    def flaky(key: str) -> None:
+        if next(calls) == 2:
+            raise Unavailable("Object storage", "once")
+        real(key)
+
+    monkeypatch.setattr(run.store, "delete", flaky)
+    with pytest.raises(Unavailable):
+        run.shipper._round(None)
+    run.shipper._round(None)
+    commit = lineage.newest_commit(run.store, run.id, 1)
+    assert commit is not None
+    rollouts = [entry.path for entry in commit.objects if entry.path.startswith("rollouts/")]
+    assert rollouts == ["rollouts/part-000001-000005.parquet"] == run.keys("rollouts/")
+
+
+def test_what_is_being_deleted_is_listed_no_more(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage deletes a checkpoint's manifest, its answer is lost, and then the run ends."""
+    folders = [run.checkpoint(step) for step in (2, 4, 6)]
+    run.shipper._round(None)
+    shutil.rmtree(folders[0])
+    real = run.store.delete
+
+    def lost(key: str) -> None:
+        real(key)
+        if "/checkpoints/" in key:
+            raise Unavailable("Object storage", "the answer was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.store, "delete", lost)
+        with pytest.raises(Unavailable):
+            run.shipper._round(None)
+    run.shipper._round("whole")
+    assert [entry.path for entry in run.shipper.objects if run.store.get(entry.key) is None] == []
+    assert not run.keys("checkpoints/step-000002/")
+
+
+def test_a_job_that_no_worker_ends_lists_no_pruned_checkpoint(run: Run) -> None:
+    """The newest commit still names the checkpoint that its being there allowed the run to delete."""
+    archive = Archive(run.store)
+    archive.allocate_epoch(run.id, "w", "2026-01-02T03:04:05Z")
+    folder = run.checkpoint(2)
+    run.checkpoint(4)
+    run.shipper._round(None)
+    shutil.rmtree(folder)
+    run.checkpoint(6)
+    run.shipper._round(None)
+    outcome = close(archive, run.id, "cancelled", by="test")
+    manifest = archive.manifest(outcome.manifest or "")
+    assert manifest is not None
+    assert {entry.path.split("/")[1] for entry in manifest.objects} == {"step-000004", "step-000006"}
+    assert all(run.store.get(entry.key) is not None for entry in manifest.objects)
+
+
+def test_a_job_is_closed_above_a_worker_that_took_the_number_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = Archive(run.store)
+    archive.allocate_epoch(run.id, "w", "2026-01-02T03:04:05Z")
+    run.checkpoint(2)
+    run.shipper._round(None)
+    real, tries = archive.allocate_epoch, iter(range(100))
+
+    def beaten(job_id: str, worker: str, time: str, *, attempts: int = 0) -> int | None:
+        if next(tries) == 0:
+            real(job_id, "faster", time)
+            return None
+        return real(job_id, worker, time, attempts=attempts)
+
+    monkeypatch.setattr(archive, "allocate_epoch", beaten)
+    outcome = close(archive, run.id, "cancelled", by="test")
+    assert outcome.epoch == 3
+    assert outcome.manifest is not None, "what was committed stays to be read"

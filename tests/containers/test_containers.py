@@ -32,7 +32,8 @@ def tiny_job(stack: Stack) -> dict[str, Any]:
 
 
 def test_the_api_image_is_small_and_has_no_torch(podman: Podman, images: dict[str, str]) -> None:
-    assert podman.inspect(images["api"])["Size"] < 400e6
+    # A third of it is polars, which reads rollouts from the bucket.
+    assert podman.inspect(images["api"])["Size"] < 550e6
     packages = podman("run", "--rm", images["api"], "ls", *site_packages(podman, images["api"]))
     assert "litestar" in packages.split()
     assert {"torch", "transformers", "trl"}.isdisjoint(packages.split())

@@ -97,6 +97,21 @@ def test_a_zombies_outcome_is_under_way(stage: Stage, oracle: Oracle, tell: Tell
     )
 
 
+def test_a_ticket_is_taken_in_vain(stage: Stage, oracle: Oracle, tell: Tell) -> None:
+    """Two workers hear of a job; the slower one takes an epoch only after the faster has claimed."""
+    looks = rb"GET /[^ ]*/outcome\.json"
+    traps = {worker.name: worker.storage.trap(looks, lambda: None, when="before") for worker in stage.workers}
+    job = stage.submit(steps=30)
+    stage.until(lambda: all(trap.sprung.is_set() for trap in traps.values()), 20, "only one worker heard of it")
+    fast, slow = stage.workers
+    fast.storage.release(traps[fast.name])
+    stage.until_step(job, 2)
+    slow.storage.release(traps[slow.name])
+    stage.until(lambda: stage.archive.latest_epoch(job) == 2, 10)
+    oracle.check(job, epochs=1, attempts=0)
+    tell("two workers hear of one job, and the slower takes an epoch after the faster has claimed", "one run", None)
+
+
 def test_the_api_is_killed_between_job_and_record(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     trap = stage.api.storage.trap(rb"PUT /[^ ]*/job\.json", lambda: stage.api.signal(signal.SIGKILL))
     spec = job_spec(3, 5)

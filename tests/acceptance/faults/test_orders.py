@@ -1,0 +1,155 @@
+"""Cancel, pause and resume, in every state and phase, while servers are slow and processes die."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+
+import pytest
+
+from api.client import ProblemError
+from jobs.record import JobStatus
+from tests.acceptance.faults.conftest import Tell
+from tests.acceptance.faults.oracle import Oracle
+from tests.acceptance.faults.stage import Follower, Stage
+from tests.acceptance.faults.test_processes import resumed
+
+GROUP = "Orders"
+LIMIT_SECONDS = 5.0
+
+
+def cancel(stage: Stage, job: str) -> float:
+    """Seconds from the order to the end."""
+    began = time.monotonic()
+    stage.client.cancel(job)
+    stage.until_status(job, JobStatus.CANCELLED)
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["", "slow storage"])
+def test_cancel_at_every_moment(stage: Stage, oracle: Oracle, tell: Tell, slow: bool) -> None:
+    took: dict[str, float] = {}
+
+    def note(moment: str, job: str, *, manifest: bool = True) -> None:
+        took[moment] = cancel(stage, job)
+        oracle.check(job, "cancelled", manifest=manifest)
+
+    def at(phase: str, **how: str) -> str:
+        job = stage.submit(steps=200, **how)
+        stage.until(lambda: stage.record(job).phase == phase, 20, f"no phase {phase}")
+        return job
+
+    for worker in stage.workers:
+        if slow:
+            stage.network.run(worker.storage._set("slow", 0.1))
+    job = at("preparing") if slow else at("loading", load_seconds="30")
+    note("preparing" if slow else "loading", job, manifest=False)
+    note("loading", at("loading", load_seconds="30"))
+    job = at("training")
+    stage.until_step(job, 3)
+    note("training", job)
+    job = stage.submit(steps=200, checkpoint_every=3, save_seconds="20")
+    stage.until_step(job, 2)
+    time.sleep(0.5)
+    note("saving a checkpoint", job)
+    job = stage.submit(steps=3, checkpoint_every=100)
+    stage.until(lambda: stage.record(job).step >= 3, 20)
+    with contextlib.suppress(ProblemError):  # it may have ended first
+        stage.client.cancel(job)
+    oracle.check(job, stage.until_ended(job).status.value, manifest=False)
+    job = stage.submit(steps=200, checkpoint_every=100, save_seconds="20")
+    stage.until_step(job, 2)
+    stage.client.pause(job)
+    note("pausing", job)
+    job = stage.submit(steps=200, checkpoint_every=100)
+    stage.until_step(job, 2)
+    stage.client.pause(job)
+    stage.until_status(job, JobStatus.PAUSED)
+    note("paused", job)
+    with stage.workers[0].frozen(), stage.workers[1].frozen():
+        note("queued", stage.submit(steps=3), manifest=False)
+    slowest = max(took, key=lambda moment: took[moment])
+    assert took[slowest] < LIMIT_SECONDS, took
+    name = "cancel while " + ", ".join(took)
+    where = "; storage slow (0.1 s more for each piece of a request)" if slow else ""
+    tell(
+        f"{name}{where}",
+        f"cancelled each time, at most {took[slowest]:.1f} s after the order ({slowest})",
+        took[slowest],
+    )
+
+
+def test_cancel_while_storage_hangs_at_the_upload(stage: Stage, oracle: Oracle, tell: Tell) -> None:
+    job = stage.submit(steps=8)
+    stage.until_step(job, 5)
+    with stage.holder(job).storage.fault("hole"):
+        stage.until(lambda: stage.record(job).phase == "uploading", 20)
+        took = cancel(stage, job)
+    assert took < LIMIT_SECONDS
+    stage.until(
+        lambda: stage.archive.outcome(job) is not None and stage.archive.manifest(f"jobs/{job}/manifest-e1.json")
+    )
+    oracle.check(job, "cancelled", epochs=1)
+    tell("cancel during the upload while the worker's storage answers nothing", "cancelled; artifacts came later", took)
+
+
+def test_cancel_after_the_worker_died(stage: Stage, oracle: Oracle, tell: Tell) -> None:
+    job = stage.submit(steps=200)
+    stage.until_committed(job, 5)
+    stage.holder(job).kill()
+    took = cancel(stage, job)
+    oracle.check(job, "cancelled", epochs=range(1, 3))
+    kept = [checkpoint["step"] for checkpoint in stage.client.checkpoints(job)]
+    assert 5 in kept or 10 in kept
+    tell("cancel of a job whose worker has just died", "cancelled when its lease ran out; committed steps kept", took)
+
+
+@pytest.mark.parametrize("what", ["worker", "child", "api", "valkey"])
+def test_pause_under_kill(stage: Stage, oracle: Oracle, tell: Tell, what: str) -> None:
+    job = stage.submit(steps=30, save_seconds="0.5")
+    follower = Follower(stage, job)
+    stage.until_committed(job, 5)
+    stage.until_step(job, 7)
+    worker = stage.holder(job)
+    began = time.monotonic()
+    stage.client.pause(job)
+    time.sleep(0.3)
+    if what == "worker":
+        worker.kill()
+    elif what == "child":
+        for pid in worker.training(job):
+            os.kill(pid, signal.SIGKILL)
+    else:
+        process = stage.api if what == "api" else stage.valkey
+        with process.down():
+            time.sleep(1)
+    stage.until_status(job, JobStatus.PAUSED)
+    seconds = time.monotonic() - began
+    paused = stage.record(job)
+    assert (paused.worker, paused.attempts) == (None, 0)
+    assert paused.checkpoint_step >= 5
+    stage.until(lambda: stage.client.get(job))
+    stage.client.resume(job)
+    oracle.check(job, epochs=2, attempts=0, follower=follower)
+    assert resumed(stage, job) == [paused.checkpoint_step]
+    names = {"worker": "worker", "child": "training process", "api": "API", "valkey": "Valkey"}
+    tell(
+        f"pause, and the {names[what]} killed while it is saved",
+        f"paused at step {paused.checkpoint_step}; resumed from there; no attempt counted",
+        seconds,
+    )
+
+
+def test_orders_in_quick_succession(stage: Stage, oracle: Oracle, tell: Tell) -> None:
+    job = stage.submit(steps=40)
+    follower = Follower(stage, job)
+    for _ in range(4):
+        stage.until_status(job, JobStatus.RUNNING)
+        time.sleep(0.4)
+        stage.client.pause(job)
+        stage.until_status(job, JobStatus.PAUSED)
+        stage.client.resume(job)
+    oracle.check(job, epochs=5, attempts=0, follower=follower)
+    tell("paused and resumed four times in a row", "five runs, each step once", None)

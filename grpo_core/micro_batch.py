@@ -6,7 +6,14 @@ what is in memory at once. Imports no torch, so that whoever starts a run again 
 
 from __future__ import annotations
 
+from typing import Final
+
 from grpo_core.spec import JobSpec
+
+NO_ROOM_TO_DRAW: Final = "out_of_memory_in_rollout"
+NO_ROOM_FOR_ROLLOUTS: Final = "no_room_for_rollouts"
+_DRAWING: Final = frozenset({NO_ROOM_TO_DRAW, NO_ROOM_FOR_ROLLOUTS})
+"""Codes of failures for want of memory outside the training of a step."""
 
 
 def splits(spec: JobSpec) -> list[int]:
@@ -18,6 +25,11 @@ def splits(spec: JobSpec) -> list[int]:
 def keeps_objective(spec: JobSpec) -> bool:
     """Whether another split than the spec's computes the same loss; `bnpo` averages over the tokens of each part."""
     return spec.loss.type != "bnpo"
+
+
+def can_cure(code: str, phase: str | None) -> bool:
+    """Whether smaller parts help after this failure: the model is loaded, and the completions drawn, in one piece."""
+    return code not in _DRAWING and phase not in ("preparing", "loading")
 
 
 def smaller(spec: JobSpec, accumulation: int) -> int | None:

@@ -285,6 +285,10 @@ class Ledger:
         return guarded(function)
 
 
+_PASSING = frozenset({"MISCONF", "BUSY", "NOREPLICAS"})
+"""Answers that say nothing of the request: the server's disk is full, a script runs too long, replicas are away."""
+
+
 def guarded(function: Any) -> Any:
     """Run one exchange with Valkey; its failures become `Unavailable`."""
     try:
@@ -293,6 +297,10 @@ def guarded(function: Any) -> Any:
         raise Unavailable("Valkey", type(error).__name__) from error
     except (redis.ReadOnlyError, redis.OutOfMemoryError, redis.BusyLoadingError) as error:
         raise Unavailable("Valkey", str(error)) from error
+    except redis.ResponseError as error:
+        if (code := str(error).partition(" ")[0]) in _PASSING:
+            raise Unavailable("Valkey", code) from error
+        raise
 
 
 _JSON_FIELDS = ("spec", "metadata", "error")

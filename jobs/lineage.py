@@ -13,9 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
+
 from jobs import layout
 from jobs.archive import ManifestEntry
 from jobs.storage import ObjectStore
+
+log = structlog.get_logger()
 
 LINEAGE_VERSION = 1
 
@@ -104,17 +108,21 @@ def commits_up_to(store: ObjectStore, job_id: str, epoch: int) -> list[Point]:
 
 
 def read_commit(store: ObjectStore, job_id: str, point: Point) -> Commit | None:
-    """A commit, or None where it was taken back."""
-    body = store.get_json(layout.commit(job_id, point.epoch, point.step))
-    if body is None:
+    """A commit, or None where it was taken back or cannot be read: then the one before it counts."""
+    try:
+        body = store.get_json(layout.commit(job_id, point.epoch, point.step))
+        if body is None:
+            return None
+        return Commit(
+            job=body["job"],
+            epoch=body["epoch"],
+            step=body["step"],
+            checkpoint=body["checkpoint"],
+            objects=_load(body["objects"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("commit_unreadable", job_id=job_id, step=point.step, epoch=point.epoch, error=repr(error))
         return None
-    return Commit(
-        job=body["job"],
-        epoch=body["epoch"],
-        step=body["step"],
-        checkpoint=body["checkpoint"],
-        objects=_load(body["objects"]),
-    )
 
 
 def newest_commit(store: ObjectStore, job_id: str, epoch: int) -> Commit | None:

@@ -50,7 +50,7 @@ CANCEL_WRITE_SECONDS = 1.0
 LATE_SECONDS = 300.0
 """How long a cancelled job's artifacts are tried for after that."""
 LAST_WORDS_SECONDS = 5.0
-"""For handing a job back once the grace time is over."""
+"""For telling the record how a run ended, once the grace time is over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +179,7 @@ class JobRun:
         outcome = self._outcome(status, error, manifest)
         standing = self._patience(lambda: self._tools.archive.put_outcome(outcome), heed)
         self._lease.stop()
-        self._patience(lambda: self._settle(standing), ())
+        self._settle(standing)
 
     def _is_mine(self) -> bool:
         """Whether no later run has the job. A later ticket alone is none: its worker may have failed to claim."""
@@ -276,7 +276,7 @@ class JobRun:
         except TooSlow:
             standing, late = outcome, True  # the order stands in the bucket: it outranks the record
         self._lease.stop()
-        self._patience(lambda: self._settle(standing), ())
+        self._settle(standing)
         if late:
             self._ship_late(outcome)
 
@@ -289,13 +289,18 @@ class JobRun:
             self._log.error("artifacts_lost", error=repr(error))
 
     def _settle(self, standing: Outcome) -> None:
-        settle(
-            self._tools.ledger,
-            self._record.id,
-            standing,
-            tell_error=True,
-            expire_events_seconds=KEEP_EVENTS_SECONDS,
-        )
+        """Bring the record to its end. A worker that has no more time leaves it to the sweeper: the outcome stands."""
+
+        def write() -> None:
+            keep = KEEP_EVENTS_SECONDS
+            settle(self._tools.ledger, self._record.id, standing, tell_error=True, expire_events_seconds=keep)
+
+        with contextlib.suppress(Interrupted):
+            return self._patience(write, ("deadline",))
+        try:
+            self._patience(write, (), seconds=LAST_WORDS_SECONDS)
+        except TooSlow:
+            self._log.warning("not_settled")
 
     def _outcome(self, status: Ending, error: FailureReport | None, manifest: str) -> Outcome:
         return Outcome(

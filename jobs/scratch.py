@@ -26,6 +26,7 @@ def run_folder(root: Path, job_id: str, epoch: int) -> Generator[Path]:
         try:
             yield folder
         finally:
+            kill_orphans(folder)
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -34,7 +35,8 @@ def remove_abandoned(root: Path) -> list[Path]:
     removed: list[Path] = []
     with _lock(root, wait=True):
         for folder in filter(Path.is_dir, root.glob("job-*-e*")):
-            with _lock(folder) as held:
+            # Unless its worker removes it just now.
+            with contextlib.suppress(FileNotFoundError), _lock(folder) as held:
                 if held:
                     kill_orphans(folder)
                     shutil.rmtree(folder, ignore_errors=True)
@@ -43,7 +45,7 @@ def remove_abandoned(root: Path) -> list[Path]:
 
 
 def kill_orphans(folder: Path) -> None:
-    """End what still works in a dead run's folder: a rollout server may outlive the process that started it."""
+    """End what still works in the folder of a run that is over: its launcher may have made groups of their own."""
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if (process / "cwd").readlink() == folder.resolve():

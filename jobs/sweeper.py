@@ -21,7 +21,7 @@ from jobs.ledger import Ledger, guarded
 from jobs.outbox import Outbox
 from jobs.record import HELD, JobStatus
 from jobs.settings import QueueSettings
-from jobs.unfinished import Unfinished
+from jobs.unfinished import Unfinished, apart
 
 log = structlog.get_logger()
 
@@ -74,7 +74,7 @@ class Sweeper:
             except Unavailable as error:
                 waited = 0.0  # beats may have been lost too: wait a whole lease again
                 log.warning("sweep_failed", reason=str(error))
-            except Exception:  # an edge of the process: one bad record must not end all later sweeps
+            except Exception:  # an edge of the process: nothing may end all later sweeps
                 log.exception("sweep_broken")
 
     def _is_mine(self) -> bool:
@@ -90,16 +90,21 @@ class Sweeper:
     def ring_again(self, seconds: float = RING_AGAIN_SECONDS) -> None:
         """Wake workers for jobs that have waited unclaimed."""
         for job_id in self._ledger.unclaimed(seconds):
-            record = self._ledger.get(job_id)
-            if record is not None and record.status is JobStatus.QUEUED:
-                self._outbox.add(job_id, record.queue)
-                self._ledger.mark_rung(job_id)
+            with apart(job_id):
+                record = self._ledger.get(job_id)
+                if record is not None and record.status is JobStatus.QUEUED:
+                    self._outbox.add(job_id, record.queue)
+                    self._ledger.mark_rung(job_id)
 
     def take_over_expired(self) -> None:
         """Requeue, or end, every job whose worker fell silent."""
         for job_id in self._ledger.expired_leases():
-            record = self._ledger.get(job_id)
-            if record is not None and record.status in HELD:
-                # A restored record may name a run that had ended before Valkey was lost: no run was lost here.
-                lapse = replace(LOST, counts=not record.restored)
-                hand_back(self._ledger, self._archive, self._outbox, record, lapse, expired=True)
+            with apart(job_id):
+                self._take_over(job_id)
+
+    def _take_over(self, job_id: str) -> None:
+        record = self._ledger.get(job_id)
+        if record is not None and record.status in HELD:
+            # A restored record may name a run that had ended before Valkey was lost: no run was lost here.
+            lapse = replace(LOST, counts=not record.restored)
+            hand_back(self._ledger, self._archive, self._outbox, record, lapse, expired=True)

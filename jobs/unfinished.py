@@ -7,9 +7,13 @@ here may be done any number of times, also beside the process that began it.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
+
 import structlog
 
 from jobs.archive import Archive
+from jobs.errors import Unavailable
 from jobs.ledger import Ledger
 from jobs.orders import Orders
 from jobs.outbox import Outbox
@@ -20,6 +24,17 @@ log = structlog.get_logger()
 SUBMITTING_SECONDS = 300.0
 """A submission that wrote nothing for so long wrote nothing: its retries on the way to storage are over."""
 ORDERING_SECONDS = 10.0
+
+
+@contextlib.contextmanager
+def apart(job_id: str) -> Generator[None]:
+    """What is wrong with one job must not keep a sweep from the others; only a server that is away ends it."""
+    try:
+        yield
+    except Unavailable:
+        raise
+    except Exception:
+        log.exception("sweep_broken", job_id=job_id)
 
 
 class Unfinished:
@@ -34,10 +49,13 @@ class Unfinished:
     def finish(self) -> None:
         """One round over everything that has been under way for too long. Raises `Unavailable`."""
         for job_id in self._ledger.begun("submitting", SUBMITTING_SECONDS):
-            self._accept(job_id)
+            with apart(job_id):
+                self._accept(job_id)
         for note in self._ledger.begun("ordering", ORDERING_SECONDS):
-            self._orders.carry_out(note.split(" ")[0])
-            self._ledger.end("ordering", note)
+            job_id = note.split(" ")[0]
+            with apart(job_id):
+                self._orders.carry_out(job_id)
+                self._ledger.end("ordering", note)
 
     def _accept(self, job_id: str) -> None:
         """Make the record of a job that was written down; forget one that was not."""

@@ -225,7 +225,8 @@ class Watch:
     def _out_of_memory(self, report: FailureReport, *, by_kernel: bool) -> Ended:
         """Split the step further. The kernel kills for the host's memory, which the split of a GPU job hardly needs."""
         before = self._base.gradient_accumulation or self._spec.sampling.gradient_accumulation
-        lowered = None if by_kernel and self._spec.resources.gpus else micro_batch.smaller(self._spec, before)
+        useless = (by_kernel and self._spec.resources.gpus) or not micro_batch.can_cure(report.code, self._tail.phase)
+        lowered = None if useless else micro_batch.smaller(self._spec, before)
         if lowered is None and by_kernel:
             return Ended(status=None, lapse=Lapse(report=report))
         if lowered is None:

@@ -23,6 +23,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
 from grpo_core.errors import JobFailure
+from grpo_core.micro_batch import NO_ROOM_TO_DRAW
 from grpo_core.records import Completion
 from grpo_core.rewards import RewardFunction
 from grpo_core.saved_run import unreadable
@@ -281,7 +282,7 @@ def _no_room_to_draw(error: Exception) -> JobFailure:
     """All completions of a step are drawn together, in however many parts they are trained on."""
     return JobFailure(
         "oom",
-        "out_of_memory_in_rollout",
+        NO_ROOM_TO_DRAW,
         f"Drawing the completions of a step needed more memory than there is: {str(error).splitlines()[0][:500]}",
         hint="Lower sampling.prompts_per_step, sampling.generations or sampling.max_completion_tokens. Smaller parts "
         "of the step (sampling.gradient_accumulation) do not help here.",

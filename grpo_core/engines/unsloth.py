@@ -37,6 +37,7 @@ from grpo_core.engines.trainer import RecordingTrainer
 from grpo_core.engines.trl import TrlEngine, as_dataset, raise_if_module_missing, require_context_length
 from grpo_core.errors import JobFailure
 from grpo_core.evaluation import Answer
+from grpo_core.micro_batch import NO_ROOM_FOR_ROLLOUTS
 from grpo_core.models import ModelFiles
 from grpo_core.prompts import messages_for
 from grpo_core.selftest import LogProbs, Probe, token_logprobs
@@ -305,7 +306,7 @@ def _logprob(position: Any, token: int) -> float:
 def _no_room(reason: object) -> JobFailure:
     return JobFailure(
         "oom",
-        "no_room_for_rollouts",
+        NO_ROOM_FOR_ROLLOUTS,
         f"vLLM has too little memory for the model and its sequences: {str(reason).splitlines()[0][:300]}",
         hint="Set model.precision to 4bit, raise model.gpu_memory_share (or lower it, if something else uses the GPU), "
         "or lower model.max_sequence.",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
+from deploy.local.ports import pick_port
+from deploy.local.process import Child
+from deploy.local.valkey import Valkey
 from jobs.errors import Unavailable
 from jobs.ledger import JobEvent, Ledger
 from jobs.record import HELD, JobRecord, JobStatus, new_job_id
@@ -106,3 +111,25 @@ def test_a_server_that_is_away_is_unavailable() -> None:
     away = Ledger(QueueSettings.model_validate({"redis_url": "redis://127.0.0.1:1/0"}))
     with pytest.raises(Unavailable, match="Valkey"):
         away.get("job-x")
+
+
+def test_a_server_that_cannot_write_to_its_disk_is_away_and_no_fault_of_a_run(tmp_path: Path) -> None:
+    config = Valkey(data=tmp_path / "data", port=pick_port(), password="x" * 20, log=tmp_path / "valkey.log")
+    server = Child(config.service())
+    try:
+        server.wait_ready()
+        ledger = Ledger(QueueSettings.model_validate({"redis_url": config.url, "prefix": "full"}))
+        ledger.begin("ordering", "before")
+        # A folder where the snapshot is to be: like a full disk, it stops the server from taking changes.
+        (config.data / "dump.rdb" / "in the way").mkdir(parents=True)
+        ledger.client.config_set("save", "3600 1")
+        ledger.client.bgsave()
+        until = time.monotonic() + 10
+        while ledger.client.info("persistence")["rdb_last_bgsave_status"] == "ok" and time.monotonic() < until:
+            time.sleep(0.05)
+        with pytest.raises(Unavailable, match="MISCONF"):
+            ledger.begin("ordering", "after")
+        with pytest.raises(Unavailable, match="MISCONF"):
+            ledger.run_script("take", "key", "1", "1")
+    finally:
+        server.kill()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from grpo_core.micro_batch import keeps_objective, smaller, splits
+from grpo_core.micro_batch import can_cure, keeps_objective, smaller, splits
 from grpo_core.spec import JobSpec, parse_spec
 
 
@@ -42,3 +42,11 @@ def test_a_loss_that_averages_over_the_part_is_left_as_asked() -> None:
     spec = spec_of(3, 4, loss={"type": "bnpo"})
     assert not keeps_objective(spec)
     assert smaller(spec, 1) is None
+
+
+def test_smaller_parts_cure_only_what_training_a_step_needs() -> None:
+    assert can_cure("out_of_memory", "training")
+    assert can_cure("out_of_memory", "evaluating"), "a step's memory may be what is missing"
+    assert not can_cure("out_of_memory", "loading"), "the model itself does not fit"
+    assert not can_cure("out_of_memory_in_rollout", "training"), "a step's completions are drawn together"
+    assert not can_cure("no_room_for_rollouts", "training")

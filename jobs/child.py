@@ -13,7 +13,15 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import structlog
+
 from grpo_core.trackers import ENVIRONMENT as TRACKER_VARIABLES
+
+log = structlog.get_logger()
+
+UNKILLABLE_SECONDS = 60.0
+"""How long a killed process may take to be gone."""
+EXIT_UNKILLABLE = 70
 
 _PASSED_ON = frozenset(
     "PATH HOME USER LOGNAME LANG LANGUAGE TZ TMPDIR SHELL LD_LIBRARY_PATH LIBRARY_PATH CC CXX VIRTUAL_ENV "
@@ -62,10 +70,18 @@ class Child:
             self._process.wait(seconds)
 
     def kill(self) -> None:
-        """End the whole group now."""
+        """End the whole group now.
+
+        A process in a driver that hangs outlives even this, and holds its GPU: then the worker ends too, without a
+        word to anyone, so that the job's lease runs out and another machine takes it.
+        """
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        try:
+            self._process.wait(UNKILLABLE_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.critical("child_outlives_kill", pid=self._process.pid)
+            os._exit(EXIT_UNKILLABLE)
 
 
 def clean_environment(

@@ -162,7 +162,7 @@ class JobRun:
             if order.order == "cancel":
                 self._cancel()
             else:
-                self._release(STOPPED)
+                self._release(ended.lapse)  # that time ran out does not change why it goes back
 
     def _finish(self, status: Ending, error: FailureReport | None) -> None:
         """Ship the rest, write manifest and outcome, then the record."""

@@ -68,6 +68,10 @@ browser: setup  ## Look at the page with Chromium while a real job trains (tests
 images: setup
 	GRPO_PAGE_IMAGES=1 $(BIN)/python -m pytest -m browser tests/browser
 
+.PHONY: soak
+soak: setup  ## Hurt everything at random for ten minutes while 210 jobs run, then check each (20 minutes)
+	$(BIN)/python -m tests.acceptance.soak
+
 .PHONY: containers
 containers: setup  ## Build the images and put a job through them with podman (root, 10 minutes, 20 GB)
 	$(BIN)/python -m pytest -m containers tests/containers

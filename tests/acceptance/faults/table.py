@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "reliability.md"
+ORDER = ["Processes", "Servers", "Network", "Killed between two writes", "Data, disks, messages", "Orders"]
 HEAD = "| what was done | what happened | recovered after |\n|---|---|---|\n"
 
 
@@ -29,8 +30,8 @@ class Line:
 
 
 def render(lines: list[Line]) -> str:
-    """The tables, one a group, in the order the groups first came."""
-    groups = dict.fromkeys(line.group for line in lines)
+    """The tables, one a group."""
+    groups = sorted({line.group for line in lines}, key=ORDER.index)
     parts = [
         f"### {group}\n\n{HEAD}" + "\n".join(str(line) for line in lines if line.group == group) for group in groups
     ]

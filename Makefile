@@ -57,7 +57,11 @@ $(VENV)-cuda/.ready: pyproject.toml uv.lock $(VENV)/.ready
 
 .PHONY: test
 test: setup  ## Run every test that needs no GPU, with real Valkey and SeaweedFS
-	$(BIN)/python -m pytest -m "not gpu and not containers"
+	$(BIN)/python -m pytest -m "not gpu and not containers and not extended"
+
+.PHONY: faults
+faults: setup  ## Every fault of docs/reliability.md, each checked by the same oracle (12 minutes)
+	$(BIN)/python -m pytest -p no:randomly tests/acceptance/faults
 
 .PHONY: browser
 browser: setup  ## Look at the page with Chromium while a real job trains (tests/browser/install.sh installs it)

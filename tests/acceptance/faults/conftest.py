@@ -6,12 +6,22 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests.acceptance.faults import table
 from tests.acceptance.faults.oracle import Oracle
 from tests.acceptance.faults.stage import Stage
 
+extended = pytest.mark.extended
+"""More moments and ways of a fault whose worst is tried in any case: for `make faults`, not for every `make test`."""
 Tell = Callable[[str, str, float | None], None]
+
+
+def extend(*values: object) -> ParameterSet:
+    """One more case of a parametrised test, of the same kind."""
+    return pytest.param(*values, marks=extended)
+
+
 _LINES: list[table.Line] = []
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from jobs import layout, lineage
 from jobs.queue import Doorbell
-from tests.acceptance.faults.conftest import Tell
+from tests.acceptance.faults.conftest import Tell, extend, extended
 from tests.acceptance.faults.oracle import Oracle
 from tests.acceptance.faults.stage import PREFIX, Stage, job_spec
 from tests.acceptance.faults.test_processes import resumed
@@ -32,7 +32,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", [damage if "bit" in damage else extend(damage) for damage in DAMAGES])
 def test_the_newest_checkpoint_is_damaged(stage: Stage, oracle: Oracle, tell: Tell, damage: str) -> None:
     name, change = DAMAGES[damage]
     job = stage.submit(steps=30)
@@ -59,6 +59,7 @@ def test_the_newest_checkpoint_is_damaged(stage: Stage, oracle: Oracle, tell: Te
     )
 
 
+@extended
 def test_every_checkpoint_is_damaged(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=25)
     stage.until_committed(job, 10)
@@ -123,6 +124,7 @@ def test_a_full_disk(stage: Stage, oracle: Oracle, tell: Tell, small_disk: Path)
         stage.workers.remove(worker)
 
 
+@extended
 def test_messages_are_repeated(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=20)
     doorbell = Doorbell(stage.queue)
@@ -199,6 +201,7 @@ def test_messages_are_forged(stage: Stage, oracle: Oracle, tell: Tell, tmp_path:
     )
 
 
+@extended
 def test_two_jobs_of_one_digest(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     """Many submissions at once under one Idempotency-Key make one job."""
     spec = job_spec(3, 5)

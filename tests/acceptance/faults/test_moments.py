@@ -16,7 +16,7 @@ import pytest
 
 from api.client import ClientError
 from jobs.record import JobStatus
-from tests.acceptance.faults.conftest import Tell
+from tests.acceptance.faults.conftest import Tell, extend, extended
 from tests.acceptance.faults.oracle import Oracle
 from tests.acceptance.faults.proxy import Trap
 from tests.acceptance.faults.stage import Follower, Stage, Worker, job_spec
@@ -42,7 +42,10 @@ def kill_at(workers: list[Worker], pattern: bytes) -> list[Trap]:
     return [worker.storage.trap(pattern, lambda w=worker: w.signal(signal.SIGKILL)) for worker in workers]
 
 
-@pytest.mark.parametrize("what", PUTS)
+CORE = ("epoch ticket", "commit", "manifest of the job", "outcome")
+
+
+@pytest.mark.parametrize("what", [what if what in CORE else extend(what) for what in PUTS])
 def test_a_worker_is_killed_right_after(stage: Stage, oracle: Oracle, tell: Tell, what: str) -> None:
     pattern, least = PUTS[what]
     traps = kill_at(stage.workers, pattern)
@@ -146,6 +149,7 @@ def test_the_api_is_killed_between_job_and_record(stage: Stage, oracle: Oracle, 
     )
 
 
+@extended
 def test_the_api_is_killed_between_job_and_record_and_nobody_asks_again(
     stage: Stage, oracle: Oracle, tell: Tell
 ) -> None:
@@ -171,7 +175,7 @@ def test_the_api_is_killed_between_job_and_record_and_nobody_asks_again(
     )
 
 
-@pytest.mark.parametrize("order", ["cancel", "pause"])
+@pytest.mark.parametrize("order", ["cancel", extend("pause")])
 def test_the_api_is_killed_between_order_and_record(stage: Stage, oracle: Oracle, tell: Tell, order: str) -> None:
     job = stage.submit(steps=400)
     stage.until_step(job, 3)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from api.client import ProblemError
-from tests.acceptance.faults.conftest import Tell
+from tests.acceptance.faults.conftest import Tell, extend, extended
 from tests.acceptance.faults.oracle import Oracle
 from tests.acceptance.faults.proxy import Mode
 from tests.acceptance.faults.stage import Follower, Stage, job_spec
@@ -16,7 +16,7 @@ from tests.acceptance.faults.stage import Follower, Stage, job_spec
 GROUP = "Network"
 
 
-@pytest.mark.parametrize("mode", ["refused", "hole"])
+@pytest.mark.parametrize("mode", [extend("refused"), "hole"])
 def test_a_worker_is_cut_off_from_valkey(stage: Stage, oracle: Oracle, tell: Tell, mode: Mode) -> None:
     """For longer than its lease, while the others are not: the sweeper takes the job from it."""
     job = stage.submit(steps=60)
@@ -41,6 +41,7 @@ def test_a_worker_is_cut_off_from_valkey(stage: Stage, oracle: Oracle, tell: Tel
     )
 
 
+@extended
 def test_a_worker_is_cut_off_briefly(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=30)
     stage.until_step(job, 5)
@@ -50,7 +51,7 @@ def test_a_worker_is_cut_off_briefly(stage: Stage, oracle: Oracle, tell: Tell) -
     tell("the same for less than half a lease", "nothing: one run", None)
 
 
-@pytest.mark.parametrize("line", ["valkey", "storage"])
+@pytest.mark.parametrize("line", [extend("valkey"), extend("storage")])
 def test_connections_are_reset_all_the_time(stage: Stage, oracle: Oracle, tell: Tell, line: str) -> None:
     job = stage.submit(steps=40)
     stage.until_step(job, 2)
@@ -74,7 +75,9 @@ def test_connections_are_reset_all_the_time(stage: Stage, oracle: Oracle, tell: 
     tell(f"connections of both workers to {name} reset four times a second", f"{runs} run, nothing missing", None)
 
 
-@pytest.mark.parametrize(("mode", "said"), [("busy", "503 Slow Down to everything"), ("torn", "answers break off")])
+@pytest.mark.parametrize(
+    ("mode", "said"), [("busy", "503 Slow Down to everything"), extend("torn", "answers break off")]
+)
 def test_storage_answers_badly(stage: Stage, oracle: Oracle, tell: Tell, mode: Mode, said: str) -> None:
     job = stage.submit(steps=60)
     stage.until_committed(job, 5)
@@ -89,6 +92,7 @@ def test_storage_answers_badly(stage: Stage, oracle: Oracle, tell: Tell, mode: M
     tell(f"object storage for 5 s: {said}", "one run; uploads were tried again", seconds)
 
 
+@extended
 def test_storage_is_slow(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=30)
     stage.until_step(job, 2)
@@ -119,6 +123,7 @@ def test_uploads_are_garbled(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     )
 
 
+@extended
 def test_the_api_is_cut_off_from_valkey(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=40)
     follower = Follower(stage, job)
@@ -143,6 +148,7 @@ def test_the_api_is_cut_off_from_valkey(stage: Stage, oracle: Oracle, tell: Tell
     )
 
 
+@extended
 def test_the_api_is_cut_off_from_storage(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     with stage.api.storage.fault("busy"):
         began = time.monotonic()

@@ -11,7 +11,7 @@ import pytest
 
 from api.client import ProblemError
 from jobs.record import JobStatus
-from tests.acceptance.faults.conftest import Tell
+from tests.acceptance.faults.conftest import Tell, extend, extended
 from tests.acceptance.faults.oracle import Oracle
 from tests.acceptance.faults.stage import Follower, Stage
 from tests.acceptance.faults.test_processes import resumed
@@ -28,7 +28,7 @@ def cancel(stage: Stage, job: str) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("slow", [False, True], ids=["", "slow storage"])
+@pytest.mark.parametrize("slow", [False, extend(True)], ids=["", "slow storage"])
 def test_cancel_at_every_moment(stage: Stage, oracle: Oracle, tell: Tell, slow: bool) -> None:
     took: dict[str, float] = {}
 
@@ -95,6 +95,7 @@ def test_cancel_while_storage_hangs_at_the_upload(stage: Stage, oracle: Oracle, 
     tell("cancel during the upload while the worker's storage answers nothing", "cancelled; artifacts came later", took)
 
 
+@extended
 def test_cancel_after_the_worker_died(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=200)
     stage.until_committed(job, 5)
@@ -106,7 +107,7 @@ def test_cancel_after_the_worker_died(stage: Stage, oracle: Oracle, tell: Tell) 
     tell("cancel of a job whose worker has just died", "cancelled when its lease ran out; committed steps kept", took)
 
 
-@pytest.mark.parametrize("what", ["worker", "child", "api", "valkey"])
+@pytest.mark.parametrize("what", ["worker", extend("child"), extend("api"), extend("valkey")])
 def test_pause_under_kill(stage: Stage, oracle: Oracle, tell: Tell, what: str) -> None:
     job = stage.submit(steps=30, save_seconds="0.5")
     follower = Follower(stage, job)
@@ -142,6 +143,7 @@ def test_pause_under_kill(stage: Stage, oracle: Oracle, tell: Tell, what: str) -
     )
 
 
+@extended
 def test_orders_in_quick_succession(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=40)
     follower = Follower(stage, job)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.acceptance.faults.conftest import Tell
+from tests.acceptance.faults.conftest import Tell, extend, extended
 from tests.acceptance.faults.oracle import Oracle
 from tests.acceptance.faults.stage import Follower, Stage
 
@@ -21,7 +21,7 @@ def kill_training(stage: Stage, job_id: str, number: int = signal.SIGKILL) -> No
         os.kill(pid, number)
 
 
-@pytest.mark.parametrize("what", ["worker", "host", "child", "segfault"])
+@pytest.mark.parametrize("what", ["worker", extend("host"), "child", extend("segfault")])
 def test_killed_at_a_step(stage: Stage, oracle: Oracle, tell: Tell, what: str) -> None:
     job = stage.submit(steps=40)
     follower = Follower(stage, job)
@@ -52,7 +52,7 @@ def test_killed_at_a_step(stage: Stage, oracle: Oracle, tell: Tell, what: str) -
     tell(names[what], f"training process dead at once; run 2 {lost}" if what == "worker" else f"run 2 {lost}", seconds)
 
 
-@pytest.mark.parametrize(("how", "step"), [("kill", 0), ("hang", 4)])
+@pytest.mark.parametrize(("how", "step"), [("kill", 0), extend("hang", 4)])
 def test_a_child_that_is_lost_every_time(stage: Stage, oracle: Oracle, tell: Tell, how: str, step: int) -> None:
     job = stage.submit(steps=10, checkpoint_every=5, fail=how, fail_step=str(step), step_seconds="0.3")
     began = time.monotonic()
@@ -70,7 +70,7 @@ def test_a_child_that_is_lost_every_time(stage: Stage, oracle: Oracle, tell: Tel
     tell(names[how], said, time.monotonic() - began)
 
 
-@pytest.mark.parametrize("how", ["hang", "stop"])
+@pytest.mark.parametrize("how", ["hang", extend("stop")])
 def test_a_child_that_hangs_once(stage: Stage, oracle: Oracle, tell: Tell, how: str) -> None:
     job = stage.submit(steps=20, fail=how, fail_step="12", fail_epochs="1", step_seconds="0.05")
     follower = Follower(stage, job)
@@ -87,6 +87,7 @@ def test_a_child_that_hangs_once(stage: Stage, oracle: Oracle, tell: Tell, how: 
     )
 
 
+@extended
 def test_a_short_freeze_of_the_child_is_no_fault(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=25)
     stage.until_step(job, 5)
@@ -127,7 +128,7 @@ def test_diverged(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     tell("loss is NaN (exit 15)", "`failed`, class `diverged`, one run; the checkpoint of step 10 is kept", None)
 
 
-@pytest.mark.parametrize("wakes", ["while the other trains", "after the other has ended"])
+@pytest.mark.parametrize("wakes", ["while the other trains", extend("after the other has ended")])
 def test_a_zombie(stage: Stage, oracle: Oracle, tell: Tell, wakes: str) -> None:
     job = stage.submit(steps=40 if wakes == "while the other trains" else 20)
     follower = Follower(stage, job)
@@ -155,6 +156,7 @@ def test_a_zombie(stage: Stage, oracle: Oracle, tell: Tell, wakes: str) -> None:
     )
 
 
+@extended
 def test_frozen_for_less_than_a_lease(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=40)
     stage.until_step(job, 5)
@@ -184,6 +186,7 @@ def test_preempted_in_time(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     )
 
 
+@extended
 def test_preempted_with_too_little_grace(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=30, save_seconds="1.5", checkpoint_every=6)
     stage.until_committed(job, 6)
@@ -203,6 +206,7 @@ def test_preempted_with_too_little_grace(stage: Stage, oracle: Oracle, tell: Tel
     )
 
 
+@extended
 def test_preempted_before_any_checkpoint_costs_no_attempt(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=12, save_seconds="30", checkpoint_every=1000)
     for number in range(3):
@@ -220,7 +224,7 @@ def test_preempted_before_any_checkpoint_costs_no_attempt(stage: Stage, oracle: 
     )
 
 
-@pytest.mark.parametrize("away", [2.0, 2.5])
+@pytest.mark.parametrize("away", [extend(2.0), 2.5])
 def test_the_api_is_killed(stage: Stage, oracle: Oracle, tell: Tell, away: float) -> None:
     leases = away / 2
     job = stage.submit(steps=40)
@@ -239,6 +243,7 @@ def test_the_api_is_killed(stage: Stage, oracle: Oracle, tell: Tell, away: float
     )
 
 
+@extended
 def test_the_api_is_frozen(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     with stage.api.frozen():
         time.sleep(0.1)

@@ -12,7 +12,7 @@ import pytest
 
 from api.client import ProblemError
 from jobs.record import JobStatus
-from tests.acceptance.faults.conftest import Tell
+from tests.acceptance.faults.conftest import Tell, extend, extended
 from tests.acceptance.faults.oracle import Oracle
 from tests.acceptance.faults.stage import ROOT, Follower, Stage, job_spec
 
@@ -27,7 +27,7 @@ def rebuild(stage: Stage) -> dict[str, int]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize(("how", "seconds"), [("killed", 4.0), ("frozen", 6.0)])
+@pytest.mark.parametrize(("how", "seconds"), [("killed", 4.0), extend("frozen", 6.0)])
 def test_valkey_is_away(stage: Stage, oracle: Oracle, tell: Tell, how: str, seconds: float) -> None:
     job = stage.submit(steps=80)
     waiting = [stage.submit(steps=2) for _ in range(2)]
@@ -50,6 +50,7 @@ def test_valkey_is_away(stage: Stage, oracle: Oracle, tell: Tell, how: str, seco
     )
 
 
+@extended
 def test_valkey_dies_again_and_again(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     jobs = [stage.submit(steps=40), stage.submit(steps=40)]
     for job in jobs:
@@ -104,6 +105,7 @@ def test_valkey_is_lost_whole(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     )
 
 
+@extended
 def test_valkey_is_lost_with_a_worker(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=40)
     stage.until_committed(job, 10)
@@ -122,6 +124,7 @@ def test_valkey_is_lost_with_a_worker(stage: Stage, oracle: Oracle, tell: Tell) 
     )
 
 
+@extended
 def test_a_job_ends_while_valkey_is_away(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=20)
     stage.until_step(job, 5)
@@ -134,7 +137,7 @@ def test_a_job_ends_while_valkey_is_away(stage: Stage, oracle: Oracle, tell: Tel
     tell("training ends while Valkey is away (6 s)", "`succeeded` once it was back; one run", seconds)
 
 
-@pytest.mark.parametrize("how", ["down", "frozen"])
+@pytest.mark.parametrize("how", ["down", extend("frozen")])
 def test_submit_while_valkey_is_away(stage: Stage, oracle: Oracle, tell: Tell, how: str) -> None:
     spec = job_spec(3, 5)
     with stage.valkey.down() if how == "down" else stage.valkey.frozen():
@@ -156,6 +159,7 @@ def test_submit_while_valkey_is_away(stage: Stage, oracle: Oracle, tell: Tell, h
     )
 
 
+@extended
 def test_valkey_is_full(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=50)
     stage.until_step(job, 5)
@@ -176,7 +180,7 @@ def test_valkey_is_full(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     tell("Valkey's memory full (`noeviction`) for 4 s", f"a new job {said}; the running one went on: one run", seconds)
 
 
-@pytest.mark.parametrize(("how", "seconds"), [("killed", 6.0), ("frozen", 8.0)])
+@pytest.mark.parametrize(("how", "seconds"), [extend("killed", 6.0), ("frozen", 8.0)])
 def test_storage_is_away(stage: Stage, oracle: Oracle, tell: Tell, how: str, seconds: float) -> None:
     job = stage.submit(steps=80)
     follower = Follower(stage, job)
@@ -191,6 +195,7 @@ def test_storage_is_away(stage: Stage, oracle: Oracle, tell: Tell, how: str, sec
     tell(f"object storage {how} for {seconds:.0f} s", "training went on: one run; checkpoints went up later", recovered)
 
 
+@extended
 def test_storage_is_away_at_the_end(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=15)
     stage.until_step(job, 12)
@@ -205,6 +210,7 @@ def test_storage_is_away_at_the_end(stage: Stage, oracle: Oracle, tell: Tell) ->
     tell("object storage frozen when a job uploads its result (5 s)", "uploaded afterwards: one run", seconds)
 
 
+@extended
 def test_storage_and_valkey_are_away_together(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=70)
     stage.until_committed(job, 5)

@@ -60,7 +60,7 @@ test: setup  ## Run every test that needs no GPU, with real Valkey and SeaweedFS
 	$(BIN)/python -m pytest -m "not gpu and not containers and not extended"
 
 .PHONY: faults
-faults: setup  ## Every fault of docs/reliability.md, each checked by the same oracle (12 minutes)
+faults: setup  ## Every fault of docs/reliability.md, each checked by the same oracle (20 minutes)
 	$(BIN)/python -m pytest -p no:randomly tests/acceptance/faults
 
 .PHONY: browser

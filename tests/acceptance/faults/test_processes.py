@@ -17,13 +17,15 @@ GROUP = "Processes"
 
 
 def kill_training(stage: Stage, job_id: str, number: int = signal.SIGKILL) -> None:
-    for pid in stage.holder(job_id).training(job_id):
+    processes = stage.holder(job_id).training(job_id)
+    assert processes, "it had ended"
+    for pid in processes:
         os.kill(pid, number)
 
 
 @pytest.mark.parametrize("what", ["worker", extend("host"), "child", extend("segfault")])
 def test_killed_at_a_step(stage: Stage, oracle: Oracle, tell: Tell, what: str) -> None:
-    job = stage.submit(steps=40)
+    job = stage.submit(steps=60)
     follower = Follower(stage, job)
     stage.until_committed(job, 10)
     stage.until_step(job, 13)

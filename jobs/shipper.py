@@ -292,7 +292,9 @@ class Shipper:
         try:
             self._ledger.change(self._job_id, epoch=self._epoch, fields={"checkpoint_step": step})
         except Unavailable:
-            return
+            if self._goal is None:
+                return
+            raise  # the run ends: there is no later round to tell it in
         self._told = step
 
     def _send(self, path: Path, *, again: bool = False) -> ManifestEntry | None:

@@ -19,7 +19,7 @@ GROUP = "Network"
 @pytest.mark.parametrize("mode", [extend("refused"), "hole"])
 def test_a_worker_is_cut_off_from_valkey(stage: Stage, oracle: Oracle, tell: Tell, mode: Mode) -> None:
     """For longer than its lease, while the others are not: the sweeper takes the job from it."""
-    job = stage.submit(steps=60)
+    job = stage.submit(steps=120)
     follower = Follower(stage, job)
     stage.until_committed(job, 5)
     lonely = stage.holder(job)

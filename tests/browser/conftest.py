@@ -1,7 +1,8 @@
 """A browser before the real stack: API, Valkey, SeaweedFS and two workers, on which real and made-up runs train.
 
-Everything here lives as long as the session, since a browser and a stack take seconds to start; each test has its
-own browser context, so its own cookies and storage. Where no Chromium is installed the tests are skipped.
+The stack lives as long as the session, since it takes seconds to start; each test has its own browser context, so its
+own cookies and storage. Where no Chromium is installed the tests are skipped. Invariant: when a module's tests are
+over, no event loop of Playwright runs on: `asyncio.run` works in whatever test comes next.
 """
 
 from __future__ import annotations
@@ -38,13 +39,22 @@ CHROMIUM = os.environ.get("GRPO_TEST_CHROMIUM") or shutil.which("chromium") or s
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+def chromium() -> str:
+    """The browser's path."""
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("no Chromium here: run tests/browser/install.sh, or name one in GRPO_TEST_CHROMIUM")
-    with playwright.sync_playwright() as started:
+    return CHROMIUM
+
+
+# By module, and not for the session: Playwright's loop counts as running in this thread for as long as it is open.
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
         # Chromium's own sandbox refuses to be run by root; what is shown here is ours.
-        running = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        running = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield running
         running.close()
 
@@ -93,7 +103,10 @@ class Stack:
 
 @pytest.fixture(scope="session")
 def stack(
-    browser: Browser, valkey: ValkeyServer, seaweedfs: SeaweedFSServer, tmp_path_factory: pytest.TempPathFactory
+    chromium: str,  # where there is none, no stack is started
+    valkey: ValkeyServer,
+    seaweedfs: SeaweedFSServer,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Stack]:
     queue = QueueSettings.model_validate({"redis_url": valkey.url, "prefix": "t-browser", "lease_seconds": 15.0})
     storage = StorageSettings.model_validate(

@@ -223,7 +223,7 @@ def test_a_reader_that_leaves_frees_everything_at_once(server: Api) -> None:
     for connection in connections:
         connection.close()
     wait_until(lambda: server.streams.readers == 0, seconds=2)
-    assert len(server.server.server_state.tasks) == 0
+    wait_until(lambda: not server.server.server_state.tasks, seconds=2)
 
 
 def test_a_reader_that_does_not_read_holds_up_nobody_and_little_memory(

@@ -36,12 +36,14 @@ from jobs.outbox import Outbox
 from jobs.queue import TASK, Doorbell, make_celery, queues_served
 from jobs.record import HELD, JobRecord, JobStatus
 from jobs.registry import EXPIRY_SECONDS, WorkerInfo, WorkerRegistry
-from jobs.run import JobRun, Toolbox, machine_failure
+from jobs.run import JobRun
 from jobs.settings import QueueSettings, StorageSettings
 from jobs.stall import StallLimits
 from jobs.stopping import StopOrder
 from jobs.storage import ObjectStore
 from jobs.sweeper import Sweeper
+from jobs.tenure import Toolbox
+from jobs.verdict import machine_failure
 
 log = structlog.get_logger()
 

@@ -63,6 +63,8 @@ class Shipper:
         self._base = base
         self._prefix = layout.run(job_id, epoch)
         self._sent: dict[str, ManifestEntry] = {}
+        self._stamps: dict[str, tuple[int, int]] = {}
+        """Of each file sent: its size and time of change just before."""
         self._discarded: list[str] = []
         """Names of what was sent, is no longer wanted and is still to be deleted, in this order."""
         self._commits: list[int] = []
@@ -154,7 +156,7 @@ class Shipper:
             return
         if goal == "resumable":
             if (self._folder / "stderr.log").exists():
-                self._send(self._folder / "stderr.log", again=True)
+                self._send(self._folder / "stderr.log")
             return
         for _, path in rollouts.step_files(self._folder / "rollouts"):
             self._send(path)
@@ -238,6 +240,7 @@ class Shipper:
         """Name these to nobody from now on, whatever becomes of their deletion."""
         for name in names:
             del self._sent[name]
+            self._stamps.pop(name, None)
         self._discarded += names
 
     def _delete_discarded(self) -> None:
@@ -253,7 +256,7 @@ class Shipper:
         for pattern in FINAL_FILES:
             for path in sorted(self._folder.glob(pattern)):
                 if path.is_file():
-                    self._send(path, again=True)
+                    self._send(path)
         self._send_events(at_least=1)
         # A zombie of an earlier run may have pruned a checkpoint of its own.
         self.objects = lineage.without_pruned(self._store, self._valid())
@@ -297,17 +300,19 @@ class Shipper:
             raise  # the run ends: there is no later round to tell it in
         self._told = step
 
-    def _send(self, path: Path, *, again: bool = False) -> ManifestEntry | None:
-        """Send a file once, or `again`; None where it is gone."""
+    def _send(self, path: Path) -> ManifestEntry | None:
+        """Send a file unless it is in the bucket as it is; None where it is gone."""
         name = self._name(path)
-        if name in self._sent and not again:
-            return self._sent[name]
         self._guard()
         try:
+            stamp = (path.stat().st_size, path.stat().st_mtime_ns)
+            if self._stamps.get(name) == stamp:
+                return self._sent[name]
             sha256, size = self._store.upload(path, self._prefix + name)
         except FileNotFoundError:
             return None
         self._sent[name] = ManifestEntry(path=name, key=self._prefix + name, sha256=sha256, size=size)
+        self._stamps[name] = stamp
         return self._sent[name]
 
     def _guard(self) -> None:

@@ -146,6 +146,33 @@ def test_a_round_that_broke_off_anywhere_is_taken_up_where_it_was(run: Run, monk
         assert hashlib.sha256(run.store.get(entry.key) or b"").hexdigest() == entry.sha256, entry.path
 
 
+def test_after_an_outage_only_what_changed_is_sent_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run.folder / "adapter").mkdir()
+    (run.folder / "adapter" / "adapter_model.safetensors").write_bytes(b"a large file")
+    (run.folder / "stderr.log").write_text("so far\n")
+    real, sent = run.store.upload, list[str]()
+
+    def counted(path: Path, key: str) -> tuple[str, int]:
+        sent.append(path.name)
+        return real(path, key)
+
+    def away(*_: object, **__: object) -> list[object]:
+        raise Unavailable("Valkey", "away")
+
+    monkeypatch.setattr(run.store, "upload", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.journal.store_events", away)
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                run.shipper._round("whole")
+    (run.folder / "stderr.log").write_text("so far\nand on\n")
+    run.shipper._round("whole")
+    assert sorted(sent) == ["adapter_model.safetensors", "stderr.log", "stderr.log"]
+    log = next(entry for entry in run.shipper.objects if entry.path == "stderr.log")
+    assert run.store.get(log.key) == b"so far\nand on\n"
+    assert log.sha256 == hashlib.sha256(b"so far\nand on\n").hexdigest()
+
+
 def test_a_checkpoint_whose_bytes_changed_on_the_disk_is_not_committed(run: Run) -> None:
     (run.checkpoint(2) / "weights").write_bytes(b"flipped")
     run.shipper._round(None)

@@ -11,12 +11,13 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
+from grpo_core.estimates import SpecWarning
 from grpo_core.rewards import RewardInfo
 from jobs.datasets import DatasetRecord
 from jobs.record import TERMINAL, JobRecord, JobStatus, Phase
 from jobs.rollout_store import Rollout as FoundRollout
 from jobs.rollout_store import StepRollouts
-from jobs.service import Artifact, LinkedCheckpoint, SpecWarning
+from jobs.service import Artifact, LinkedCheckpoint
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 

@@ -25,7 +25,8 @@ import structlog
 from api.problems import ApiError
 from api.schemas import event_of
 from jobs.errors import Unavailable
-from jobs.service import EventPage, JobService
+from jobs.event_pages import EventPage
+from jobs.service import JobService
 
 log = structlog.get_logger(__name__)
 

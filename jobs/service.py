@@ -18,14 +18,16 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from grpo_core.datasets import DatasetSummary
+from grpo_core.estimates import SpecWarning
 from grpo_core.estimates import warnings as suspicious_settings
-from grpo_core.spec import JobSpec, Problem
-from jobs import journal, metrics
-from jobs.admission import REMEMBER_SECONDS, Admission, RequestKey, Ticket
+from grpo_core.spec import JobSpec
+from jobs import metrics
+from jobs.admission import Admission, RequestKey
 from jobs.archive import Archive, Order
 from jobs.checkpoints import list_checkpoints
 from jobs.datasets import DatasetRecord, DatasetStore, new_dataset_id
-from jobs.errors import JobsError, NotFound, Rejected, Unavailable
+from jobs.errors import JobsError, NotFound, Unavailable
+from jobs.event_pages import EventPage, EventPages
 from jobs.keys import KeyRecord, KeyStore
 from jobs.ledger import Ledger
 from jobs.lineage import RolloutFile, listed_rollouts, live_rollouts
@@ -33,7 +35,8 @@ from jobs.orders import Orders
 from jobs.outbox import Outbox
 from jobs.queue import Doorbell, queue_for
 from jobs.ratelimit import RateLimiter
-from jobs.record import TERMINAL, JobRecord, JobStatus, new_job_id, record_of
+from jobs.record import TERMINAL, JobRecord, JobStatus
+from jobs.references import References
 from jobs.registry import WorkerRegistry
 from jobs.rollout_query import RolloutQuery, decode_cursor, encode_cursor
 from jobs.rollout_store import Rollout, RolloutStore, StepRollouts
@@ -41,17 +44,13 @@ from jobs.sessions import Session, SessionStore
 from jobs.settings import QueueSettings, StorageSettings
 from jobs.sources import Sources, SourceSettings
 from jobs.storage import ObjectStore
+from jobs.submission import Submission
 from jobs.sweeper import Sweeper
 from jobs.telemetry import Telemetry, read_telemetry
 
 LIST_SCAN = 200
 """Records looked through at a time when a list is filtered by metadata."""
 MAX_SCANS = 50
-
-PAGE_EVENTS = 50
-"""Events handed to a stream at a time: samples may be of 10 kB, and each reader holds a page."""
-STORED_PAGE_EVENTS = 1000
-"""The same for events from the bucket, where a page costs as much as all."""
 
 T = TypeVar("T")
 
@@ -81,28 +80,6 @@ class Page(Generic[T]):
 
     items: list[T]
     next_cursor: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class EventPage:
-    """Some of a job's events, in order."""
-
-    events: list[dict[str, Any]]
-    after: int
-    """Where to go on; also past events that were left out."""
-    more: bool
-    """There may be others at once."""
-    ended: bool
-    """The job has ended, and these are its last."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpecWarning:
-    """Something legal in a spec that its author may not mean."""
-
-    pointer: str
-    code: str
-    message: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +132,11 @@ class JobService:
         self.workers = WorkerRegistry(self.ledger)
         self._outbox = Outbox(Doorbell(queue), self.ledger)
         self._sweeper = Sweeper(self.ledger, self.archive, self._outbox, queue)
+        self._references = References(self.ledger, self.store, self.datasets)
+        self._submission = Submission(
+            self.ledger, self.archive, self._admission, self._references, self._outbox, prefix=queue.prefix
+        )
+        self._events = EventPages(self.ledger, self.store, self.archive)
         self._orders = Orders(self.ledger, self.archive, self._outbox, by=f"api-{socket.gethostname()}-{os.getpid()}")
         self._is_checked = False
 
@@ -185,68 +167,20 @@ class JobService:
 
         After `Unavailable` it may have been accepted all the same; only `submit_once` can ask again.
         """
-        ticket = self._admission.admit_job(owner, new_job_id())
-        try:
-            record = self._write_down(ticket, spec)
-            self.ledger.create(record)
-        except Rejected:
-            self._admission.withdraw(ticket, forget=True)
-            raise
-        except Unavailable:
-            # `job.json` may be there, and then it is run: see jobs.unfinished.
-            self._admission.withdraw(ticket, forget=False)
-            raise
-        self._outbox.add(record.id, record.queue)
-        return record
+        return self._submission.submit(spec, owner)[0]
 
     def submit_once(self, spec: JobSpec, owner: str, request: RequestKey) -> tuple[JobRecord, bool]:
         """Accept a job, or return the one that this very request made before; with whether it did.
 
         Raises what `submit` does, and `KeyReused`, `InProgress`. What a failed attempt wrote stays, for the next
-        attempt with the key to go on with (`jobs.admission`).
+        attempt with the key to go on with.
         """
-        ticket = self._admission.admit_job(owner, new_job_id(), request)
-        if ticket.state == "done":
-            return _as_accepted(self.get(ticket.id, owner)), True
-        try:
-            record = self._write_down(ticket, spec)
-            self.ledger.create(record, key=request.digest, remember_seconds=REMEMBER_SECONDS)
-        except Rejected:
-            self._admission.withdraw(ticket, forget=True)
-            raise
-        except Unavailable:
-            self._admission.withdraw(ticket, forget=False)
-            raise
-        self._outbox.add(record.id, record.queue)
-        return record, False
-
-    def _write_down(self, ticket: Ticket, spec: JobSpec) -> JobRecord:
-        """Put `job.json`, unless an earlier attempt has: then that is what was asked for."""
-        asked = self.archive.job(ticket.id) if ticket.state == "resumed" else None
-        if asked is None:
-            self._check_references(spec, ticket.owner)
-            asked = self._as_asked(ticket, spec)
-            if not self.archive.put_job(ticket.id, asked):
-                asked = self.archive.job(ticket.id) or asked
-        return record_of(asked)
-
-    def _as_asked(self, ticket: Ticket, spec: JobSpec) -> dict[str, Any]:
-        """`job.json`: enough to make the record again."""
-        # To the millisecond, as Valkey keeps it: a repeated answer is the same to the letter.
-        now = datetime.now(UTC)
-        return {
-            "id": ticket.id,
-            "owner": ticket.owner,
-            "created_at": now.replace(microsecond=now.microsecond // 1000 * 1000).isoformat(),
-            "queue": queue_for(spec, self._queue_settings.prefix),
-            "spec": spec.as_dict(),
-            "spec_sha256": spec.digest(),
-        }
+        return self._submission.submit(spec, owner, request)
 
     def warnings(self, spec: JobSpec, owner: str) -> list[SpecWarning]:
         """What a dry run tells: settings that are legal and probably not meant. Raises `Rejected` as `submit` does."""
-        self._check_references(spec, owner)
-        found = [SpecWarning(pointer=w.pointer, code=w.code, message=w.message) for w in suspicious_settings(spec)]
+        self._references.check(spec, owner)
+        found = list(suspicious_settings(spec))
         queue = queue_for(spec, self._queue_settings.prefix)
         if not self.workers.serving(queue):
             found.append(
@@ -257,55 +191,6 @@ class JobService:
                 )
             )
         return found
-
-    def _check_references(self, spec: JobSpec, owner: str) -> None:
-        """What only the service can check: that what a spec names exists and is its owner's."""
-        problems: list[Problem] = []
-        if spec.data.source == "file":
-            problems.append(
-                Problem(
-                    pointer="/data/source",
-                    code="local_file",
-                    detail="the service reads no local files",
-                    remedy="Upload the file with POST /datasets and use source upload.",
-                )
-            )
-        if spec.data.source == "upload":
-            problems += self._check_upload(spec, owner)
-        if spec.data.source == "s3":
-            problems += self.datasets.sources.check(spec.data.dataset)
-        if spec.from_checkpoint is not None:
-            problems += self._check_checkpoint(spec.from_checkpoint.job, spec.from_checkpoint.step, owner)
-        if problems:
-            raise Rejected(*problems)
-
-    def _check_upload(self, spec: JobSpec, owner: str) -> list[Problem]:
-        try:
-            dataset = self.datasets.get(spec.data.dataset, owner)
-        except NotFound:
-            remedy = "Upload it first with POST /datasets and use the id that returns."
-            return [Problem(pointer="/data/dataset", code="no_such_dataset", detail="does not exist", remedy=remedy)]
-        columns = {"question_column": spec.data.question_column, "answer_column": spec.data.answer_column}
-        return [
-            Problem(
-                pointer=f"/data/{field}",
-                code="no_such_column",
-                detail=f"the data set has no column {column!r} in every row",
-                remedy=f"Use one of {', '.join(dataset.columns)}.",
-            )
-            for field, column in columns.items()
-            if column not in dataset.columns
-        ]
-
-    def _check_checkpoint(self, job_id: str, step: int, owner: str) -> list[Problem]:
-        """A checkpoint can be started from once its manifest, which is written last, is there."""
-        try:
-            record = self.get(job_id, owner)
-        except NotFound:
-            return [_no_checkpoint("job", "does not exist", "Use the id of one of your jobs.")]
-        if journal.find_checkpoint(self.store, record.id, step) is None:
-            return [_no_checkpoint("step", "was not kept", "Use a step at which that job saved its adapter.")]
-        return []
 
     def get(self, job_id: str, owner: str) -> JobRecord:
         """An owner's job; raises `NotFound`."""
@@ -360,36 +245,11 @@ class JobService:
         self, job_id: str, owner: str, *, after: int = 0, limit: int = 1000, types: Collection[str] = ()
     ) -> list[dict[str, Any]]:
         """A job's events above a number, in order: from Valkey, or from the bucket once they have gone there."""
-        record = self.get(job_id, owner)
-        if self.ledger.has_events(job_id) or record.manifest is None:
-            return self._live_events(job_id, after=after, limit=limit, types=types)
-        return journal.stored_events(self.store, self.archive, record.manifest, after=after, limit=limit, types=types)
-
-    def _live_events(self, job_id: str, *, after: int, limit: int, types: Collection[str]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        while len(found) < limit:
-            batch = self.ledger.events(job_id, after=after, limit=1000 if types else limit)
-            found += [event for event in batch if not types or event["type"] in types]
-            if len(batch) < (1000 if types else limit):
-                break
-            after = batch[-1]["seq"]
-        return found[:limit]
+        return self._events.read(self.get(job_id, owner), after=after, limit=limit, types=types)
 
     def read_on(self, job_id: str, *, after: int, types: Collection[str] = ()) -> EventPage:
         """The next events of a job whose reader was checked before, and whether they are the last."""
-        # The status first: an ended job's last event is in what is read after it.
-        status, manifest = self.ledger.standing(job_id)
-        limit = PAGE_EVENTS
-        batch = self.ledger.events(job_id, after=after, limit=limit)
-        if not batch and manifest is not None and not self.ledger.has_events(job_id):
-            limit = STORED_PAGE_EVENTS
-            batch = journal.stored_events(self.store, self.archive, manifest, after=after, limit=limit, types=())
-        return EventPage(
-            events=[event for event in batch if not types or event["type"] in types],
-            after=batch[-1]["seq"] if batch else after,
-            more=len(batch) == limit,
-            ended=(status is None or status in TERMINAL) and len(batch) < limit,
-        )
+        return self._events.read_on(job_id, after=after, types=types)
 
     def newest_events(self, job_ids: list[str]) -> dict[str, int]:
         """The number of each job's last event so far."""
@@ -520,14 +380,5 @@ def _verdict(check: Any) -> str:
     return "ok"
 
 
-def _as_accepted(record: JobRecord) -> JobRecord:
-    """A job as it was when it was accepted: what the first answer said."""
-    return record_of({**record.__dict__, "created_at": record.created_at.isoformat()})
-
-
 def _has_metadata(record: JobRecord, wanted: dict[str, str] | None) -> bool:
     return all(record.metadata.get(key) == value for key, value in (wanted or {}).items())
-
-
-def _no_checkpoint(field: str, detail: str, remedy: str) -> Problem:
-    return Problem(pointer=f"/from_checkpoint/{field}", code="no_such_checkpoint", detail=detail, remedy=remedy)

@@ -12,15 +12,17 @@ from typing import Any
 from ulid import ULID
 
 from grpo_core.datasets import DatasetSummary
+from grpo_core.estimates import SpecWarning
 from grpo_core.spec import JobSpec, Problem
 from jobs.admission import KeyReused, RequestKey
 from jobs.datasets import DatasetRecord
 from jobs.errors import Conflict, NotFound, Rejected
+from jobs.event_pages import EventPage
 from jobs.keys import SCOPES, KeyRecord
 from jobs.record import TERMINAL, JobRecord, JobStatus, new_job_id
 from jobs.rollout_query import RolloutQuery, decode_cursor
 from jobs.rollout_store import Rollout, StepRollouts
-from jobs.service import Artifact, EventPage, LinkedCheckpoint, Page, SpecWarning
+from jobs.service import Artifact, LinkedCheckpoint, Page
 from jobs.sessions import Session, TooManyAttempts
 from jobs.telemetry import QueueState, Telemetry
 

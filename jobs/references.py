@@ -1,0 +1,75 @@
+"""What only the service can check of a spec: that what it names exists and is its owner's.
+
+Owns the look-ups of data sets and checkpoints; the spec's own rules are in `grpo_core.spec`. Invariant: another
+owner's data set or job is answered as one that does not exist.
+"""
+
+from __future__ import annotations
+
+from grpo_core.spec import JobSpec, Problem
+from jobs import journal
+from jobs.datasets import DatasetStore
+from jobs.errors import NotFound, Rejected
+from jobs.ledger import Ledger
+from jobs.storage import ObjectStore
+
+
+class References:
+    """Looks up what specs name."""
+
+    def __init__(self, ledger: Ledger, store: ObjectStore, datasets: DatasetStore) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._datasets = datasets
+
+    def check(self, spec: JobSpec, owner: str) -> None:
+        """Raise `Rejected` with every name that cannot be used."""
+        problems: list[Problem] = []
+        if spec.data.source == "file":
+            problems.append(
+                Problem(
+                    pointer="/data/source",
+                    code="local_file",
+                    detail="the service reads no local files",
+                    remedy="Upload the file with POST /datasets and use source upload.",
+                )
+            )
+        if spec.data.source == "upload":
+            problems += self._check_upload(spec, owner)
+        if spec.data.source == "s3":
+            problems += self._datasets.sources.check(spec.data.dataset)
+        if spec.from_checkpoint is not None:
+            problems += self._check_checkpoint(spec.from_checkpoint.job, spec.from_checkpoint.step, owner)
+        if problems:
+            raise Rejected(*problems)
+
+    def _check_upload(self, spec: JobSpec, owner: str) -> list[Problem]:
+        try:
+            dataset = self._datasets.get(spec.data.dataset, owner)
+        except NotFound:
+            remedy = "Upload it first with POST /datasets and use the id that returns."
+            return [Problem(pointer="/data/dataset", code="no_such_dataset", detail="does not exist", remedy=remedy)]
+        columns = {"question_column": spec.data.question_column, "answer_column": spec.data.answer_column}
+        return [
+            Problem(
+                pointer=f"/data/{field}",
+                code="no_such_column",
+                detail=f"the data set has no column {column!r} in every row",
+                remedy=f"Use one of {', '.join(dataset.columns)}.",
+            )
+            for field, column in columns.items()
+            if column not in dataset.columns
+        ]
+
+    def _check_checkpoint(self, job_id: str, step: int, owner: str) -> list[Problem]:
+        """A checkpoint can be started from once its manifest, which is written last, is there."""
+        record = self._ledger.get(job_id)
+        if record is None or record.owner != owner:
+            return [_no_checkpoint("job", "does not exist", "Use the id of one of your jobs.")]
+        if journal.find_checkpoint(self._store, record.id, step) is None:
+            return [_no_checkpoint("step", "was not kept", "Use a step at which that job saved its adapter.")]
+        return []
+
+
+def _no_checkpoint(field: str, detail: str, remedy: str) -> Problem:
+    return Problem(pointer=f"/from_checkpoint/{field}", code="no_such_checkpoint", detail=detail, remedy=remedy)

@@ -7,7 +7,6 @@ is wrong with a spec, `parse_spec` raises `SpecError` and nothing else, and each
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -15,12 +14,13 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import ValidationError
 
 from grpo_core.errors import GrpoError
-from grpo_core.spec.sections import FORMS, JobSpec
+from grpo_core.spec.expectations import Path, expected, expected_text, field_schema
+from grpo_core.spec.names import meant_by
+from grpo_core.spec.sections import JobSpec
+from grpo_core.spec.values import correction
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
-
-Path = tuple[str | int, ...]
 
 MAX_PROBLEMS = 100
 """More are not listed: a body of junk must not cost seconds of advice."""
@@ -133,13 +133,15 @@ def _describe(details: ErrorDetails, path: Path) -> Problem:
             pointer=pointer_of(path),
             code="unknown_field",
             detail="is not a field of the spec",
-            remedy=_nearest_field(path),
+            remedy=meant_by(path),
         )
     return Problem(
         pointer=pointer_of(path),
         code="missing_field" if kind == "missing" else "bad_value",
         detail=_message(details),
-        remedy=_key_remedy(path) if details["loc"][-1:] == ("[key]",) else _remedy(_field_schema(path)),
+        remedy=_key_remedy(path)
+        if details["loc"][-1:] == ("[key]",)
+        else _remedy(field_schema(path), path, details.get("input")),
     )
 
 
@@ -158,133 +160,24 @@ def _message(details: ErrorDetails) -> str:
     return re.sub(r"^(Input|String|Tuple|List|Dictionary) ", "", text).replace("a valid tuple", "a list")
 
 
-def _field_schema(path: Path) -> dict[str, Any]:
-    """The JSON Schema of the field at `path`, references resolved; empty where there is none."""
-    root = _schema()
-    node: Any = root
-    for part in path:
-        parent = _resolve(cast("dict[str, Any]", node), root)
-        if isinstance(part, int):
-            node = parent.get("items", {})
-        else:
-            node = parent.get("properties", {}).get(part) or _any_value(parent)
-        if not isinstance(node, dict):  # `additionalProperties` may be a truth value
-            return {}
-    return _resolve(cast("dict[str, Any]", node), root)
-
-
-def _any_value(node: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a mapping's values: pydantic lists it by key pattern where keys are restricted."""
-    patterns = node.get("patternProperties")
-    return next(iter(patterns.values())) if patterns else node.get("additionalProperties") or {}
-
-
-def _schema() -> dict[str, Any]:
-    from grpo_core.spec import json_schema
-
-    return json_schema()
-
-
-def _resolve(node: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
-    """Follow a reference, and take the non-null side of an optional field; the default stays."""
-    result = dict(node)
-    for option in node.get("anyOf", []):
-        if option.get("type") != "null":
-            result = {**option, **{key: value for key, value in node.items() if key != "anyOf"}}
-    if "$ref" in result:
-        target = root["$defs"][result.pop("$ref").rsplit("/", 1)[1]]
-        result = {**target, **result}
-    return result
-
-
-def _nearest_field(path: Path) -> str:
-    parent = _field_schema(path[:-1]) if path[:-1] else _schema()
-    names = list(parent.get("properties", {}))
-    close = difflib.get_close_matches(str(path[-1]), names, n=1)
-    if close:
-        return f"Did you mean {close[0]}?"
-    return f"Remove it; the fields here are {', '.join(names)}." if names else "Remove it."
-
-
 def _key_remedy(path: Path) -> str:
     """Advice on a key of a mapping such as `metadata`."""
-    mapping = _field_schema(path[:-1] if len(path) > 1 else path)
+    mapping = field_schema(path[:-1] if len(path) > 1 else path)
     pattern = next(iter(mapping.get("patternProperties", {})), None)
     keys = {**mapping.get("propertyNames", {}), **({"pattern": pattern} if pattern else {})}
-    return f"Each key is {_expected_text(keys)}."
+    return f"Each key is {expected_text(keys)}."
 
 
-def _remedy(field: dict[str, Any]) -> str:
+def _remedy(field: dict[str, Any], path: Path, given: Any) -> str:
     if not field:
         return "See the spec's schema at GET /schema/job."
-    text = f"Give {_expected(field)}"
+    better = correction(field, path, given)
+    if better:
+        return better
+    text = f"Give {expected(field)}"
     default = field.get("default", ...)
     if default is None:
         text += "; the default is null"
     elif isinstance(default, str | int | float) and len(str(default)) <= _SHOWN_DEFAULT:
         text += f"; the default is {default}"
     return text + "."
-
-
-def _expected(field: dict[str, Any]) -> str:
-    """What the field takes, in words."""
-    if "const" in field:
-        return str(field["const"])
-    if "enum" in field:
-        return "one of " + ", ".join(str(value) for value in field["enum"])
-    kind = field.get("type")
-    if kind in ("integer", "number"):
-        return _expected_number(field, "a whole number" if kind == "integer" else "a number")
-    if kind == "string":
-        return _expected_text(field)
-    if kind == "array":
-        return _expected_list(field)
-    if kind == "object":
-        return _expected_object(field)
-    return "a value that the schema at GET /schema/job allows"
-
-
-def _expected_list(field: dict[str, Any]) -> str:
-    items = _resolve(field.get("items", {}), _schema())
-    if "enum" in items:
-        what = "different ones of " + ", ".join(items["enum"])
-    else:
-        what = "objects with " + " and ".join(items.get("properties", {}))
-    return f"a list of {field.get('minItems', 0)} to {field['maxItems']} {what}"
-
-
-def _expected_object(field: dict[str, Any]) -> str:
-    if "required" in field:
-        return "an object with " + " and ".join(field["required"])
-    if "properties" in field:
-        return "an object with any of " + ", ".join(field["properties"])
-    return f"an object of at most {field['maxProperties']} pairs of text"
-
-
-def _expected_number(field: dict[str, Any], noun: str) -> str:
-    low, high = field.get("minimum"), field.get("maximum")
-    if low is not None and high is not None:
-        return f"{noun} from {_plain(low)} to {_plain(high)}"
-    bounds = [
-        f"{words} {_plain(field[bound])}"
-        for bound, words in (
-            ("exclusiveMinimum", "above"),
-            ("minimum", "at least"),
-            ("exclusiveMaximum", "below"),
-            ("maximum", "at most"),
-        )
-        if bound in field
-    ]
-    return f"{noun} {' and '.join(bounds)}".rstrip()
-
-
-def _plain(number: float) -> str:
-    """Without the `.0` of a whole float."""
-    return str(int(number)) if number == int(number) else str(number)
-
-
-def _expected_text(field: dict[str, Any]) -> str:
-    text = FORMS[field["pattern"]] if "pattern" in field else "text"
-    if "maxLength" in field:
-        text += f" of {field.get('minLength', 0)} to {field['maxLength']} characters"
-    return text

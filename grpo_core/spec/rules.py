@@ -136,16 +136,28 @@ def _something_is_rewarded(spec: JobSpec) -> Iterator[Problem]:
         )
 
 
+def _source_remedy(name: str) -> str:
+    """What to write where the name of a hub data set is something else."""
+    address = re.fullmatch(r"(?:https?://)?huggingface\.co/datasets/([\w.-]+/[\w.-]+?)/?", name)
+    if re.fullmatch(DATASET_ID, name):
+        return "It is an upload: set data.source to upload."
+    if re.fullmatch(S3_URL, name):
+        return "It is an object in S3: set data.source to s3."
+    if address:
+        return f'Write the name alone: "{address[1]}".'
+    return "Use owner/name, or upload a file with POST /datasets and set data.source to upload."
+
+
 def _dataset_name_fits_source(spec: JobSpec) -> Iterator[Problem]:
     """`data.dataset` is a hub name, an upload's id or `s3://bucket/key`, as `data.source` says; `data.subset` and
     `data.revision` are the hub's."""
     name, source = spec.data.dataset, spec.data.source
-    if source == "hub" and not re.fullmatch(HUB_NAME, name):
+    if source == "hub" and (re.fullmatch(DATASET_ID, name) or not re.fullmatch(HUB_NAME, name)):
         yield Problem(
             pointer="/data/dataset",
             code="bad_name",
             detail=f"{name[:80]!r} is not a hub name",
-            remedy="Use owner/name, or upload a file with POST /datasets and set data.source to upload.",
+            remedy=_source_remedy(name),
         )
     if source == "upload" and not re.fullmatch(DATASET_ID, name):
         yield Problem(

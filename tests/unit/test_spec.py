@@ -335,8 +335,9 @@ def test_every_pattern_has_words() -> None:
 @pytest.mark.parametrize(
     ("data", "pointer", "remedy"),
     [
-        ({"lerning_rate": 1}, "/lerning_rate", "Remove it; the fields here are schema_version, "),
-        ({"optimizer": {"lr": 1}}, "/optimizer/lr", "Remove it; the fields here are name, learning_rate, "),
+        ({"lerning_rate": 1}, "/lerning_rate", "Did you mean optimizer.learning_rate?"),
+        ({"optimizer": {"lr": 1}}, "/optimizer/lr", "Did you mean learning_rate?"),
+        ({"optimizer": {"nesterov": True}}, "/optimizer/nesterov", "Remove it; the fields here are name, learning_"),
         ({"optimizer": {"learningrate": 1}}, "/optimizer/learningrate", "Did you mean learning_rate?"),
         ({"rewards": {"weights": {"corectness": 1}}}, "/rewards/weights/corectness", "Did you mean correctness?"),
         ({"trainning": {}}, "/trainning", "Did you mean training?"),

@@ -1,0 +1,140 @@
+"""Specs as people really write them, each answered with the field that was meant: by names of other tools, in the
+wrong place, misspelt, or with a value that is nearly right."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from grpo_core.spec import SpecError, names, parse_spec
+from grpo_core.spec.expectations import field_schema
+
+DATASET = "ds-01M82BSW0T5K4T171YZB9EJZRM"
+
+
+def remedies(data: object) -> str:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(data)
+    return " ".join(problem.remedy for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("data", "remedy"),
+    [
+        ({"learning_rate": 1e-5}, "Use optimizer.learning_rate: a number above 0 and at most 1."),
+        ({"training": {"learning_rate": 1e-5}}, "Use optimizer.learning_rate: "),
+        ({"num_generations": 8}, "Use sampling.generations: a whole number from 2 to 256."),
+        ({"sampling": {"num_generations": 8}}, "Did you mean generations?"),
+        ({"lora_r": 16}, "Use lora.rank: "),
+        ({"loraRank": 16}, "Use lora.rank: "),
+        ({"lora": {"r": 16}}, "Did you mean rank?"),
+        ({"lora": {"lora_alpha": 16}}, "Did you mean alpha?"),
+        ({"lora_dropout": 0}, "Use lora.dropout: "),
+        ({"lora": {"targetModules": []}}, "Did you mean target_modules?"),
+        ({"max_steps": 100}, "Use training.steps: "),
+        ({"training": {"max_steps": 100}}, "Did you mean steps?"),
+        ({"training": {"epochs": 3}}, "Use training.steps: a step draws "),
+        ({"num_train_epochs": 3}, "Use training.steps: a step draws "),
+        ({"base_model": "x/y"}, "Use model.name: "),
+        ({"model_name_or_path": "x/y"}, "Use model.name: "),
+        ({"model": {"base_model": "x/y"}}, "Did you mean name?"),
+        ({"load_in_4bit": True}, 'Use model.precision: "4bit"'),
+        ({"model": {"load_in_4bit": True}}, 'Use model.precision: "4bit"'),
+        ({"bf16": True}, 'Use model.precision: "16bit"'),
+        ({"model": {"max_seq_length": 2048}}, "Did you mean max_sequence?"),
+        ({"max_prompt_length": 256}, "Use sampling.max_prompt_tokens: "),
+        ({"sampling": {"max_tokens": 200}}, "Did you mean max_completion_tokens?"),
+        ({"per_device_train_batch_size": 8}, "Use sampling.prompts_per_step and sampling.generations: "),
+        ({"gradient_accumulation_steps": 4}, "Use sampling.gradient_accumulation: "),
+        ({"beta": 0.04}, "Use loss.beta: "),
+        ({"loss": {"kl_coef": 0.04}}, "Did you mean beta?"),
+        ({"loss_type": "dapo"}, "Use loss.type: "),
+        ({"optimizer": {"lr": 1e-5}}, "Did you mean learning_rate?"),
+        ({"optimizer": {"betas": [0.9, 0.99]}}, "Use optimizer.beta1 and optimizer.beta2."),
+        ({"optimizer": {"warmup_steps": 10}}, "Use optimizer.warmup_ratio: the share of training.steps."),
+        ({"reward_funcs": ["correctness"]}, "Use rewards.weights: "),
+        ({"rewards": {"correctness": 1}}, "Use rewards.weights.correctness: "),
+        ({"dataset": DATASET}, "Use data.dataset: "),
+        ({"training_file": "file-1"}, "Use data.dataset: "),
+        ({"data": {"prompt_column": "q"}}, "Did you mean question_column?"),
+        ({"data": {"name": "main"}}, "Did you mean subset?"),
+        ({"data": {"examples": [{"q": "1", "a": "1"}]}}, "Did you mean question? Did you mean answer?"),
+        ({"system_prompt": "x"}, "Use data.system_prompt: "),
+        ({"seed": 1}, "Use training.seed, for data and sampling, or lora.seed"),
+        ({"gpus": 1}, "Use resources.gpus: "),
+        ({"resources": {"gpu_type": "H100"}}, "Use resources.min_gpu_memory_gb: "),
+        ({"gpu_memory_utilization": 0.6}, "Use model.gpu_memory_share: "),
+        ({"use_vllm": True}, "Did you mean engine?"),
+        ({"wandb": {}}, "Use training.report_to: "),
+        ({"resume_from_checkpoint": True}, "Did you mean from_checkpoint?"),
+        ({"suffix": "mine"}, "Did you mean name?"),
+        ({"hyperparameters": {"n_epochs": 1}}, "Give its values in optimizer, training, sampling and loss."),
+        ({"output_dir": "x"}, "Remove it; results go to the service's bucket"),
+        ({"sampling": {"stop": ["x"]}}, "Remove it; a completion ends at"),
+    ],
+)
+def test_another_name_is_answered_with_ours(data: dict[str, Any], remedy: str) -> None:
+    assert remedy in remedies(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "remedy"),
+    [
+        ({"training": {"steps": "250"}}, "Write it without quotes: 250."),
+        ({"training": {"steps": 250.0}}, "Write it without a decimal point: 250."),
+        ({"training": {"steps": 250.5}}, "Give a whole number from 1 to 100000"),
+        ({"training": {"steps": "many"}}, "Give a whole number from 1 to 100000"),
+        ({"training": {"steps": "0"}}, "Give a whole number from 1 to 100000"),
+        ({"optimizer": {"learning_rate": "5e-6"}}, "Write it without quotes: 5e-06."),
+        ({"optimizer": {"learning_rate": "nan"}}, "Give a number above 0"),
+        ({"schema_version": 2}, "Give 1"),
+        ({"metadata": {"run": 7}}, 'Write it in quotes: "7".'),
+        ({"loss": {"type": "GRPO"}}, "Did you mean grpo?"),
+        ({"loss": {"type": "dr-grpo"}}, "Did you mean dr_grpo?"),
+        ({"loss": {"type": "ppo"}}, "Give one of grpo, bnpo, dr_grpo, dapo"),
+        ({"engine": "vllm"}, "Did you mean unsloth?"),
+        ({"model": {"precision": "bf16"}}, "Did you mean 16bit?"),
+        ({"model": {"precision": 4}}, "Did you mean 4bit?"),
+        ({"data": {"source": "huggingface"}}, "Did you mean hub?"),
+        ({"model": "x/y"}, 'Write {"name": "x/y"}.'),
+        ({"lora": 16}, 'Write {"rank": 16}.'),
+        ({"lora": None}, "Leave it out for the default."),
+        ({"data": "x/y"}, 'Write {"dataset": "x/y"}.'),
+        ({"rewards": ["correctness"]}, 'Write {"weights": {"correctness": 1.0, ...}}'),
+        ({"lora": {"target_modules": "q_proj"}}, 'Write a list: ["q_proj"].'),
+        ({"lora": {"target_modules": "all-linear"}}, "Leave it out for all seven"),
+        ({"training": {"report_to": "none"}}, "Write an empty list: []."),
+        ({"model": {"name": "https://huggingface.co/Qwen/Qwen3-4B"}}, 'Write the name alone: "Qwen/Qwen3-4B".'),
+        ({"model": {"name": "/models/qwen"}}, "Put the folder into the worker's GRPO_MODEL_DIR"),
+        ({"data": {"dataset": DATASET}}, "It is an upload: set data.source to upload."),
+        ({"data": {"dataset": "s3://bucket/data/x.jsonl"}}, "It is an object in S3: set data.source to s3."),
+        ({"data": {"dataset": "https://huggingface.co/datasets/a/b"}}, 'Write the name alone: "a/b".'),
+    ],
+)
+def test_a_value_that_is_nearly_right_is_corrected(data: dict[str, Any], remedy: str) -> None:
+    assert remedy in remedies(data)
+
+
+@pytest.mark.parametrize("value", ["7", "7.0", 7.0, "1_0"])
+def test_a_corrected_number_is_accepted(value: object) -> None:
+    corrected = remedies({"training": {"steps": value}}).rpartition(": ")[2].rstrip(".")
+    assert parse_spec({"training": {"steps": json.loads(corrected)}}).training.steps in (7, 10)
+
+
+def test_every_field_that_advice_names_is_in_the_schema() -> None:
+    for field in [*names._FIELDS, *names._IN_SECTION.values()]:
+        path = field.replace("data.examples.", "data.examples.0.").split(".")
+        assert field_schema(tuple(int(part) if part.isdigit() else part for part in path)), field
+
+
+def test_no_name_means_two_things() -> None:
+    other = [name for text in names._FIELDS.values() for name in text.split()]
+    notes = [*names._NOTES, *(name for text in names._SAME_NOTE.values() for name in text.split())]
+    assert sorted({*other, *notes}) == sorted([*other, *notes])
+    assert set(names._SAME_NOTE) <= set(names._NOTES)
+
+
+def test_a_huge_name_costs_no_time() -> None:
+    assert remedies({"learning_rate" * 10_000: 1}).startswith("Remove it")

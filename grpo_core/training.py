@@ -314,7 +314,13 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__
 
 
-_OUT_OF_MEMORY = ("can't allocate memory", "CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "STATUS_ALLOC_FAILED",
+)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

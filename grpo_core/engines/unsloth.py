@@ -165,12 +165,16 @@ class UnslothEngine(TrlEngine):
 
     def release(self) -> None:
         llm, self._llm = self._llm, None
+        held = tensors_of_server(llm)
         super().release()
         with suppress(Exception):  # what is not let go of here ends with the process
             llm.llm_engine.engine_core.shutdown()
-        del llm
+        empty(held)
+        del llm, held
         gc.collect()
         torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+        self._context.events.log(f"released the model: {(total - free) / 1e9:.1f} GB of the GPU are in use")
 
     def report(self) -> dict[str, Any]:
         free, total = torch.cuda.mem_get_info()
@@ -219,7 +223,8 @@ class UnslothEngine(TrlEngine):
                 **unsloth_model_settings(self._spec, self.precision),
             )
         except (RuntimeError, ValueError, MemoryError) as error:
-            if "memory" not in str(error).lower():
+            said = str(error).lower()
+            if "memory" not in said or "illegal memory access" in said:
                 raise
             raise _no_room(error) from error
         finally:
@@ -278,6 +283,22 @@ def score_in_equal_parts() -> None:
     """
     scoring: Any = import_module("unsloth_zoo.rl_replacements")
     scoring.chunked_hidden_states_selective_log_softmax = scoring.chunked_hidden_states_selective_log_softmax_recompute
+
+
+def tensors_of_server(llm: Any) -> list[torch.Tensor]:
+    """The weights and the cache of keys and values of a vLLM that runs in this process."""
+    runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.model_runner
+    return [*runner.model.parameters(), *runner.model.buffers(), *runner.kv_caches]
+
+
+def empty(tensors: Sequence[torch.Tensor]) -> None:
+    """Give back the memory of tensors, whoever else has them or parts of them.
+
+    Shutting vLLM down does not: its adapter manager keeps the model, whose layers have the cache, and the model in
+    training keeps vLLM. On a card that is just large enough the self-test's copy of the base would find no room.
+    """
+    for tensor in tensors:
+        tensor.untyped_storage().resize_(0)
 
 
 def _held_by_server(llm: Any) -> dict[str, Any]:

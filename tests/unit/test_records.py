@@ -403,6 +403,7 @@ def test_the_reward_summary_averages_both_ends(new_run: NewRun) -> None:
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 13, "out_of_memory"),
         (RuntimeError("probability tensor contains either `inf`, `nan` or element < 0"), 15, "not_finite"),
         (RuntimeError("CUDA error: out of memory"), 13, "out_of_memory"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), 13, "out_of_memory"),
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), 13, "out_of_memory"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 16, "disk_full"),
         (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), 16, "disk_full"),

@@ -15,7 +15,15 @@ pytest.importorskip("trl")
 import torch
 
 from grpo_core.engines.trainer import RecordingTrainer, completion_seed, rollout_seed
-from grpo_core.engines.unsloth import SeededGeneration, StartUp, VllmTimes, _held_by_server, score_in_equal_parts
+from grpo_core.engines.unsloth import (
+    SeededGeneration,
+    StartUp,
+    VllmTimes,
+    _held_by_server,
+    empty,
+    score_in_equal_parts,
+    tensors_of_server,
+)
 
 
 @dataclass
@@ -105,6 +113,18 @@ def test_what_the_server_holds_is_read_from_its_settings() -> None:
     assert held["logprobs"] == "processed_logprobs"
     assert (held["max_sequence"], held["sequences_at_once"], held["graphs"]) == (1024, 6, [1, 2, 4, 8])
     assert held["model_runner"] == "v2"
+
+
+def test_releasing_gives_back_memory_that_others_still_refer_to() -> None:
+    model, cache = torch.nn.Linear(8, 4), torch.zeros(2, 16)
+    model.register_buffer("table", torch.zeros(3))
+    query = model.weight[:2].detach()  # as the model in training has parts of vLLM's fused projections
+    runner = SimpleNamespace(model=model, kv_caches=[cache])
+    core = SimpleNamespace(model_executor=SimpleNamespace(driver_worker=SimpleNamespace(model_runner=runner)))
+    llm = SimpleNamespace(llm_engine=SimpleNamespace(engine_core=SimpleNamespace(engine_core=core)))
+    empty(tensors_of_server(llm))
+    kept = (model.weight, model.bias, model.get_buffer("table"), cache, query)
+    assert [tensor.untyped_storage().nbytes() for tensor in kept] == [0] * 5
 
 
 class Trainer:

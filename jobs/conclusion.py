@@ -10,11 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection
-from pathlib import Path
 
-import structlog
-
-from grpo_core import report_page
 from grpo_core.errors import FailureReport
 from jobs import journal, layout, lineage
 from jobs.archive import Ending, Manifest, Outcome
@@ -22,10 +18,9 @@ from jobs.ending import Lapse, hand_back, settle
 from jobs.errors import Fenced, Unavailable
 from jobs.patience import Interrupted, Order, TooSlow
 from jobs.record import HELD, Phase
+from jobs.report import write_report
 from jobs.tenure import Tenure
 from jobs.verdict import Ended, broken_machine
-
-log = structlog.get_logger()
 
 KEEP_EVENTS_SECONDS = 7 * 24 * 3600.0
 """How long a finished job's events stay in Valkey; the bucket keeps them for good."""
@@ -91,7 +86,7 @@ class Conclusion:
     ) -> str:
         """Send everything and write the manifest; returns its key."""
         shipper = self._tenure.shipper or self._patience(self._tenure.ship_without_base, heed, seconds=_left(until))
-        self._patience(lambda: write_report_page(self._tenure.folder, status, error), heed, seconds=_left(until))
+        write_report(self._tenure, status, error, heed, until=until)
         shipper.finish(whole=True)
         self._patience.wait(shipper.wait, heed, until=until)
         if shipper.error is not None:
@@ -201,16 +196,6 @@ class Conclusion:
         """For displays only: it is not waited for."""
         with contextlib.suppress(Unavailable):
             self._tools.ledger.change(self._job_id, epoch=self._epoch, fields={"phase": phase})
-
-
-def write_report_page(folder: Path, status: Ending, error: FailureReport | None) -> None:
-    """Leave `report.html` for people, of a run that has begun. It is never worth a job."""
-    if not (folder / "events.jsonl").exists():
-        return
-    try:
-        report_page.write(folder, status=status, error=error.as_dict() if error else None)
-    except Exception:  # whatever a page may trip over, the numbers are all in other files
-        log.exception("report_page_failed", folder=folder.name)
 
 
 def _left(until: float | None) -> float | None:

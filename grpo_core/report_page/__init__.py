@@ -12,11 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from grpo_core.report_page.run_files import RunFiles
+from grpo_core.report_page.run_files import EARLIER, RunFiles
 from grpo_core.report_page.view import page_of
 from grpo_core.runfolder import write_text
 
-__all__ = ["MAX_BYTES", "NAME", "write"]
+__all__ = ["EARLIER", "MAX_BYTES", "NAME", "steps_shown", "write"]
 
 NAME: Final = "report.html"
 MAX_BYTES: Final = 2_000_000
@@ -32,6 +32,11 @@ def write(folder: Path, *, status: str | None = None, error: Mapping[str, Any] |
     page = folder / NAME
     write_text(page, _template().render(page_of(run)).encode("utf-8", "replace").decode())
     return page
+
+
+def steps_shown(folder: Path) -> set[int]:
+    """The steps of which the page of this run folder shows completions, if it has them; raises as `write`."""
+    return RunFiles(folder, status=None, error=None).steps_shown
 
 
 def _template() -> Any:

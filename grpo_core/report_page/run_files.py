@@ -1,7 +1,8 @@
 """Reads a run folder for its report, as far as it is there: a run that failed early has left little.
 
-Owns which files are read and how much of them; knows nothing of HTML. Invariant: what is held in memory does not grow
-with the number of completions, only with the number of steps.
+Owns which files are read and how much of them; knows nothing of HTML. Of a job that went on from a checkpoint,
+`inputs/earlier` has what the runs before left, so that the report is of the whole job. Invariant: what is held in
+memory does not grow with the number of completions, only with the number of steps.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +26,12 @@ SHOWN: Final = 5
 MAX_STEPS_SCANNED: Final = 2_000
 """Steps whose completions are looked at for the best and the worst, spread evenly; all of them in most runs."""
 MAX_FINDINGS: Final = 24
+
+MAX_RUNS: Final = 50
+
+EARLIER: Final = Path("inputs") / "earlier"
+"""In a run folder: `rollouts/*.parquet` of runs before this one, and `events.jsonl`, the job's so far as its service
+numbers them. `metrics.jsonl` only where the run itself has none and no checkpoint that holds them."""
 
 ORDERS: Final = {"reward": "reward_total", "advantage": "advantage", "length": "completion_tokens"}
 
@@ -43,9 +51,12 @@ class RunFiles:
 
     def __init__(self, folder: Path, *, status: str | None, error: Mapping[str, Any] | None) -> None:
         self._folder = RunFolder(folder)
+        self._earlier = folder / EARLIER
         self.spec: Json = json.loads(self._folder.spec.read_bytes())
-        self.metrics: list[Json] = [line for line in _lines_of(self._folder.metrics) if "step" in line]
+        self.metrics: list[Json] = [line for line in _lines_of(self._metrics_file()) if "step" in line]
         self.events: list[Json] = [e for e in _lines_of(self._folder.events) if e["type"] not in ("metric", "sample")]
+        self.job_events: list[Json] = list(_lines_of(self._earlier / "events.jsonl"))
+        """Of every run of the job, some of this one's among them; none where this is the first."""
         self.report = _json_of(self._folder.report)
         self.error = error or next((e["data"] for e in reversed(self.events) if e["type"] == "error"), None)
         self.status = status or self._status()
@@ -61,24 +72,68 @@ class RunFiles:
 
     @property
     def findings(self) -> list[Json]:
-        """What the audits told, in order; of the steps before this run began, what they tell again."""
-        told = [event["data"] for event in self.events if event["type"] == "warning" and "audit" in event["data"]]
+        """What the audits told, in order; of the steps before this run began, what they tell again.
+
+        Not what was told of steps that were lost and trained again: the later run told that anew.
+        """
+        told = [event["data"] for event in self.events if _is_audit(event)]
         spec = self.parsed
-        began = self.rollout_steps[0] if self.rollout_steps else None
+        began = self._began
         if spec is None or began is None:
             return told[:MAX_FINDINGS]
-        earlier = [finding.as_dict() for finding in Auditor(spec).replay(m for m in self.metrics if m["step"] < began)]
-        return [*earlier, *told][:MAX_FINDINGS]
+        # As it was told then, where that is known: it points at a prompt, which the metrics alone cannot.
+        words = {_audited(event["data"]): event["data"] for event in self.job_events if _is_audit(event)}
+        again = [finding.as_dict() for finding in Auditor(spec).replay(m for m in self.metrics if m["step"] < began)]
+        return [*(words.get(_audited(data), data) for data in again), *told][:MAX_FINDINGS]
 
     @property
     def warnings(self) -> list[Json]:
-        """Every other warning."""
-        return [e["data"] for e in self.events if e["type"] == "warning" and "audit" not in e["data"]][:100]
+        """Every other warning of the job, in order; what each of its runs repeats is there once."""
+        events = sorted([*self.job_events, *self.events], key=_moment)
+        others = [e["data"] for e in events if e["type"] == "warning" and "audit" not in e["data"]]
+        return list({(data.get("code"), data.get("message")): data for data in others}.values())[:100]
+
+    @property
+    def times(self) -> list[str]:
+        """When anything happened, from the job's first event to the last, ISO 8601."""
+        return [event["time"] for event in sorted([*self.job_events, *self.events], key=_moment)]
+
+    @property
+    def runs(self) -> list[Json]:
+        """The runs of the job in order: `epoch`, `began`, `steps` that are left of it (first, last), `end` or None."""
+        events = sorted([*self.job_events, *self.events], key=_moment)
+        found: list[Json] = []
+        for epoch in sorted({event["epoch"] for event in events if event.get("epoch")})[-MAX_RUNS:]:
+            own = [event for event in events if event["epoch"] == epoch]
+            steps = [line["step"] for line in self.metrics if line.get("epoch") == epoch]
+            ends = [end for event in own if (end := _end_of_run(event))]
+            found.append(
+                {
+                    "epoch": epoch,
+                    "began": own[0]["time"],
+                    "steps": (steps[0], steps[-1]) if steps else None,
+                    "end": ends[-1] if ends else None,
+                }
+            )
+        return found
 
     @property
     def rollout_steps(self) -> list[int]:
         """Steps whose completions are here."""
         return sorted(self._find_places())
+
+    @property
+    def last_steps(self) -> list[int]:
+        """The last fifth of the steps, in which the best and the worst are looked for, as far as they are here."""
+        here = self.rollout_steps
+        last = set(_last_fifth({*here, *(line["step"] for line in self.metrics)}))
+        return [step for step in here if step in last] or _last_fifth(here)
+
+    @property
+    def steps_shown(self) -> set[int]:
+        """The steps of which the page shows completions, wherever they are."""
+        pointed = {int(step) for data in self.findings if (step := (data.get("rollouts") or {}).get("step"))}
+        return {*pointed, *_last_fifth(line["step"] for line in self.metrics)}
 
     def completions(self, query: Mapping[str, Any], limit: int) -> list[Json]:
         """The first completions that a rollouts query of one step finds."""
@@ -96,8 +151,7 @@ class RunFiles:
 
     def extremes(self) -> tuple[list[Json], list[Json]]:
         """The best-paid and the worst-paid completions of the last fifth of the steps, each of another prompt."""
-        steps = self.rollout_steps
-        last = steps[-max(1, len(steps) // 5) :]
+        last = self.last_steps
         step_size = max(1, len(last) // MAX_STEPS_SCANNED)
         best: list[tuple[float, int, int]] = []
         worst: list[tuple[float, int, int]] = []
@@ -117,6 +171,20 @@ class RunFiles:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
                 found.append({"name": path.name, "size": path.stat().st_size, "sha256": digest})
         return found
+
+    @property
+    def _began(self) -> int | None:
+        """The first step of this run."""
+        for event in self.events:
+            if event["type"] == "log" and event["data"].get("code") == "resumed":
+                return int(event["data"]["step"]) + 1
+        own = self._places_in(self._folder.rollouts)
+        return min(own) if own else None
+
+    def _metrics_file(self) -> Path:
+        """A run that ended before it wrote metrics still knows those of the steps before it."""
+        places = (self._folder.metrics, self._folder.resume / "metrics.jsonl", self._earlier / "metrics.jsonl")
+        return next((path for path in places if path.exists()), self._folder.metrics)
 
     def _status(self) -> str:
         if self.error is not None:
@@ -149,14 +217,46 @@ class RunFiles:
             yield table.filter(equal(table["step"], step))
 
     def _find_places(self) -> dict[int, list[Place]]:
-        """The row groups that hold a step's rows, by the statistics in the files' ends."""
+        """The row groups that hold a step's rows. What this run drew stands for what any before it did."""
         if self._places is None:
-            self._places = {}
-            for file in sorted(self._folder.rollouts.glob("*.parquet")):
-                for group, steps in _steps_of(file):
-                    for step in steps:
-                        self._places.setdefault(step, []).append(Place(file, group))
+            self._places = {**self._places_in(self._earlier / "rollouts"), **self._places_in(self._folder.rollouts)}
         return self._places
+
+    @staticmethod
+    def _places_in(folder: Path) -> dict[int, list[Place]]:
+        """Found by the statistics in the files' ends."""
+        places: dict[int, list[Place]] = {}
+        for file in sorted(folder.glob("*.parquet")):
+            for group, steps in _steps_of(file):
+                for step in steps:
+                    places.setdefault(step, []).append(Place(file, group))
+        return places
+
+
+def _last_fifth(steps: Iterable[int]) -> list[int]:
+    known = sorted(set(steps))
+    return known[-max(1, len(known) // 5) :]
+
+
+def _is_audit(event: Json) -> bool:
+    return event["type"] == "warning" and "audit" in event["data"]
+
+
+def _end_of_run(event: Json) -> str | None:
+    """Why a run ended before the job did, where this event tells it."""
+    data = event["data"]
+    if data.get("code") in ("run_lost", "micro_batch_lowered", "worker_stopped"):
+        return str(data.get("message"))
+    return "It was paused." if event["type"] == "status" and data.get("status") == "paused" else None
+
+
+def _audited(finding: Json) -> tuple[str, Any]:
+    """Which finding it is: a rule tells at most once at a step."""
+    return finding["audit"], tuple(finding.get("steps") or ())
+
+
+def _moment(event: Json) -> datetime:
+    return datetime.fromisoformat(event["time"].replace("Z", "+00:00"))
 
 
 def _steps_of(file: Path) -> Iterator[tuple[int, range]]:

@@ -43,7 +43,9 @@ def page_of(run: RunFiles) -> Json:
         "charts": _charts(run, findings),
         "table": _table(run),
         "findings": [_finding(run, data) for data in findings],
+        "runs": _runs(run),
         "warnings": [plain(f"{data.get('code', '')}: {data.get('message', '')}") for data in run.warnings],
+        "extremes": _span(run.last_steps),
         "best": [_completion(row) for row in best],
         "worst": [_completion(row) for row in worst],
         "samples": _samples(run),
@@ -157,7 +159,7 @@ def _reward_sentence(run: RunFiles) -> str:
 
 def _facts(run: RunFiles) -> list[tuple[str, str]]:
     spec, report = run.spec, run.report
-    times = [event["time"] for event in run.events]
+    times, runs = run.times, len(run.runs)
     sampling = spec.get("sampling", {})
     facts = [
         ("Model", spec.get("model", {}).get("name", "")),
@@ -167,10 +169,34 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
         ("Rewards", spec.get("rewards", {}).get("mode", "")),
         ("Device", report.get("device", "")),
         ("Engine", report.get("engine", "")),
-        ("Began", f"{times[0][:16].replace('T', ' ')} UTC" if times else ""),
-        ("Took", _duration(report.get("seconds") or _between(times))),
+        ("Began", _minute(times[0]) if times else ""),
+        # Of a job that was interrupted, from its beginning to its end: the waits between runs are in it.
+        ("Took", _duration(report.get("seconds") or _between(times)) if runs < 2 else _duration(_between(times))),
+        ("Runs", str(runs) if runs > 1 else ""),
     ]
     return [(name, plain(str(value))) for name, value in facts if value]
+
+
+def _runs(run: RunFiles) -> list[Json]:
+    """Each run of a job that had more than one."""
+    runs = run.runs
+    return [
+        {
+            "epoch": str(one["epoch"]),
+            "began": _minute(one["began"]),
+            "steps": _span(one["steps"]) if one["steps"] else "–",
+            "end": run.status if one is runs[-1] else plain(one["end"] or "–", 600),
+        }
+        for one in (runs if len(runs) > 1 else [])
+    ]
+
+
+def _span(steps: Sequence[int]) -> str:
+    return "" if not steps else f"{steps[0]}" if steps[0] == steps[-1] else f"{steps[0]} to {steps[-1]}"
+
+
+def _minute(time: str) -> str:
+    return f"{time[:16].replace('T', ' ')} UTC"
 
 
 def _between(times: Sequence[str]) -> float | None:

@@ -251,6 +251,70 @@ def test_a_resumed_run_shows_what_the_audits_told_before(tmp_path: Path) -> None
     assert "steps 1 to 10" in page.text
 
 
+def service_event(kind: str, epoch: int, second: int, step: int = 0, **data: Any) -> str:
+    time = f"2026-01-01T00:00:{second:02d}.000+00:00"
+    return json.dumps({"seq": second, "epoch": epoch, "type": kind, "time": time, "step": step, "data": data}) + "\n"
+
+
+def test_a_resumed_job_is_told_of_as_a_whole(tmp_path: Path) -> None:
+    """What the runs before left is in `inputs/earlier`; what they did after their last checkpoint does not count."""
+    spec = spec_of(8, 8, steps=60)
+    lines = [{**line, "epoch": 1 if line["step"] <= 40 else 3} for line in steps_of(spec, SICK["truncation"])]
+    told = {"code": "data_changed", "message": "The data set is another."}
+    own = [{"type": "log", "data": {"code": "resumed", "step": 40}}, {"type": "warning", "data": told}]
+    folder = run_folder(tmp_path, lines, spec, own)
+    earlier = tmp_path / report_page.EARLIER
+    (earlier / "rollouts").mkdir(parents=True)
+    audit = {"code": "truncation", "audit": "truncation", "values": {}, "rollouts": {"step": 10, "finish": "length"}}
+    (earlier / "events.jsonl").write_text(
+        service_event("status", 0, 1, status="queued")
+        + service_event("status", 1, 2, status="running")
+        + service_event("warning", 1, 3, 10, **audit, steps=[1, 10], message="As it was told at first.")
+        + service_event("warning", 1, 4, 44, **audit, steps=[35, 44], message="Of steps that were lost.")
+        + service_event("warning", 1, 5, code="run_lost", message="The process was killed.")
+        + service_event("status", 2, 6, status="running")
+        + service_event("log", 2, 7, code="worker_stopped", message="The worker was asked to stop.")
+        + service_event("warning", 3, 8, **told)
+    )
+    _, page = write(folder, status="succeeded")
+    assert "are not in this folder" in page.text
+    assert report_page.steps_shown(folder.root) >= {10, *range(49, 61)}
+    write_rollouts(
+        earlier / "rollouts" / "part-000001-000040.parquet",
+        [completion(prompt_id="p0", completion="cut short", finish_reason="length")],
+        step=10,
+        epoch=1,
+    )
+    for step in (41, 60):
+        add_rollouts(folder, step)
+    _, page = write(folder, status="succeeded")
+    assert "As it was told at first." in page.text
+    assert "cut short" in page.text
+    assert "Of steps that were lost." not in page.text
+    assert page.text.count("data_changed: ") == 1
+    runs = page.text[page.text.index("How it ended") : page.text.index("The best-paid")]
+    for row in (
+        "1 2026-01-01 00:00 UTC 1 to 40 The process was killed.",
+        "2 2026-01-01 00:00 UTC – The worker was asked to stop.",
+        "3 2026-01-01 00:00 UTC 41 to 60 succeeded",
+    ):
+        assert row in runs, runs
+    assert "Took 24 h 0 min" in page.text or "Took 27 h 4 min" in page.text
+    assert "Of step 60, each of another prompt" in page.text
+
+
+def test_a_run_that_ended_before_its_checkpoint_came_shows_the_steps_before(tmp_path: Path) -> None:
+    spec = spec_of(8, 8, steps=60)
+    folder = run_folder(tmp_path, [], spec, [])
+    folder.events.unlink()
+    folder.metrics.unlink()
+    (tmp_path / report_page.EARLIER).mkdir(parents=True)
+    lines = list(trace(spec, LEARNING, 1))[:12]
+    (tmp_path / report_page.EARLIER / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, page = write(folder, status="cancelled")
+    assert "12 of 60 steps were done" in page.text
+
+
 def test_merged_rollouts_are_read_too(tmp_path: Path) -> None:
     from jobs.rollouts import merge
 

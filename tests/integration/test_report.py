@@ -1,0 +1,178 @@
+"""What a resumed job's page is given of the runs before: from a real bucket and ledger, within limits, or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from structlog.testing import capture_logs
+
+from grpo_core import report_page
+from grpo_core.records import write_rollouts
+from grpo_core.spec import parse_spec
+from jobs import journal, layout, report
+from jobs.archive import ManifestEntry
+from jobs.ledger import JobEvent, Ledger
+from jobs.lineage import Base, Point
+from jobs.record import JobStatus, record_of
+from jobs.report import EarlierRuns, newest, write_report
+from jobs.settings import QueueSettings, StorageSettings
+from jobs.stopping import StopOrder
+from jobs.storage import ObjectStore
+from jobs.tenure import Tenure, Toolbox
+from tests.conftest import SeaweedFSServer
+from tests.unit.test_audits import completion
+
+STEPS = 20
+RESUMED = 18
+
+
+@pytest.fixture
+def store(storage_settings: StorageSettings) -> ObjectStore:
+    store = ObjectStore(storage_settings)
+    store.ensure_ready()
+    return store
+
+
+@pytest.fixture
+def tenure(store: ObjectStore, queue_settings: QueueSettings, prefix: str, tmp_path: Path) -> Iterator[Tenure]:
+    """The second run of a job, which has done its last two steps; the first left a part for every six."""
+    job_id, folder = f"job-{prefix}", tmp_path / "run"
+    spec = parse_spec({"training": {"steps": STEPS}})
+    (folder / "inputs").mkdir(parents=True)
+    (folder / "rollouts").mkdir()
+    (folder / "spec.json").write_text(json.dumps(spec.as_dict()))
+    metrics = [{"step": step, "epoch": 1 + (step > RESUMED), "reward": step / STEPS} for step in range(1, STEPS + 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    resumed = {"type": "log", "epoch": 2, "time": journal.now_iso(), "data": {"code": "resumed", "step": RESUMED}}
+    (folder / "events.jsonl").write_text(json.dumps(resumed) + "\n")
+    for step in (19, 20):
+        write_rollouts(folder / "rollouts" / f"step-{step:06d}.parquet", [row(step)], step=step, epoch=2)
+    objects = [put_part(store, tmp_path, job_id, first) for first in (1, 7, 13)]
+    asked = {"id": job_id, "owner": "ann", "created_at": "2026-01-01T00:00:00+00:00", "queue": "grpo.cpu"}
+    record = record_of({**asked, "spec": spec.as_dict(), "spec_sha256": "0"})
+    ledger, none = Ledger(queue_settings), cast("Any", None)
+    tools = Toolbox(
+        worker="w",
+        ledger=ledger,
+        archive=none,
+        store=store,
+        datasets=none,
+        outbox=none,
+        lease_seconds=60,
+        launcher=(),
+        stop=StopOrder(60.0),
+    )
+    ledger.create(record)
+    assert ledger.claim(job_id, epoch=1, worker="w", lease_seconds=60)
+    lost = JobEvent(type="warning", data={"code": "run_lost", "message": "It was killed, by an event."})
+    assert ledger.change(job_id, epoch=1, to=JobStatus.QUEUED, events=[lost]).done
+    assert ledger.claim(job_id, epoch=2, worker="w", lease_seconds=60)
+    tenure = Tenure(tools, record, 2, folder)
+    tenure.base = Base(job=job_id, epoch=2, resumed=Point(step=RESUMED, epoch=1), objects=objects)
+    tenure.begin()
+    yield tenure
+    tenure.end()
+
+
+def row(step: int) -> Any:
+    return completion(prompt_id=f"p{step}", completion=f"drawn at {step}.", reward_total=float(step))
+
+
+def put_part(store: ObjectStore, folder: Path, job_id: str, first: int) -> ManifestEntry:
+    """The rollouts of six steps as one object, in truth only those of the last: the others are not looked at."""
+    name = f"part-{first:06d}-{first + 5:06d}.parquet"
+    write_rollouts(folder / name, [row(first + 5)], step=first + 5, epoch=1)
+    body = (folder / name).read_bytes()
+    key = f"{layout.run(job_id, 1)}rollouts/{name}"
+    store.put(key, body)
+    return ManifestEntry(path=f"rollouts/{name}", key=key, sha256=hashlib.sha256(body).hexdigest(), size=len(body))
+
+
+def written(tenure: Tenure, **limits: Any) -> str:
+    write_report(tenure, "succeeded", None, (), **limits)
+    return (tenure.folder / "report.html").read_text("utf-8")
+
+
+def fetched(tenure: Tenure) -> list[str]:
+    folder = tenure.folder / report_page.EARLIER
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_only_what_the_page_shows_is_fetched(tenure: Tenure) -> None:
+    page = written(tenure)
+    assert fetched(tenure) == ["events.jsonl", "rollouts/part-000013-000018.parquet"]
+    assert "drawn at 18." in page, "steps 17 to 20 are the last fifth"
+    assert "drawn at 20." in page
+    assert "drawn at 12." not in page
+    assert "It was killed, by an event." in page
+    assert "Steps are those that count" in page
+
+
+def test_no_more_than_the_limit_is_fetched_and_the_newest_first(
+    tenure: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tenure.base is not None
+    sizes = [entry.size for entry in tenure.base.objects]
+    assert newest(tenure.base.objects, sum(sizes)) == tenure.base.objects
+    assert newest(tenure.base.objects, sum(sizes) - 1) == tenure.base.objects[1:]
+    monkeypatch.setattr(report, "ROLLOUT_BYTES", sizes[-1] - 1)
+    page = written(tenure)
+    assert fetched(tenure) == ["events.jsonl"]
+    assert "drawn at 20." in page
+
+
+def test_an_object_that_is_not_what_was_recorded_is_left_out(tenure: Tenure, store: ObjectStore) -> None:
+    assert tenure.base is not None
+    store.put(tenure.base.objects[-1].key, b"PAR1 but no more")
+    page = written(tenure)
+    assert fetched(tenure) == ["events.jsonl"]
+    assert "drawn at 20." in page
+
+
+def test_storage_that_hangs_costs_its_time_and_no_page(tenure: Tenure, seaweedfs: SeaweedFSServer) -> None:
+    os.kill(seaweedfs.pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        page = written(tenure, until=time.monotonic() + 3)
+        assert time.monotonic() - began < 3
+    finally:
+        os.kill(seaweedfs.pid, signal.SIGCONT)
+    assert "drawn at 20." in page
+    assert "It was killed, by an event." in page, "the ledger still answers"
+
+
+def test_a_fetch_that_was_given_up_ends_and_leaves_nothing_half(
+    tenure: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = tenure.tools.store.stream
+
+    def slowly(key: str, path: Path, feed: Any) -> None:
+        stream(key, path, lambda _: None)
+        time.sleep(0.5)
+        feed(b"")
+
+    monkeypatch.setattr(tenure.tools.store, "stream", slowly)
+    with capture_logs() as lines:
+        EarlierRuns(tenure, until=time.monotonic() + 0.3).fetch()
+    assert fetched(tenure) == ["events.jsonl"]
+    assert "TimeoutError" in next(line["error"] for line in lines if line["event"] == "report_without")
+
+
+def test_a_folder_that_is_gone_is_not_made_again(tenure: Tenure, tmp_path: Path) -> None:
+    (tenure.folder / "inputs").rename(tmp_path / "away")
+    EarlierRuns(tenure, until=time.monotonic() + 5).fetch()
+    assert not (tenure.folder / "inputs").exists()
+
+
+def test_a_first_run_asks_nobody(tenure: Tenure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EarlierRuns, "fetch", lambda _: pytest.fail("it has no earlier run"))
+    tenure.epoch = 1
+    assert "drawn at 20." in written(tenure)

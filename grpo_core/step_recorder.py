@@ -1,14 +1,12 @@
 """Joins what is known of a step at two times, its completions and later its update, and writes both down.
 
-Owns the step's statistics, which steps become events, and the guards that end a run for its own good: numbers that
-are not finite or run away, rollouts that are not of the model in training, too many steps without any signal. Every
+Owns the step's statistics and which steps become events; `guards` and `audits` are shown every step from here. Every
 engine calls it in the same two places. Invariant: all it knows can be had again from the metrics and the last
-completions, so that a run that goes on from a checkpoint is guarded as one that never stopped.
+completions, so that a run that goes on from a checkpoint is as one that never stopped.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from grpo_core.audits import Auditor
-from grpo_core.errors import JobFailure
+from grpo_core.guards import Guards
 from grpo_core.records import Completion, EventWriter, MetricsWriter, StepMetrics, StepSeconds, write_rollouts
 from grpo_core.runfolder import RunFolder
 from grpo_core.spec import JobSpec
@@ -26,15 +24,6 @@ MAX_SAMPLE_CHARACTERS = 4000
 
 REWARD_WINDOW = 10
 """Steps over which a run's first and last reward are averaged, at most a fifth of it."""
-
-RUNAWAY_REFERENCE = 10
-"""First steps of a run whose median a runaway value is held against."""
-RUNAWAY_FLOOR = 0.01
-"""The least such median: a GRPO loss is next to nothing while the policy is close to the one that was sampled."""
-RUNAWAY_STEPS = 5
-"""Steps in a row that must be beyond the limit: a single one is a spike, and clipped."""
-MISMATCH_WARNING = 0.2
-"""Share of `guards.max_logprob_diff` from which a warning is given, once a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +43,16 @@ class Update:
     """Mean absolute difference of rollout engine's and trainer's log-probabilities of the step's tokens, where the
     engine rolls out by another program than it trains with."""
     logprob_diff_max: float | None = None
+
+    @property
+    def numbers(self) -> dict[str, float | None]:
+        """What must be finite, by its name for people."""
+        return {
+            "loss": self.loss,
+            "gradient norm": self.grad_norm,
+            "mean difference of log-probabilities": self.logprob_diff_mean,
+            "largest difference of log-probabilities": self.logprob_diff_max,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +80,8 @@ class StepRecorder:
         self._rollout: _Rollout | None = None
         self._generation_seconds = 0.0
         self._reward_seconds = 0.0
-        self._silent_steps = 0
         self._rewards: list[float] = []
-        self._runaways = {"loss": _Runaway(spec), "gradient norm": _Runaway(spec)}
-        self._told_mismatch = False
+        self._guards = Guards(spec, events)
         self._auditor = Auditor(spec)
         self._latest: StepMetrics | None = None
 
@@ -98,7 +95,7 @@ class StepRecorder:
 
     def record_update(self, update: Update) -> None:
         """Write down a finished step, then end the run if a guard says so."""
-        self._require_finite(update)
+        self._guards.require_finite(update.step, update.numbers)
         metrics = self._join(update)
         self._rewards.append(metrics.reward)
         self._metrics.write(metrics)
@@ -108,9 +105,7 @@ class StepRecorder:
             self._events.emit("sample", self._sample(), step=update.step)
         for finding in self._auditor.add(metrics.as_dict(), self.latest_completions()):
             self._events.emit("warning", finding.as_dict(), step=update.step)
-        self._require_no_runaway(update)
-        self._require_one_policy(update)
-        self._require_signal(metrics)
+        self._guards.check(metrics)
 
     def state(self) -> dict[str, Any]:
         """What `go_on` needs besides the metrics of the steps so far, as JSON."""
@@ -118,12 +113,8 @@ class StepRecorder:
 
     def go_on(self, lines: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -> None:
         """Know what another run's recorder knew, from its lines of `metrics.jsonl` and its `state`."""
-        for line in lines:
-            self._rewards.append(line["reward"])
-            self._count_silent(line["zero_variance_share"])
-            self._runaways["loss"].add(abs(line["loss"]))
-            self._runaways["gradient norm"].add(abs(line["grad_norm"]))
-            self._told_mismatch |= self._is_worth_a_warning(line["logprob_diff_mean"])
+        self._rewards += [line["reward"] for line in lines]
+        self._guards.replay(lines)
         self._auditor.replay(lines)  # what it found then was told then
         completions = [Completion(**item) for item in state["completions"]]
         if completions:
@@ -197,106 +188,6 @@ class StepRecorder:
     def _current(self) -> _Rollout:
         assert self._rollout is not None, "an engine must record the rollout before the update"
         return self._rollout
-
-    def _require_finite(self, update: Update) -> None:
-        numbers = {
-            "loss": update.loss,
-            "gradient norm": update.grad_norm,
-            "mean difference of log-probabilities": update.logprob_diff_mean,
-            "largest difference of log-probabilities": update.logprob_diff_max,
-        }
-        for name, value in numbers.items():
-            if value is not None and not math.isfinite(value):
-                raise diverged(f"The {name} of step {update.step} is {value}.")
-
-    def _require_no_runaway(self, update: Update) -> None:
-        for (name, runaway), value in zip(self._runaways.items(), (update.loss, update.grad_norm), strict=True):
-            if runaway.add(abs(value)):
-                raise diverged(
-                    f"The {name} was above {runaway.limit:.3g} in each of the last {RUNAWAY_STEPS} steps; in the "
-                    f"run's first steps it was {runaway.usual:.3g}.",
-                    code="runaway",
-                )
-
-    def _require_one_policy(self, update: Update) -> None:
-        """What is sampled must be the model that is trained: else the loss corrects for another policy's choices."""
-        found, limit = update.logprob_diff_mean, self._spec.guards.max_logprob_diff
-        if found is None or not limit:
-            return
-        if found > limit:
-            raise JobFailure(
-                "diverged",
-                "rollouts_differ",
-                f"In step {update.step} the rollout engine's log-probabilities differ from the trainer's by "
-                f"{found:.3g} on average; at most {limit:g} is accepted.",
-                hint="Set model.precision to 16bit if the weights fit the card; a larger guards.max_logprob_diff "
-                "accepts the difference, and 0 turns this guard off.",
-            )
-        if self._is_worth_a_warning(found) and not self._told_mismatch:
-            self._told_mismatch = True
-            self._events.warning(
-                "rollouts_differ",
-                f"In step {update.step} the rollout engine's log-probabilities differ from the trainer's by "
-                f"{found:.3g} on average.",
-            )
-
-    def _is_worth_a_warning(self, difference: float | None) -> bool:
-        limit = self._spec.guards.max_logprob_diff
-        return difference is not None and bool(limit) and difference > MISMATCH_WARNING * limit
-
-    def _count_silent(self, zero_variance_share: float) -> None:
-        self._silent_steps = self._silent_steps + 1 if zero_variance_share == 1.0 else 0
-
-    def _require_signal(self, metrics: StepMetrics) -> None:
-        self._count_silent(metrics.zero_variance_share)
-        limit = self._spec.guards.no_signal_steps
-        if limit and self._silent_steps >= limit:
-            raise JobFailure(
-                "no_signal",
-                "no_reward_variance",
-                f"In each of the last {limit} steps all completions of a prompt were paid the same: nothing is learnt.",
-                hint="Look at the samples: if every reward is 0 the model never meets the format, so add worked "
-                "examples (data.examples) or start from an adapter that does; if all are right, use harder questions. "
-                "A higher sampling.temperature or more sampling.generations also help; guards.no_signal_steps 0 "
-                "turns this guard off.",
-            )
-
-
-class _Runaway:
-    """Whether one of a run's numbers has left the range of its first steps."""
-
-    def __init__(self, spec: JobSpec) -> None:
-        self._factor = spec.guards.runaway_factor
-        self._first: list[float] = []
-        self._above = 0
-
-    def add(self, value: float) -> bool:
-        """Take the next step's value; True if it has been too large for too long."""
-        if len(self._first) < RUNAWAY_REFERENCE:
-            self._first.append(value)
-            return False
-        self._above = self._above + 1 if value > self.limit else 0
-        return bool(self._factor) and self._above >= RUNAWAY_STEPS
-
-    @property
-    def usual(self) -> float:
-        """The median of the first steps."""
-        return statistics.median(self._first)
-
-    @property
-    def limit(self) -> float:
-        return self._factor * max(self.usual, RUNAWAY_FLOOR)
-
-
-def diverged(message: str, *, code: str = "not_finite") -> JobFailure:
-    """The failure of a run whose numbers are no longer finite, or far out of their range."""
-    return JobFailure(
-        "diverged",
-        code,
-        message,
-        hint="Lower optimizer.learning_rate (the recipe uses 5e-6) or optimizer.max_grad_norm, and start from an "
-        "earlier checkpoint.",
-    )
 
 
 def _summarise(completions: Sequence[Completion], generations: int) -> _Rollout:

@@ -25,6 +25,7 @@ from grpo_core import micro_batch, strict_json
 from grpo_core.datasets import DatasetError, DatasetUnreachableError, Row
 from grpo_core.engines import Engine, RunContext, choose_engine, import_engine
 from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_DONE, JobFailure
+from grpo_core.guards import diverged
 from grpo_core.held_out import HeldOutEvaluation, load_split
 from grpo_core.lifetime import StoppedEarly, StopRequest
 from grpo_core.models import count_gpus, find_model, show_gpus
@@ -32,7 +33,7 @@ from grpo_core.records import RECORD_VERSION, EventWriter, MetricsWriter, Phase,
 from grpo_core.runfolder import RunFolder, write_json
 from grpo_core.saved_run import SavedRun, open_saved_run, unreadable
 from grpo_core.spec import JobSpec
-from grpo_core.step_recorder import StepRecorder, diverged
+from grpo_core.step_recorder import StepRecorder
 from grpo_core.strict_json import StrictJsonError
 from grpo_core.trackers import require_packages
 

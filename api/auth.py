@@ -47,7 +47,9 @@ class BearerAuth(AbstractAuthenticationMiddleware):
         record = None
         if "authorization" in connection.headers or token is None:
             given = _BEARER.fullmatch(connection.headers.get("authorization", ""))
-            record = await sync_to_thread(service.authenticate, given[1]) if given else None
+            scrapes = connection.route_handler.opt.get("scope") == "metrics:read"
+            check = service.authenticate_scraper if scrapes else service.authenticate
+            record = await sync_to_thread(check, given[1]) if given else None
         else:
             check_same_origin(connection)
             record = await sync_to_thread(service.authenticate_session, token)

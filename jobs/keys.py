@@ -95,12 +95,12 @@ class KeyStore:
 
     def list(self, owner: str | None = None) -> list[KeyRecord]:
         """Every key, oldest first, read from the bucket."""
-        records = [record for record, _ in self._stored()]
+        records = [record for record, _ in self.stored()]
         return [record for record in records if owner is None or record.owner == owner]
 
     def revoke(self, key_id: str) -> KeyRecord:
         """Close a key for good; raises `NotFound`."""
-        for record, digest in self._stored():
+        for record, digest in self.stored():
             if record.id == key_id:
                 revoked = replace(record, revoked_at=record.revoked_at or datetime.now(UTC))
                 self._save(revoked, digest)
@@ -109,7 +109,7 @@ class KeyStore:
 
     def load(self) -> int:
         """Copy the bucket's keys into Valkey, which may have lost them; returns how many there are."""
-        entries = {digest: _encode(record, digest) for record, digest in self._stored()}
+        entries = {digest: _encode(record, digest) for record, digest in self.stored()}
 
         def copy() -> None:
             pipeline = self._ledger.client.pipeline()
@@ -123,9 +123,18 @@ class KeyStore:
 
     def missing(self) -> int:
         """How many of the bucket's keys Valkey does not know."""
-        digests = [digest for _, digest in self._stored()]
+        digests = [digest for _, digest in self.stored()]
         known: list[str | None] = guarded(lambda: self._ledger.client.hmget(self._index, digests)) if digests else []
         return known.count(None)
+
+    def stored(self) -> list[tuple[KeyRecord, str]]:
+        """Every key in the bucket, oldest first, with its hash."""
+        found: list[tuple[KeyRecord, str]] = []
+        for item in self._store.list(layout.KEYS):
+            body = self._store.get(item.key)
+            if body is not None:
+                found.append(_decode(body.decode()))
+        return found
 
     def _read(self, digest: str) -> tuple[str | None, str | None]:
         text, loaded = guarded(lambda: self._ledger.client.hmget(self._index, [digest, LOADED]))
@@ -134,14 +143,6 @@ class KeyStore:
     def _save(self, record: KeyRecord, digest: str) -> None:
         self._store.put(layout.api_key(record.id), _encode(record, digest).encode())
         guarded(lambda: self._ledger.client.hset(self._index, digest, _encode(record, digest)))
-
-    def _stored(self) -> list[tuple[KeyRecord, str]]:
-        found: list[tuple[KeyRecord, str]] = []
-        for item in self._store.list(layout.KEYS):
-            body = self._store.get(item.key)
-            if body is not None:
-                found.append(_decode(body.decode()))
-        return found
 
 
 def digest_of(key: str) -> str:

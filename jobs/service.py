@@ -26,6 +26,7 @@ from jobs.admission import Admission, RequestKey
 from jobs.archive import Archive, Order
 from jobs.checkpoints import list_checkpoints
 from jobs.datasets import DatasetRecord, DatasetStore, new_dataset_id
+from jobs.erasure import Erasure
 from jobs.errors import JobsError, NotFound, Unavailable
 from jobs.event_pages import EventPage, EventPages
 from jobs.keys import KeyRecord, KeyStore
@@ -40,6 +41,7 @@ from jobs.references import References
 from jobs.registry import WorkerRegistry
 from jobs.rollout_query import RolloutQuery, decode_cursor, encode_cursor
 from jobs.rollout_store import Rollout, RolloutStore, StepRollouts
+from jobs.scrapers import ScraperKeys
 from jobs.sessions import Session, SessionStore
 from jobs.settings import QueueSettings, StorageSettings
 from jobs.sources import Sources, SourceSettings
@@ -122,6 +124,7 @@ class JobService:
         self.keys = KeyStore(self.store, self.ledger)
         self._sessions = SessionStore(self.ledger, self.keys, hours=self._settings.session_hours)
         self.datasets = DatasetStore(self.store, Sources(storage, sources))
+        self._erasure = Erasure(self.ledger, self.store, self.datasets)
         self._rollouts = RolloutStore(storage)
         self._admission = Admission(
             self.ledger, max_queued=self._settings.max_queued_jobs, max_owned=self._settings.max_owner_jobs
@@ -129,6 +132,7 @@ class JobService:
         self._rates = RateLimiter(
             self.ledger, rate=self._settings.requests_per_second, burst=self._settings.requests_burst
         )
+        self._scrapers = ScraperKeys(self.keys, self.ledger, self._rates)
         self.workers = WorkerRegistry(self.ledger)
         self._outbox = Outbox(Doorbell(queue), self.ledger)
         self._sweeper = Sweeper(self.ledger, self.archive, self._outbox, queue)
@@ -233,6 +237,10 @@ class JobService:
     def resume(self, job_id: str, owner: str) -> JobRecord:
         """Put a paused job back into the queue; it goes on from its last checkpoint. Raises `Conflict`."""
         return self._order(job_id, owner, "resume")
+
+    def delete(self, job_id: str, owner: str) -> None:
+        """Delete an ended job and all it left, for good. Raises `Conflict`; after `Unavailable` ask again."""
+        self._erasure.erase_job(self.get(job_id, owner))
 
     def _order(self, job_id: str, owner: str, order: Order) -> JobRecord:
         self.get(job_id, owner)
@@ -341,12 +349,26 @@ class JobService:
         """An owner's data set; raises `NotFound`."""
         return self.datasets.get(dataset_id, owner)
 
+    def list_datasets(self, owner: str, *, limit: int, cursor: str | None = None) -> Page[DatasetRecord]:
+        """An owner's data sets, newest first; the cursor is the last id of the page before."""
+        found = self.datasets.list_of(owner, limit=limit + 1, before=cursor)
+        page = found[:limit]
+        return Page(items=page, next_cursor=page[-1].id if len(found) > limit else None)
+
+    def delete_dataset(self, dataset_id: str, owner: str) -> None:
+        """Delete an upload for good. Raises `InUse`; after `Unavailable` ask again."""
+        self._erasure.erase_dataset(self.datasets.get(dataset_id, owner))
+
     def authenticate(self, key: str) -> KeyRecord | None:
         """The record of a valid key, else None; counts a request of it. Raises `RateLimited`."""
         record = self.keys.authenticate(key)
         if record is not None:
             self._rates.take(record.id)
         return record
+
+    def authenticate_scraper(self, key: str) -> KeyRecord | None:
+        """As `authenticate`, for who asks how the service is doing: also while Valkey is away."""
+        return self._scrapers.authenticate(key)
 
     def log_in(self, key: str, address: str) -> Session | None:
         """Begin a browser's session; None for a wrong key. Raises `TooManyAttempts`."""

@@ -55,6 +55,7 @@ class Telemetry:
 
 def read_telemetry(ledger: Ledger, workers: WorkerRegistry, *, lease_seconds: float) -> Telemetry:
     """Ask Valkey; raises `Unavailable`."""
+    ledger.ping()  # brief: a scrape must be answered before it is given up, above all where this fails
     connected = workers.all()
     known: set[str] = guarded(lambda: ledger.client.smembers(f"{ledger.prefix}:queues"))
     names = sorted(known | {queue for worker in connected for queue in worker.queues})

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.client import GrpoClient, ProblemError
 from grpo_core.spec import parse_spec
-from jobs.keys import SCOPES
+from jobs.keys import OWNER_SCOPES, SCOPES
 from jobs.ledger import JobEvent
 from jobs.record import JobStatus
 from jobs.registry import WorkerInfo
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
+from tests.conftest import SeaweedFSServer, ValkeyServer
 from tests.integration.running import RunningApi
 
 CPU = parse_spec({"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}})
@@ -101,6 +107,64 @@ def test_a_silent_worker_shows_as_the_age_of_its_lease(
     assert service.telemetry().lease_age_seconds == pytest.approx(before + 45, abs=2)
 
 
+def test_while_valkey_is_away_it_says_so_to_who_may_know(api: RunningApi, valkey: ValkeyServer) -> None:
+    """The alarm for it, and the graphs of the outage, are made of this answer."""
+    watcher, record = api.service.keys.create("prometheus", ["metrics:read"])
+    newcomer, _ = api.service.keys.create("prometheus", ["metrics:read"])
+    owner, _ = api.service.keys.create("ann", OWNER_SCOPES)
+    with GrpoClient(api.url, watcher) as client, GrpoClient(api.url, newcomer) as never_asked:
+        assert value(scrape(client), "grpo_valkey_up") == 1
+        with paused(valkey):
+            for asking in (client, never_asked):
+                began = time.monotonic()
+                samples = scrape(asking)
+                assert time.monotonic() - began < 6, "Prometheus gives up after 10 s"
+                assert value(samples, "grpo_valkey_up") == 0
+                assert value(samples, "grpo_event_streams") == 0
+                assert "process_resident_memory_bytes" in {name for name, _ in samples}
+                told = {name for name, _ in samples if name.startswith("grpo_")}
+                assert not told & {"grpo_jobs", "grpo_queue_depth", "grpo_workers", "grpo_leases"}, "no old numbers"
+            for key in (owner, "grpo_nonsense"):
+                bearer = {"Authorization": f"Bearer {key}"}
+                assert httpx.get(f"{api.url}/metrics", headers=bearer, timeout=20).status_code == 503, "not decided"
+        assert value(scrape(client), "grpo_valkey_up") == 1
+        api.service.keys.revoke(record.id)
+        with pytest.raises(ProblemError):
+            client.service_metrics()
+        with paused(valkey):
+            bearer = {"Authorization": f"Bearer {watcher}"}
+            assert httpx.get(f"{api.url}/metrics", headers=bearer, timeout=20).status_code == 503, "it is forgotten"
+
+
+def test_with_storage_away_too_a_watcher_that_was_seen_is_told(
+    api: RunningApi, client: GrpoClient, valkey: ValkeyServer, seaweedfs: SeaweedFSServer
+) -> None:
+    client.service_metrics()
+    with paused(valkey), paused(seaweedfs):
+        began = time.monotonic()
+        assert value(scrape(client), "grpo_valkey_up") == 0
+        assert time.monotonic() - began < 8
+
+
+@contextlib.contextmanager
+def paused(server: ValkeyServer | SeaweedFSServer) -> Iterator[None]:
+    """As a host that hangs: it accepts and does not answer, which is slower to notice than one that refuses."""
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+def test_a_valkey_that_is_down_is_told_at_once(api: RunningApi, client: GrpoClient, valkey: ValkeyServer) -> None:
+    client.service_metrics()
+    valkey.stop()
+    try:
+        assert value(scrape(client), "grpo_valkey_up") == 0
+    finally:
+        valkey.start()
+
+
 def test_requests_are_counted_by_route_and_never_by_id(api: RunningApi, client: GrpoClient) -> None:
     for number in range(5):
         with pytest.raises(ProblemError):
@@ -147,7 +211,7 @@ def test_each_expression_of_the_dashboard_and_the_alarms_names_what_is_exposed(
     named: set[str] = set()
     for expression in expressions:
         metrics = re.findall(r"\b((?:grpo|process)_[a-z_]+)(?:\{([^}]*)\})?", expression)
-        assert metrics, expression
+        assert metrics or "up{" in expression, expression  # Prometheus' own
         for name, matchers in metrics:
             assert name in exposed, f"{name} in {expression}"
             used = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))

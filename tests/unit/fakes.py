@@ -70,6 +70,8 @@ class FakeJobService:
             raise self.limited
         return self.known_keys.get(key)
 
+    authenticate_scraper = authenticate
+
     def log_in(self, key: str, address: str) -> Session | None:
         record = self.known_keys.get(key)
         if record is None:
@@ -217,6 +219,22 @@ class FakeJobService:
         if found is None or found[0].owner != owner:
             raise NotFound("data set", dataset_id)
         return found[0]
+
+    def list_datasets(self, owner: str, *, limit: int, cursor: str | None = None) -> Page[DatasetRecord]:
+        self._check()
+        mine = sorted((r for r, _ in self.uploads.values() if r.owner == owner), key=lambda r: r.id, reverse=True)
+        rest = [record for record in mine if cursor is None or record.id < cursor]
+        return Page(items=rest[:limit], next_cursor=rest[limit - 1].id if len(rest) > limit else None)
+
+    def delete_dataset(self, dataset_id: str, owner: str) -> None:
+        self.get_dataset(dataset_id, owner)
+        del self.uploads[dataset_id]
+
+    def delete(self, job_id: str, owner: str) -> None:
+        record = self.get(job_id, owner)
+        if record.status not in TERMINAL:
+            raise Conflict(job_id, record.status.value, "deleted", "Cancel it first.")
+        del self.jobs[job_id]
 
     def rollouts(
         self, job_id: str, owner: str, query: RolloutQuery, *, limit: int, cursor: str | None = None

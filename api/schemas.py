@@ -83,6 +83,9 @@ class Job(Struct, frozen=True, kw_only=True):
     step: Annotated[int, Meta(ge=0)]
     total_steps: Annotated[int, Meta(ge=0)]
     progress: Annotated[float, Meta(ge=0, le=1)]
+    checkpoint_step: Annotated[
+        int, Meta(ge=0, description="The last step that is safe in storage: a next run would go on from it; 0 for none")
+    ]
     reward: Annotated[float | None, Meta(description="Mean total reward of the last step")]
     created_at: datetime
     updated_at: datetime
@@ -291,6 +294,7 @@ def job_of(record: JobRecord) -> Job:
         step=record.step,
         total_steps=record.total_steps,
         progress=_progress(record),
+        checkpoint_step=record.checkpoint_step,
         reward=record.reward,
         created_at=record.created_at,
         updated_at=record.updated_at,

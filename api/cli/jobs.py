@@ -104,6 +104,7 @@ def say_job(job: dict[str, Any]) -> None:
         "name": job["name"],
         "status": job["status"] + (f" ({job['phase']})" if job["phase"] else ""),
         "step": _steps(job),
+        "saved": f"step {job['checkpoint_step']}" if job["checkpoint_step"] else None,
         "reward": _reward(job),
         "model": job["spec"]["model"]["name"],
         "data": job["spec"]["data"]["dataset"],

@@ -45,6 +45,7 @@ def test_submit_stores_the_resolved_job_and_says_where_it_is(client: Client, ser
         "step": 0,
         "total_steps": 20,
         "progress": 0.0,
+        "checkpoint_step": 0,
         "reward": None,
         "started_at": None,
         "finished_at": None,

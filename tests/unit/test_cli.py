@@ -265,12 +265,14 @@ def test_pause_and_resume(run: Run, online: FakeJobService) -> None:
 
 
 def test_list_show_and_cancel(run: Run, online: FakeJobService) -> None:
-    record = online.put(make_record(name="first", metadata={"team": "a"}), step=3, reward=0.5)
+    record = online.put(make_record(name="first", metadata={"team": "a"}), step=3, reward=0.5, checkpoint_step=2)
     online.put(make_record())
     assert len(run("list", "--json").json["data"]) == 2
     assert [job["id"] for job in run("list", "--metadata", "team=a", "--json").json["data"]] == [record.id]
     assert run("list", "--limit", "1").out.count("\n") == 2
-    assert "first" in run("show", record.id).out
+    shown = run("show", record.id).out
+    assert "first" in shown
+    assert "saved     step 2\n" in shown
     assert run("show", record.id, "--json").json["id"] == record.id
     assert run("cancel", record.id).out == f"{record.id}: cancelled\n"
     again = run("cancel", record.id)

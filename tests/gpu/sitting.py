@@ -28,6 +28,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,12 @@ SPECS = ROOT / "examples" / "specs"
 MODEL_7B = "random-qwen2.5-7b"
 MODEL_SMALL = "smollm2-135m"
 MODEL_TINY = "tiny-arithmetic"
+ENDED = ("succeeded", "failed", "cancelled")
+TO_CANCEL, TO_TELL = 40, 12
+"""Seconds before a stage's limit at which its job is cancelled, and at which it is no longer waited for."""
 SETTLED = 3
 """First steps left out of every median: they compile."""
+ARCHIVE_BYTES = 14_000_000
 SMALL = ROOT / "examples" / "smollm2"
 """Real word problems, and a prompt with worked examples: without them the small model never meets the format."""
 
@@ -146,7 +151,7 @@ def small(host: Host) -> dict[str, Any]:
 # What a user would run instead
 
 
-@stage(300)
+@stage(330)
 def baseline16(host: Host) -> dict[str, Any]:
     """The published recipe as a script, 16-bit, without a KL term."""
     return _baseline(host, bits=16, beta=0.0)
@@ -164,16 +169,36 @@ def baseline4(host: Host) -> dict[str, Any]:
     return _baseline(host, bits=4, beta=0.0)
 
 
-def _baseline(host: Host, *, bits: int, beta: float) -> dict[str, Any]:
+@stage(240)
+def baselinetrl(host: Host) -> dict[str, Any]:
+    """TRL with vLLM on the same card, 16-bit, 8 problems × 8 completions."""
+    return _baseline(host, "trl_vllm", "8", "8", "8", bits=16, beta=0.0, micro_batch=16)
+
+
+def _baseline(
+    host: Host,
+    mode: str = "unsloth",
+    prompts: str = "1",
+    generations: str = "6",
+    steps: str = "10",
+    *,
+    bits: int,
+    beta: float,
+    micro_batch: int = 6,
+) -> dict[str, Any]:
     if host.dry:
         return {"skipped": "dry run"}
     env = {"MODEL": str(host.models / MODEL_7B), "BIT4": "1" if bits == 4 else "0", "BETA": str(beta)}
-    argv = [sys.executable, str(host.tools / "baseline.py"), "unsloth", "1", "6", "13"]
+    env["PDB"] = str(micro_batch)
+    argv = [sys.executable, str(host.tools / "baseline.py"), mode, prompts, generations, steps]
     ended = subprocess.run(
-        argv, env={**os.environ, **env}, cwd=host.work, stdout=subprocess.PIPE, text=True, check=True
+        argv, env={**os.environ, **env}, cwd=host.work, stdout=subprocess.PIPE, text=True, check=False
     )
+    print(ended.stdout[-4000:], flush=True)
     found = re.search(r"^RESULT (\{.*\})", ended.stdout, re.MULTILINE)
-    return {"beta": beta, **json.loads(found[1])} if found else {"error": ended.stdout[-500:]}
+    if found is None:
+        raise RuntimeError(f"exit status {ended.returncode} and no figures: see the stage's log")
+    return {"beta": beta, **json.loads(found[1])}
 
 
 # The service
@@ -202,7 +227,7 @@ def resume16(host: Host) -> dict[str, Any]:
 @stage(480)
 def recipe4(host: Host) -> dict[str, Any]:
     """The recipe as published, 4-bit, in the memory of a 16 GB card."""
-    return _job(host, "recipe4", _recipe(host, "recipe.json", steps=22, share=0.12))
+    return _job(host, "recipe4", _recipe(host, "recipe.json", steps=20, share=0.11))
 
 
 @stage(300)
@@ -296,14 +321,16 @@ def _for_host(host: Host, spec: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Memory:
-    """The card's memory in use, sampled while a job runs."""
+    """The most of the card's memory in use, by the job's phase, sampled while it runs."""
 
-    peak_mib: int = 0
+    phase: str = "queued"
+    peak_mib: dict[str, int] = field(default_factory=dict)
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def watch(self) -> None:
         while not self._stop.wait(0.5):
-            self.peak_mib = max(self.peak_mib, _memory_used())
+            phase = self.phase
+            self.peak_mib[phase] = max(self.peak_mib.get(phase, 0), _memory_used())
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[Memory]:
@@ -321,7 +348,8 @@ def _job(
 ) -> dict[str, Any]:
     """Submit a job to the stack, follow it to its end, and put together what it says of itself.
 
-    `kill_at`: the step after which its process is killed; then the job is cancelled, unless it shall `go_on`.
+    `kill_at`: the step after which its process is killed; then the job is cancelled, unless it shall `go_on`, which it
+    can once a checkpoint is in the bucket. A job that does not end in time is cancelled, and what it did is told.
     """
     from api.client import GrpoClient
 
@@ -337,32 +365,54 @@ def _job(
         job = client.submit(spec)
         print("submitted", job["id"], flush=True)
         events: list[dict[str, Any]] = []
-        killed = None
-        while job["status"] not in ("succeeded", "failed", "cancelled"):
-            time.sleep(0.5)
-            for event in client.events(job["id"], after=events[-1]["seq"] if events else 0):
-                events.append(event)
-                _tell(event)
-                if killed is None and event["data"].get("code") == "run_lost":
-                    client.cancel(job["id"])  # the time on such a host is dear: no second try of what cannot work
-                    raise RuntimeError(f"{event['data']['message']}\n{_end_of(host.work / 'stack/logs/worker.log')}")
-            if kill_at is not None and any(e["type"] == "metric" and (e["step"] or 0) >= kill_at for e in events):
-                killed = _kill_child(idle)
-                if not go_on:
+        told: dict[str, Any] = {}
+        try:
+            while job["status"] not in ENDED:
+                time.sleep(0.5)
+                for event in client.events(job["id"], after=events[-1]["seq"] if events else 0):
+                    events.append(event)
+                    memory.phase = event["data"].get("phase", memory.phase)
+                    _tell(event)
+                    if not told and event["data"].get("code") == "run_lost":
+                        # The time on such a host is dear: no second try of what cannot work.
+                        told["failure"] = event["data"]["message"]
+                        print(_end_of(host.work / "stack/logs/worker.log"), flush=True)
+                        client.cancel(job["id"])
+                due = kill_at is not None and _last_step(events) >= kill_at
+                if due and (not go_on or client.checkpoints(job["id"])):
+                    told["killed"] = _kill_child(idle)
+                    kill_at = None
+                    if not go_on:
+                        client.cancel(job["id"])
+                if host.left() < TO_CANCEL and "failure" not in told:
+                    told["failure"] = "the stage's time was up"
                     client.cancel(job["id"])
-                kill_at = None
-            if host.left() < 20:
+                if host.left() < TO_TELL:
+                    break
+                job = client.get(job["id"])
+        except BaseException:
+            with contextlib.suppress(Exception):  # the next stage needs the card
                 client.cancel(job["id"])
-                raise TimeoutError(f"the sitting's time is up; {name} was cancelled at step {_last_step(events)}")
-            job = client.get(job["id"])
+            raise
+        memory.phase = "ended"
         result = _summary(job, events, client.metrics(job["id"]), submitted)
-        result |= {"killed": killed, "device_peak_mib": memory.peak_mib, "device_idle_mib": idle}
-        folder = host.work / "jobs" / name
-        with contextlib.suppress(Exception):
-            client.download(job["id"], folder)
-        result |= _report(folder)
-    (folder.parent / f"{name}.metrics.json").write_text(json.dumps(result.pop("metrics"), ensure_ascii=False))
+        result |= {**told, "device_peak_mib": memory.peak_mib, "device_idle_mib": idle}
+        metrics = json.dumps(result.pop("metrics"), ensure_ascii=False)
+        (host.work / "jobs" / f"{name}.metrics.json").write_text(metrics)
+        if job["status"] in ENDED:
+            result |= _files(client, job["id"], host.work / "jobs" / name)
     return result
+
+
+def _files(client: Any, job_id: str, folder: Path) -> dict[str, Any]:
+    """Fetch what a job left besides weights and tokenizer, show its process's last words, and read its report."""
+    for path in (artifact["path"] for artifact in client.artifacts(job_id)["data"]):
+        if not path.startswith(("adapter", "checkpoints/")):
+            with contextlib.suppress(Exception):
+                client.download_file(job_id, path, folder / path)
+    for log in sorted(folder.glob("stderr*.log")):
+        print(f"--- {log.name}\n{_end_of(log, 4000)}", flush=True)
+    return _report(folder)
 
 
 def _summary(
@@ -402,10 +452,16 @@ def _summary(
             for event in events
             if event["type"] == "status" and "phase" in event["data"]
         ],
+        "submitted_to_first_update_s": _first_update(events, submitted),
         "submitted_to_end_s": round(time.time() - submitted, 1),
         "warnings": [event["data"] for event in events if event["type"] == "warning"],
         "metrics": metrics,
     }
+
+
+def _first_update(events: list[dict[str, Any]], submitted: float) -> float | None:
+    times = [event["time"] for event in events if event["type"] == "metric"]
+    return round(datetime.fromisoformat(times[0]).timestamp() - submitted, 1) if times else None
 
 
 def _report(folder: Path) -> dict[str, Any]:
@@ -562,6 +618,8 @@ def prepare(host: Host) -> None:
                 link.symlink_to(program)
     os.environ["PATH"] = os.pathsep.join([str(host.work / "bin"), os.environ["PATH"]])
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    # Installed packages have their bytecode, as in the image; unpacked ones get it when they are first imported.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))
 
 
@@ -589,7 +647,7 @@ def _run_stage(host: Host, name: str) -> bool:
         try:
             with _alarm(limit):
                 line |= {"ok": True, **function(_until(host, limit))}
-            line["ok"] = line.get("status", "succeeded") in ("succeeded", "cancelled")
+            line["ok"] = "failure" not in line and line.get("status", "succeeded") in ("succeeded", "cancelled")
         except BaseException as error:  # a stage that fails must not end the others
             traceback.print_exc()
             line |= {"ok": False, "failure": f"{type(error).__name__}: {error}"[:500]}
@@ -641,6 +699,9 @@ def _output_to(log: Any) -> Iterator[None]:
 
 def start(host: Host, arguments: list[str]) -> None:
     """The same command with `run`, in a session of its own."""
+    pid = host.work / "driver.pid"
+    if pid.is_file() and not (host.work / "ended").exists() and Path("/proc", pid.read_text()).exists():
+        sys.exit(f"the driver {pid.read_text()} is still running its stages")
     (host.work / "ended").unlink(missing_ok=True)
     with (host.work / "logs" / "driver.log").open("ab") as log:
         process = subprocess.Popen(
@@ -650,7 +711,7 @@ def start(host: Host, arguments: list[str]) -> None:
             stderr=log,
             start_new_session=True,
         )
-    (host.work / "driver.pid").write_text(str(process.pid))
+    pid.write_text(str(process.pid))
     print("started", process.pid)
 
 
@@ -678,11 +739,17 @@ def collect(host: Host) -> None:
         return
     if (host.work / "results.jsonl").exists():
         shutil.copy(host.work / "results.jsonl", out)
-    with tarfile.open(Path(out) / "logs.tar.gz", "w:gz") as archive:
-        for folder in ("logs", "jobs", "stack/logs"):
-            for path in sorted((host.work / folder).rglob("*")):
-                if path.is_file() and path.stat().st_size < 3_000_000 and path.suffix != ".safetensors":
-                    archive.add(path, path.relative_to(host.work))
+    found = [path for folder in ("logs", "jobs", "stack/logs") for path in (host.work / folder).rglob("*")]
+    wanted = [path for path in found if path.is_file() and path.suffix != ".safetensors"]
+    target, size = Path(out) / "logs.tar.gz", 0
+    with tarfile.open(target, "w:gz", compresslevel=6) as archive:
+        # Completions last: where a transfer has a limit, one large file must not cost all the others.
+        for path in sorted(wanted, key=lambda path: (path.suffix == ".parquet", path.stat().st_size)):
+            # What is packed already stays as large as it is; text becomes a fifth or less.
+            size += path.stat().st_size // (1 if path.suffix == ".parquet" else 4)
+            if size > ARCHIVE_BYTES:
+                break
+            archive.add(path, path.relative_to(host.work))
 
 
 def _memory_used() -> int:

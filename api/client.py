@@ -16,8 +16,9 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
 from urllib.parse import quote
@@ -63,7 +64,8 @@ class GrpoClient:
         key = key or os.environ.get("GRPO_API_KEY", "")
         if not url.startswith(("http://", "https://")):
             raise NotConfiguredError(
-                "Where is the service? Set GRPO_URL to its address, such as http://127.0.0.1:8080."
+                "Where is the service? Set GRPO_URL to its address, such as http://127.0.0.1:8080"
+                + (f"; {url!r} lacks http:// or https://." if url else ".")
             )
         if not key or not key.isascii() or not key.isprintable():
             raise NotConfiguredError("Who is asking? Set GRPO_API_KEY to a key that `grpo keys create` printed.")
@@ -134,6 +136,10 @@ class GrpoClient:
     def resume(self, job_id: str) -> Json:
         """Put a paused job back into the queue; returns it."""
         return self._call("POST", _job(job_id, "resume"))
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that has ended, with everything it left, for good."""
+        self._gone(_job(job_id))
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 100, types: Iterable[str] = ()) -> JsonList:
         """Up to `limit` events numbered above `after`."""
@@ -223,6 +229,14 @@ class GrpoClient:
                 headers={"Content-Type": "application/x-ndjson", "Content-Length": str(size)},
             )
 
+    def datasets(self, *, limit: int = 20, cursor: str | None = None) -> Json:
+        """A page of data sets, newest first; its `next_cursor` leads to the next."""
+        return self._call("GET", "/datasets", params=_given(limit=limit, cursor=cursor))
+
+    def delete_dataset(self, dataset_id: str) -> None:
+        """Delete an upload that no unfinished job names, for good."""
+        self._gone(f"/datasets/{quote(dataset_id, safe='')}")
+
     def stream(self, job_id: str, *, after: int = 0, poll: float = 1.0, patience: float = 60.0) -> Iterator[Json]:
         """Every event numbered above `after`, those to come too, each once; ends when the job has ended.
 
@@ -264,12 +278,19 @@ class GrpoClient:
                 on_event(event)
         return self._patiently(lambda: self.get(job_id), poll, patience)
 
-    def download(self, job_id: str, folder: str | Path, on_progress: Progress | None = None) -> JsonList:
+    def download(
+        self, job_id: str, folder: str | Path, on_progress: Progress | None = None, *, only: Collection[str] = ()
+    ) -> JsonList:
         """Save a job's files below `folder`, each checked against its announced hash; returns what was announced.
 
-        Files that are already there and right are not fetched again.
+        Files that are already there and right are not fetched again. `only` names files or folders of the job, such
+        as `adapter`, or patterns such as `rollouts/*`; none is all.
         """
         listing = self.artifacts(job_id)
+        known = [artifact["path"] for artifact in listing["data"]]
+        listing["data"] = [artifact for artifact in listing["data"] if _is_wanted(artifact["path"], only)]
+        if known and not listing["data"]:
+            raise DownloadError(f"Job {job_id} has no {', '.join(only)}; it left {', '.join(_tops(known))}.")
         if not listing["data"]:
             reason = "left no files" if listing["complete"] else "has not ended: its files come then"
             raise DownloadError(f"Job {job_id} {reason}.")
@@ -340,6 +361,13 @@ class GrpoClient:
             response = self._api.request(method, path, **request)
         return self._answer(response)
 
+    def _gone(self, path: str) -> None:
+        with self._reaching():
+            response = self._api.delete(path)
+        if response.status_code != NO_CONTENT:
+            self._answer(response)
+            raise self._not_this_api(response)
+
     def _text(self, path: str, media_type: str, params: Json | None = None) -> str:
         with self._reaching():
             response = self._api.get(path, params=params, headers={"Accept": media_type})
@@ -353,7 +381,7 @@ class GrpoClient:
         try:
             yield
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            message = f"The service at {self._url} cannot be reached ({_why(error)})."
+            message = f"The service at {self._url} cannot be reached ({_why(error)}). {_reachable(error)}"
             raise UnreachableError(message, may_pass=isinstance(error, httpx.TransportError)) from error
 
     def _answer(self, response: httpx.Response) -> Json:
@@ -365,7 +393,10 @@ class GrpoClient:
         raise ProblemError(response.status_code, body)
 
     def _not_this_api(self, response: httpx.Response) -> UnreachableError:
-        message = f"{self._url} answered {response.status_code} with something that is not this API."
+        message = (
+            f"{self._url} answered {response.status_code} with something that is not this API. "
+            "GRPO_URL must be the API's address, without a path."
+        )
         return UnreachableError(message, may_pass=response.status_code in GATEWAY_ERRORS)
 
 
@@ -393,6 +424,15 @@ def _chunks(file: BinaryIO, name: str, size: int, on_progress: Progress | None) 
             on_progress(name, sent, size)
 
 
+def _is_wanted(path: str, only: Collection[str]) -> bool:
+    return not only or any(fnmatchcase(path, name) or path.startswith(f"{name.rstrip('/')}/") for name in only)
+
+
+def _tops(paths: Iterable[str]) -> list[str]:
+    """Files, and folders in place of what is in them."""
+    return list(dict.fromkeys(path.partition("/")[0] + ("/" if "/" in path else "") for path in paths))
+
+
 def _given(**params: Any) -> Json:
     return {name: value for name, value in params.items() if value is not None}
 
@@ -403,6 +443,13 @@ def _object_of(response: httpx.Response) -> Json | None:
     except ValueError:
         return None
     return body if isinstance(body, dict) else None
+
+
+def _reachable(error: Exception) -> str:
+    """What to look at when nobody answered."""
+    if "WRONG_VERSION_NUMBER" in str(error):
+        return "It speaks no TLS: set GRPO_URL to http:// instead of https://."
+    return "Is it running, as after `grpo up`, and is GRPO_URL its address?"
 
 
 def _why(error: Exception) -> str:

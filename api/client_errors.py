@@ -43,10 +43,12 @@ class ProblemError(ClientError):
         self.detail = str(document.get("detail") or document.get("title") or f"The service answered {status}.")
         self.errors: list[dict[str, Any]] = document.get("errors") or []
         self.request_id: str | None = document.get("request_id")
-        super().__init__("\n".join([self.detail, *(f"  {describe(error)}" for error in self.errors)]))
+        summary = self.detail.partition("; `errors`")[0] + ":" if self.errors else self.detail
+        super().__init__("\n".join([summary, *(f"  {describe(error)}" for error in self.errors)]))
 
 
 def describe(error: dict[str, Any]) -> str:
     """One of a problem's errors in a line: the field, what is wrong, the remedy."""
     where = error.get("pointer") or error.get("parameter") or "/"
-    return f"{where}: {error.get('detail', '')}. {error.get('remedy', '')}".rstrip()
+    detail = str(error.get("detail", "")).removeprefix(f"{where}: ")
+    return f"{where}: {detail}. {error.get('remedy', '')}".rstrip()

@@ -34,7 +34,7 @@ from grpo_core.datasets import DatasetError, DatasetTooLargeError
 from grpo_core.spec import Problem, SpecError
 from grpo_core.strict_json import StrictJsonError
 from jobs.admission import InProgress, KeyReused, TooManyJobs
-from jobs.errors import BadCursor, Conflict, NotFound, Rejected, Unavailable
+from jobs.errors import BadCursor, Conflict, InUse, NotFound, Rejected, Unavailable
 from jobs.ratelimit import RateLimited
 
 log = structlog.get_logger(__name__)
@@ -177,6 +177,11 @@ def _(error: BadCursor, _request: Request[Any, Any, Any]) -> ApiError:
     remedy = "Give the next_cursor of the page before, with the same filters and order; or none, to begin again."
     errors = [bad_parameter("cursor", error.detail, remedy)]
     return ApiError("bad_query", _count(errors, "the query"), errors=errors)
+
+
+@describe.register
+def _(error: InUse, _request: Request[Any, Any, Any]) -> ApiError:
+    return ApiError("conflict", str(error))
 
 
 @describe.register

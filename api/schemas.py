@@ -246,6 +246,15 @@ class Dataset(Struct, frozen=True, kw_only=True):
     created_at: datetime
 
 
+class DatasetList(Struct, frozen=True, kw_only=True):
+    """Some of your data sets, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Dataset]
+    has_more: bool
+    next_cursor: Annotated[str | None, Meta(description="Give it as `cursor` for the next page")]
+
+
 class Reward(Struct, frozen=True, kw_only=True):
     """A reward function that a spec can weigh."""
 

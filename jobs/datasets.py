@@ -6,6 +6,7 @@ set that can be found is whole and never changes.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,8 @@ from jobs.settings import StorageSettings
 from jobs.sources import Sources
 from jobs.storage import ObjectStore
 
+_READ_AT_ONCE = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecord:
@@ -34,6 +37,12 @@ class DatasetRecord:
     sha256: str
     columns: list[str]
     created_at: datetime
+
+
+def _record_of(body: dict[str, Any]) -> DatasetRecord:
+    fields: dict[str, Any] = {name: value for name, value in body.items() if name != "v"}
+    fields["created_at"] = datetime.fromisoformat(body["created_at"])
+    return DatasetRecord(**fields)
 
 
 def new_dataset_id() -> str:
@@ -74,9 +83,24 @@ class DatasetStore:
         body = self._store.get_json(layout.dataset(dataset_id))
         if body is None or body["owner"] != owner:
             raise NotFound("data set", dataset_id)
-        body.pop("v")
-        body["created_at"] = datetime.fromisoformat(body["created_at"])
-        return DatasetRecord(**body)
+        return _record_of(body)
+
+    def list_of(self, owner: str, *, limit: int, before: str | None = None) -> list[DatasetRecord]:
+        """An owner's data sets, newest first, of ids below `before`.
+
+        There is no index of owners: descriptions are read in batches until enough are found.
+        """
+        ids = sorted(
+            (name for name in self._store.folders(layout.DATASETS) if not before or name < before), reverse=True
+        )
+        found: list[DatasetRecord] = []
+        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+            for start in range(0, len(ids), _READ_AT_ONCE):
+                bodies = pool.map(self._store.get_json, map(layout.dataset, ids[start : start + _READ_AT_ONCE]))
+                found += [_record_of(body) for body in bodies if body is not None and body["owner"] == owner]
+                if len(found) >= limit:
+                    break
+        return found[:limit]
 
     def fetch(self, data: DataSection, owner: str, path: Path) -> None:
         """Copy the rows a job names to a file; raises `NotFound`, `DatasetError`, `Unavailable`."""

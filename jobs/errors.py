@@ -3,6 +3,7 @@
 JobsError
 ├── NotFound            no such job or data set, or it is somebody else's
 ├── Conflict            the job's state does not allow what was asked
+├── InUse               a data set that an unfinished job names cannot be deleted
 ├── Fenced              this worker's epoch is over: it may write nothing more
 ├── Rejected            a request that is well formed but cannot be accepted (names field and remedy)
 ├── BadCursor           a page's cursor that is none, or of another list
@@ -34,6 +35,16 @@ class Conflict(JobsError):
     def __init__(self, job_id: str, status: str, action: str, remedy: str = "") -> None:
         self.status = status
         super().__init__(f"Job {job_id} is {status}, so it cannot be {action}. {remedy}".rstrip())
+
+
+class InUse(JobsError):
+    """An unfinished job names this data set, and reads it again whenever it is resumed."""
+
+    def __init__(self, dataset_id: str, job_id: str, status: str) -> None:
+        super().__init__(
+            f"Data set {dataset_id} is in use by job {job_id}, which is {status}. "
+            "Delete it once that job has ended, or cancel the job first."
+        )
 
 
 class Fenced(JobsError):

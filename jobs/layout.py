@@ -9,6 +9,7 @@ JOBS = "jobs/"
 KEYS = "keys/"
 DATASETS = "datasets/"
 PROBE = "probe/"
+ERASED = "erased/"
 
 
 def folder(job_id: str) -> str:
@@ -89,3 +90,8 @@ def dataset(dataset_id: str) -> str:
 def dataset_rows(dataset_id: str) -> str:
     """The rows of an uploaded data set."""
     return f"{DATASETS}{dataset_id}/data.jsonl"
+
+
+def erased(name: str) -> str:
+    """That a job or a data set of this id was deleted, put once before anything of it goes."""
+    return f"{ERASED}{name}.json"

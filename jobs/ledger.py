@@ -164,6 +164,10 @@ class Ledger:
         lease = str(int(lease_seconds * 1000)) if lease_seconds is not None else ""
         return bool(self.run_script("restore", record.id, strict_json.dumps(fields), lease))
 
+    def forget(self, job_id: str) -> bool:
+        """Remove a record with its events; False where there is none."""
+        return bool(self.run_script("forget", job_id))
+
     def missing(self, job_ids: list[str]) -> list[str]:
         """Those of these jobs that have no record."""
         if not job_ids:
@@ -274,7 +278,7 @@ class Ledger:
         folder = files("jobs") / "scripts"
         prelude = (folder / "prelude.lua").read_text()
         prelude = _states() + prelude
-        names = ("create", "claim", "change", "obey", "replay", "restore", "admit", "withdraw", "take")
+        names = ("create", "claim", "change", "obey", "replay", "restore", "admit", "withdraw", "take", "forget")
         return {name: self.client.register_script(prelude + (folder / f"{name}.lua").read_text()) for name in names}
 
     def run_script(self, name: str, subject: str, *arguments: str) -> Any:

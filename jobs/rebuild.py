@@ -23,7 +23,9 @@ from typing import Any, Self, TypeVar
 
 from jobs import journal, layout, lineage
 from jobs.archive import ARCHIVE_VERSION, Archive, Outcome
+from jobs.datasets import DatasetStore
 from jobs.ending import close, settle
+from jobs.erasure import Erasure
 from jobs.errors import JobsError
 from jobs.journal import EventFile
 from jobs.keys import KeyStore
@@ -114,10 +116,11 @@ class Rebuild:
 
     def _run(self, pool: ThreadPoolExecutor) -> Report:
         self._ledger.ping()
+        erased = self._finish_erasures(pool)
         keys = self._restore_keys()
         jobs = present = corrected = 0
         restored: Counter[str] = Counter()
-        ids = self._store.folders(layout.JOBS)
+        ids = (job_id for job_id in self._store.folders(layout.JOBS) if job_id not in erased)
         while batch := list(islice(ids, BATCH)):
             missing = self._ledger.missing(batch)
             known = self._ledger.get_many([job_id for job_id in batch if job_id not in set(missing)])
@@ -152,6 +155,14 @@ class Rebuild:
                 return None
 
         return list(pool.map(carefully, subjects))
+
+    def _finish_erasures(self, pool: ThreadPoolExecutor) -> set[str]:
+        """Delete what is still there of deleted jobs, or was brought back by an old backup of Valkey."""
+        erasure = Erasure(self._ledger, self._store, DatasetStore(self._store))
+        erased = erasure.erased_jobs()
+        if not self._dry_run:
+            list(pool.map(erasure.finish_job, erased))
+        return erased
 
     def _restore_keys(self) -> int:
         missing = self._keys.missing()

@@ -30,6 +30,7 @@ COMMANDS = (
     ("cancel", "jobs:cancel", "Cancel a job."),
     ("pause", "jobs:pause", "Pause a job: it saves a checkpoint and frees its GPU."),
     ("resume", "jobs:resume", "Put a paused job back into the queue."),
+    ("delete", "jobs:delete", "Delete a job that has ended, with everything it left."),
     ("metrics", "metrics:metrics", "Print the metrics of each step of a job; --csv for a file."),
     ("download", "jobs:download", "Download what a job left and check every hash."),
     ("rollouts", "rollouts:rollouts", "Read a job's completions with their rewards, the worst or the best first."),
@@ -38,6 +39,8 @@ COMMANDS = (
     ("rewards list", "rewards:list_rewards", "List the reward functions."),
     ("rewards score", "rewards:score", "Score completions from a JSONL file."),
     ("datasets upload", "datasets:upload", "Upload a data set as JSONL."),
+    ("datasets list", "datasets:list_datasets", "List your data sets, newest first."),
+    ("datasets delete", "datasets:delete", "Delete a data set."),
     ("keys create", "keys:create", "Create an API key and print it."),
     ("keys list", "keys:list_keys", "List API keys."),
     ("keys revoke", "keys:revoke", "Revoke an API key for good."),
@@ -58,6 +61,7 @@ for _words, _target, _help in COMMANDS:
     _parent.command(f"api.cli.{_target}", name=_name, help=_help)
 for _app in _GROUPS.values():
     app.command(_app)
+app.register_install_completion_command(help="Let the shell complete commands and options (bash, zsh, fish).")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

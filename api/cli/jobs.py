@@ -1,4 +1,4 @@
-"""`grpo list`, `show`, `cancel`, `pause`, `resume` and `download`: look at jobs, steer one, fetch what it left."""
+"""`grpo list`, `show`, `cancel`, `pause`, `resume`, `delete`, `download`: look at jobs, steer one, fetch its files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from api.cli.output import EXIT_REFUSED, AsJson, CommandError, connected, print_json, say
+from api.cli.output import EXIT_REFUSED, AsJson, CommandError, Yes, confirm, connected, print_json, say
 from api.cli.progress import show_bytes
 
 Pairs = Annotated[list[str] | None, Parameter(name="--metadata", negative="", help="Only jobs with this KEY=VALUE.")]
+
+Only = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--only",
+        negative="",
+        help="Only this file or folder of the job, as adapter, or a pattern such as 'rollouts/*'; repeat it.",
+    ),
+]
 
 
 def list_jobs(
@@ -76,7 +85,20 @@ def resume(job_id: str, /, *, json: AsJson = False) -> None:
     _say_status(job, as_json=json)
 
 
-def download(job_id: str, folder: Path, /, *, json: AsJson = False) -> None:
+def delete(job_id: str, /, *, yes: Yes = False, json: AsJson = False) -> None:
+    """Delete a job that has ended: its spec, completions, metrics, checkpoints and adapter. There is no way back."""
+    with connected() as client:
+        if not yes:
+            job = client.get(job_id)
+            confirm(f"Delete {job_id} ({job['name'] or 'no name'}, {job['status']}) and all it left?", yes=yes)
+        client.delete(job_id)
+    if json:
+        print_json({"job": job_id, "deleted": True})
+    else:
+        say(f"{job_id}: deleted")
+
+
+def download(job_id: str, folder: Path, /, *, only: Only = None, json: AsJson = False) -> None:
     """Download what a job left and check every hash.
 
     Parameters
@@ -86,7 +108,7 @@ def download(job_id: str, folder: Path, /, *, json: AsJson = False) -> None:
     """
     with connected() as client, show_bytes(sys.stderr if json else sys.stdout, lines=not json) as on_bytes:
         try:
-            files = client.download(job_id, folder, on_bytes)
+            files = client.download(job_id, folder, on_bytes, only=only or [])
         except OSError as error:
             raise CommandError(f"{folder} cannot be written: {error.strerror or error}.") from error
     if json:

@@ -68,7 +68,9 @@ def list_keys(*, owner: str | None = None, json: AsJson = False) -> None:
         print_json({"object": "list", "data": [_fields(record) for record in records]})
         return
     for record in records:
-        say(f"{record.id}  {record.owner:<16}  {_state(record):<10}  {','.join(record.scopes)}  {record.name or ''}")
+        until = f"until {_time(record.expires_at)}" if record.expires_at else ""
+        words = [record.id, f"{record.owner:<16}", f"{_state(record):<10}", ",".join(record.scopes)]
+        say("  ".join([*words, *filter(None, (record.name, until))]))
 
 
 def revoke(key_id: str, /, *, json: AsJson = False) -> None:

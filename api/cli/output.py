@@ -22,8 +22,16 @@ AsJson = Annotated[
     bool, Parameter(name="--json", negative="", help="Print JSON, and nothing else, on standard output.")
 ]
 
+Yes = Annotated[bool, Parameter(negative="", help="Do not ask.")]
+
 InputFile = Annotated[str, Parameter(allow_leading_hyphen=True)]
 """A path, or - for standard input."""
+
+
+_NO_KEY = (
+    "The service does not know the key in GRPO_API_KEY: it is of another service, revoked or expired. "
+    "`grpo up` leaves one in .grpo/env; `grpo keys create` makes one."
+)
 
 
 class CommandError(Exception):
@@ -65,6 +73,18 @@ def _write(stream: TextIO, text: str) -> None:
     stream.flush()
 
 
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before what cannot be undone; where nobody can answer, only `--yes` says so."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise CommandError("This cannot be undone, and nobody is there to ask: add --yes.", EXIT_REFUSED)
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise CommandError("Nothing was deleted.", EXIT_REFUSED)
+
+
 @contextmanager
 def connected() -> Generator[GrpoClient]:
     """A client of the service named in the environment; its errors end the command."""
@@ -74,6 +94,8 @@ def connected() -> Generator[GrpoClient]:
         with GrpoClient() as client:
             yield client
     except ProblemError as error:
+        if error.code == "unauthorized":
+            raise CommandError(_NO_KEY, EXIT_REFUSED, error.document) from error
         code = EXIT_REFUSED if error.status < 500 else EXIT_FAILED
         raise CommandError(str(error), code, error.document) from error
     except NotConfiguredError as error:

@@ -99,17 +99,20 @@ class _Lines:
     def __init__(self, job: dict[str, Any], stream: IO[str]) -> None:
         self._total = job["total_steps"]
         self._stream = stream
+        self._last = str(job["status"])
 
     def take(self, event: dict[str, Any]) -> None:
         text = describe(event, self._total)
-        if text:
+        # A phase is told of by the worker and by the training process: one line is enough.
+        if text and not (event["type"] == "status" and text == self._last):
             _write(self._stream, text)
+            self._last = text
 
 
 _IN_A_LINE = (
     ("completion_tokens_mean", "tokens", ".0f"),
     ("kl", "kl", ".3g"),
-    ("zero_variance_share", "silent", ".0%"),
+    ("zero_variance_share", "no variance", ".0%"),
 )
 
 

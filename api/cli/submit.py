@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from api.cli.output import (
     CommandError,
     InputFile,
     connected,
+    note,
     print_json,
     say,
 )
@@ -46,7 +48,7 @@ def submit(
     dry_run
         Only check the spec and show what it would become.
     idempotency_key
-        A text of your own that makes this command safe to run again: the same key and spec are one job for a day.
+        A text of your own that makes this command safe to run again: the same key and spec are one job for 48 hours.
     """
     spec = read_spec(file, set or [])
     with connected() as client:
@@ -68,16 +70,23 @@ def read_spec(file: str, changes: list[str]) -> Any:
     from grpo_core import strict_json
 
     try:
-        raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        raw = (sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()).removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise CommandError(f"{file} cannot be read: {error.strerror or error}.", EXIT_REFUSED) from error
     try:
         spec = strict_json.loads(raw)
     except strict_json.StrictJsonError as error:
-        raise CommandError(f"{file}: {error}", EXIT_REFUSED) from error
+        raise CommandError(f"{file}: {error}{_not_a_spec(raw)}", EXIT_REFUSED) from error
     for change in changes:
         set_field(spec, change)
     return spec
+
+
+def _not_a_spec(raw: bytes) -> str:
+    """A hint where the file is something else that people have at hand."""
+    lines = raw.split(b"\n", 2)
+    is_lines = len(lines) > 1 and all(line.strip().startswith(b"{") and b"}" in line for line in lines[:2])
+    return " It looks like a data set: upload it with grpo datasets upload." if is_lines else ""
 
 
 def set_field(spec: Any, change: str) -> None:
@@ -117,3 +126,4 @@ def _show_dry_run(result: dict[str, Any], *, as_json: bool) -> None:
     say(json.dumps(result["spec"], indent=2, ensure_ascii=False))
     for warning in result["warnings"]:
         say(f"warning {warning['pointer']}: {warning['message']}")
+    note(f"The spec is accepted, with {len(result['warnings']) or 'no'} warnings; nothing was stored.")

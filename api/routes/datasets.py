@@ -1,11 +1,14 @@
-"""The routes below /datasets: upload a JSONL file, look at one. Uploads are streamed and never held whole in memory."""
+"""The routes below /datasets: upload a JSONL file, list, look at and delete those there are.
+
+Uploads are streamed and never held whole in memory.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Any
 
-from litestar import Response, Router, get, post
+from litestar import Response, Router, delete, get, post
 from litestar.concurrency import sync_to_thread
 from litestar.connection import ASGIConnection
 from litestar.datastructures import ResponseHeader
@@ -17,8 +20,9 @@ from api.auth import scope
 from api.bodies import Upload, receive_dataset
 from api.dependencies import Owner, Service
 from api.idempotency import REPLAYED, Once, upload_key
-from api.problems import responses
-from api.schemas import Dataset, dataset_of
+from api.problems import bad_parameter, responses
+from api.queries import bad_query
+from api.schemas import Dataset, DatasetList, dataset_of
 from grpo_core.spec import DATASET_ID
 from jobs.errors import NotFound
 
@@ -76,6 +80,48 @@ async def upload_dataset(
 
 
 @get(
+    "/",
+    operation_id="listDatasets",
+    summary="List your data sets, newest first",
+    opt=scope("jobs:read"),
+    responses=responses("bad_query"),
+    sync_to_thread=True,
+)
+def list_datasets(
+    owner: Owner,
+    service: Service,
+    limit: Annotated[int, QueryParameter(ge=1, le=100, description="Data sets on a page")] = 20,
+    cursor: Annotated[
+        str | None, QueryParameter(description="`next_cursor` of the page before", schema_extra={"pattern": DATASET_ID})
+    ] = None,
+) -> DatasetList:
+    """One page of the caller's uploads."""
+    if cursor is not None and not re.fullmatch(DATASET_ID, cursor):
+        raise bad_query(bad_parameter("cursor", "is not a cursor", "Give the next_cursor of the page before."))
+    page = service.list_datasets(owner, limit=limit, cursor=cursor)
+    return DatasetList(
+        data=[dataset_of(record) for record in page.items],
+        has_more=page.next_cursor is not None,
+        next_cursor=page.next_cursor,
+    )
+
+
+@delete(
+    "/{dataset_id:str}",
+    operation_id="deleteDataset",
+    summary="Delete a data set that no unfinished job names",
+    opt=scope("datasets:write"),
+    status_code=204,
+    response_description="It is gone",
+    responses=responses("bad_query", "not_found", "conflict"),
+    sync_to_thread=True,
+)
+def delete_dataset(dataset_id: DatasetId, owner: Owner, service: Service) -> None:
+    """Delete an upload. There is no way back; what jobs drew from it stays with the jobs."""
+    service.delete_dataset(dataset_id, owner)
+
+
+@get(
     "/{dataset_id:str}",
     operation_id="getDataset",
     summary="Look at a data set",
@@ -92,7 +138,7 @@ def router(max_bytes: int) -> Router:
     """The routes, with uploads of up to so many bytes."""
     return Router(
         "/datasets",
-        route_handlers=[upload_dataset, get_dataset],
+        route_handlers=[upload_dataset, list_datasets, get_dataset, delete_dataset],
         guards=[check_id],
         request_max_body_size=max_bytes,
         tags=["datasets"],

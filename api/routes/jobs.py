@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Annotated, Any, Literal
 
-from litestar import Request, Response, Router, get, post
+from litestar import Request, Response, Router, delete, get, post
 from litestar.concurrency import sync_to_thread
 from litestar.connection import ASGIConnection
 from litestar.datastructures import ResponseHeader
@@ -157,6 +157,21 @@ def list_jobs(
 def get_job(job_id: JobId, owner: Owner, service: Service) -> Job:
     """One job as it is now."""
     return job_of(service.get(job_id, owner))
+
+
+@delete(
+    "/{job_id:str}",
+    operation_id="deleteJob",
+    summary="Delete a job that has ended, with everything it left",
+    opt=WRITE,
+    status_code=204,
+    response_description="It is gone",
+    responses=responses("bad_query", "not_found", "conflict"),
+    sync_to_thread=True,
+)
+def delete_job(job_id: JobId, owner: Owner, service: Service) -> None:
+    """Delete a job's record, spec, completions, checkpoints and adapter. There is no way back."""
+    service.delete(job_id, owner)
 
 
 @post(
@@ -340,6 +355,7 @@ ROUTER = Router(
         submit,
         list_jobs,
         get_job,
+        delete_job,
         cancel,
         pause,
         resume,

@@ -394,3 +394,22 @@ def test_a_number_that_was_taken_and_not_used_fences_nobody(service: JobService,
     record = service.get(job.id, "ann")
     assert (record.status, record.epoch, record.worker) == (JobStatus.RUNNING, epoch, "w")
     assert service.ledger.beat(job.id, epoch=epoch, lease_seconds=9).done
+
+
+def test_a_deleted_job_does_not_come_back(service: JobService, lose: Lose, rebuild: Run) -> None:
+    job, kept = service.submit(SPEC, "ann"), service.submit(SPEC, "ann")
+    service.cancel(job.id, "ann")
+    before = service.ledger.get(job.id)
+    assert before is not None
+    service.delete(job.id, "ann")
+    # A worker that was fenced, and a backup of Valkey from before the deletion, bring some of it back.
+    service.store.put(f"{layout.run(job.id, 1)}metrics.jsonl", b"{}")
+    lose()
+    service.ledger.restore(before, event_seq=9, lease_seconds=None)
+    assert rebuild(dry_run=True).restored == {"queued": 1}
+    assert service.ledger.get(job.id) is not None
+    report = rebuild()
+    assert (report.restored, report.unreadable) == ({"queued": 1}, {})
+    assert service.ledger.get(job.id) is None
+    assert [found.id for found in service.list_jobs("ann", limit=10).items] == [kept.id]
+    assert list(service.store.list(layout.folder(job.id))) == []

@@ -404,3 +404,30 @@ def test_probes_need_no_key(client: Client, service: FakeJobService) -> None:
     assert answer.status_code == 503
     assert answer.json() == {"status": "not_ready", "checks": {"valkey": "ok", "storage": "no answer"}}
     assert client.get("/healthz", headers=anonymous).status_code == 200
+
+
+def test_only_a_job_that_has_ended_is_deleted(client: Client) -> None:
+    job = client.post("/jobs", json={}, headers=bearer()).json()
+    refused = client.delete(f"/jobs/{job['id']}", headers=bearer())
+    assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+    assert client.delete(f"/jobs/{job['id']}", headers=bearer(READER)).status_code == 403
+    client.post(f"/jobs/{job['id']}/cancel", headers=bearer())
+    assert client.delete(f"/jobs/{job['id']}", headers=bearer(BOB)).status_code == 404
+    done = client.delete(f"/jobs/{job['id']}", headers=bearer())
+    assert (done.status_code, done.content) == (204, b"")
+    assert client.get(f"/jobs/{job['id']}", headers=bearer()).status_code == 404
+
+
+def test_data_sets_are_listed_and_deleted(client: Client) -> None:
+    rows = b'{"question": "1+1", "answer": 2}\n'
+    headers = {**bearer(), "Content-Type": "application/x-ndjson"}
+    ids = [client.post("/datasets", content=rows, headers=headers).json()["id"] for _ in range(3)]
+    page = client.get("/datasets?limit=2", headers=bearer()).json()
+    assert ([found["id"] for found in page["data"]], page["has_more"]) == ([ids[2], ids[1]], True)
+    rest = client.get(f"/datasets?cursor={page['next_cursor']}", headers=bearer()).json()
+    assert ([found["id"] for found in rest["data"]], rest["next_cursor"]) == ([ids[0]], None)
+    assert client.get("/datasets?cursor=x", headers=bearer()).json()["errors"][0]["parameter"] == "cursor"
+    assert client.get("/datasets", headers=bearer(BOB)).json()["data"] == []
+    assert client.delete(f"/datasets/{ids[0]}", headers=bearer(BOB)).status_code == 404
+    assert client.delete(f"/datasets/{ids[0]}", headers=bearer()).status_code == 204
+    assert client.get(f"/datasets/{ids[0]}", headers=bearer()).status_code == 404

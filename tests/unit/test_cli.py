@@ -19,6 +19,7 @@ from litestar.testing import TestClient
 
 import api.client
 from api.cli import main
+from api.cli.output import CommandError, confirm
 from api.cli.progress import BLOCKS, sparkline
 from grpo_core.comparison import wilson_interval
 from grpo_core.spec import JobSpec, parse_spec
@@ -590,3 +591,82 @@ def test_sparkline(values: list[float], text: str) -> None:
 def test_a_long_sparkline_keeps_its_width_and_shape() -> None:
     line = sparkline([float(step) for step in range(1000)], width=8)
     assert line == BLOCKS
+
+
+# What a first user runs into.
+
+
+def test_deleting_a_job_asks_first(run: Run, online: FakeJobService, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = make_record(owner="alice")
+    online.put(record, status=JobStatus.FAILED)
+    refused = run("delete", record.id)
+    assert (refused.code, "--yes" in refused.err, record.id in online.jobs) == (2, True, True)
+    assert run("delete", record.id, "--yes", "--json").json == {"job": record.id, "deleted": True}
+    assert record.id not in online.jobs
+    gone = run("delete", record.id, "--yes")
+    assert (gone.code, "There is no job" in gone.err) == (2, True)
+
+
+@pytest.mark.parametrize(("answer", "deletes"), [("y\n", True), ("Yes\n", True), ("no\n", False), ("", False)])
+def test_only_a_yes_deletes(answer: str, deletes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal(answer))
+    if deletes:
+        confirm("Delete?", yes=False)
+    else:
+        with pytest.raises(CommandError, match="Nothing was deleted"):
+            confirm("Delete?", yes=False)
+
+
+def test_data_sets_are_listed_and_deleted(run: Run, online: FakeJobService, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "1+1", "solution text": 2}\n')
+    uploaded = run("datasets", "upload", str(file), "--name", "sums")
+    assert "--set data.question_column=prompt --set data.answer_column='solution text'" in uploaded.out
+    dataset_id = uploaded.out.partition(":")[0]
+    assert dataset_id in run("datasets", "list").out
+    assert run("datasets", "list", "--json").json["data"][0]["id"] == dataset_id
+    assert run("datasets", "delete", dataset_id).code == 2
+    assert run("datasets", "delete", dataset_id, "--yes").out == f"{dataset_id}: deleted\n"
+    assert run("datasets", "list").out == ""
+
+
+def test_columns_that_are_named_as_expected_need_no_options(run: Run, online: FakeJobService, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"answer": 2, "prompt": "1+1"}\n')
+    assert run("datasets", "upload", str(file)).out.rstrip().endswith(" --set data.question_column=prompt")
+    file.write_text('{"answer": 2, "question": "1+1", "id": 7}\n')
+    assert "column" not in run("datasets", "upload", str(file)).out.splitlines()[1]
+
+
+def test_an_error_names_the_field_once_and_says_no_more_than_is_shown(run: Run, online: FakeJobService) -> None:
+    result = run("list", "--status", "done")
+    assert result.err.startswith("grpo: One thing is wrong with the query:\n  status: Invalid enum value 'done'. Give")
+    assert "`errors`" not in result.err
+
+
+def test_a_key_that_is_not_known_says_where_keys_are(
+    run: Run, online: FakeJobService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRPO_API_KEY", "grpo_other")
+    result = run("list")
+    assert (result.code, "GRPO_API_KEY" in result.err, ".grpo/env" in result.err) == (2, True, True)
+    assert run("list", "--json").json["error"]["code"] == "unauthorized"
+
+
+def test_a_spec_may_have_a_byte_order_mark(run: Run, online: FakeJobService, tmp_path: Path) -> None:
+    file = tmp_path / "spec.json"
+    file.write_bytes(b"\xef\xbb\xbf{}")
+    result = run("submit", str(file), "--dry-run")
+    assert (result.code, "nothing was stored" in result.err) == (0, True)
+
+
+def test_data_in_place_of_a_spec_is_told(run: Run, online: FakeJobService, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"question": "1", "answer": 1}\n{"question": "2", "answer": 2}\n')
+    assert "grpo datasets upload" in run("submit", str(file)).err
+    file.write_text('{"lora": {},\n}')
+    assert "datasets" not in run("submit", str(file)).err

@@ -383,3 +383,43 @@ def test_nothing_to_download(client: GrpoClient, service: Service, tmp_path: Pat
     service.artifacts(complete=complete)
     with pytest.raises(DownloadError, match=says):
         client.download(JOB, tmp_path)
+
+
+def test_only_some_files_are_fetched(client: GrpoClient, service: Service, tmp_path: Path) -> None:
+    names = ["adapter/a.safetensors", "adapter/config.json", "adapterless", "rollouts/part-1.parquet", "report.json"]
+    listing = {"data": [service.artifact(name, name.encode()) for name in names], "complete": True}
+    service.on("GET", f"/jobs/{JOB}/artifacts", listing, listing, listing)
+    client.download(JOB, tmp_path, only=["adapter", "rollouts/*"])
+    saved = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert saved == {*names[:2], names[3]}
+    with pytest.raises(DownloadError, match=r"has no adaptor; it left adapter/, adapterless, rollouts/, report\.json"):
+        client.download(JOB, tmp_path, only=["adaptor"])
+
+
+def test_deleting_tells_of_refusals(client: GrpoClient, service: Service) -> None:
+    service.on("DELETE", f"/jobs/{JOB}", httpx.Response(204))
+    client.delete(JOB)
+    service.on("DELETE", "/datasets/ds-1", {"code": "conflict", "detail": "In use."}, status=409)
+    with pytest.raises(ProblemError, match="In use"):
+        client.delete_dataset("ds-1")
+    service.on("DELETE", f"/jobs/{JOB}", httpx.Response(200, text="<html>"))
+    with pytest.raises(UnreachableError, match="not this API"):
+        client.delete(JOB)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (httpx.ConnectError("[SSL: WRONG_VERSION_NUMBER] wrong version number"), "set GRPO_URL to http://"),
+        (httpx.ConnectError("[Errno 111] Connection refused"), "Is it running"),
+    ],
+)
+def test_nobody_there_says_what_to_look_at(client: GrpoClient, service: Service, error: Exception, says: str) -> None:
+    service.on("GET", f"/jobs/{JOB}", error)
+    with pytest.raises(UnreachableError, match=says):
+        client.get(JOB)
+
+
+def test_an_address_without_a_scheme_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotConfiguredError, match=r"'127\.0\.0\.1:8080' lacks http://"):
+        GrpoClient("127.0.0.1:8080", KEY)

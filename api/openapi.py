@@ -184,7 +184,7 @@ _IDEMPOTENCY_KEY: dict[str, Any] = {
     "name": "Idempotency-Key",
     "in": "header",
     "description": (
-        "Makes the request safe to send again: for a day, the same key with the same body gets the first answer and "
+        "Makes the request safe to send again: for 48 hours, the same key with the same body gets the first answer and "
         "makes nothing new. Use a new one, such as a UUID, for each new request."
     ),
     "schema": {"type": "string", "pattern": KEY_PATTERN},

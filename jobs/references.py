@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from grpo_core.spec import JobSpec, Problem
 from jobs import journal
+from jobs.checkpoints import list_checkpoints
 from jobs.datasets import DatasetStore
 from jobs.errors import NotFound, Rejected
 from jobs.ledger import Ledger
@@ -67,7 +68,9 @@ class References:
         if record is None or record.owner != owner:
             return [_no_checkpoint("job", "does not exist", "Use the id of one of your jobs.")]
         if journal.find_checkpoint(self._store, record.id, step) is None:
-            return [_no_checkpoint("step", "was not kept", "Use a step at which that job saved its adapter.")]
+            steps = ", ".join(str(found.step) for found in list_checkpoints(self._store, record.id))
+            remedy = f"Use one of {steps}." if steps else "That job has no checkpoint yet; wait for its first."
+            return [_no_checkpoint("step", "was not kept", remedy)]
         return []
 
 

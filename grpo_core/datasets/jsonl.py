@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -233,11 +234,47 @@ def _parse(line: _Line) -> dict[str, Any] | None:
     try:
         record = strict_json.loads(line.raw)
     except strict_json.StrictJsonError as reason:
-        raise _BadLineError("bad_json", _json_detail(reason)) from reason
+        raise _BadLineError("bad_json", _json_detail(reason), _remedy(line.number, line.raw)) from reason
     if not isinstance(record, dict):
-        raise _BadLineError("not_an_object", "is not a JSON object")
+        raise _BadLineError("not_an_object", "is not a JSON object", _remedy(line.number, line.raw))
     _check_columns(cast("dict[str, Any]", record))
     return cast("dict[str, Any]", record)
+
+
+def _remedy(number: int, raw: bytes) -> str:
+    """What to do about a line that is no object: by what the file seems to be instead."""
+    start = raw.lstrip(_WHITE_SPACE)
+    if number == 1:
+        for looks_so, remedy in _OTHER_FORMATS:
+            if looks_so(start):
+                return remedy
+    if b"}{" in raw or b"} {" in raw:
+        return "Put each object on a line of its own; with curl send the file by --data-binary, since -d joins lines."
+    if start.startswith(b"{'"):
+        return "Write names and text in double quotes: json.dumps does, Python's print does not."
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return "Save the file as UTF-8, as with: iconv -f GB18030 -t UTF-8 (or whatever it is in now)."
+    return _LINE_REMEDY
+
+
+def _converted(kind: str, reader: str) -> str:
+    how = f"import pandas; pandas.{reader}.to_json('data.jsonl', orient='records', lines=True, force_ascii=False)"
+    return f'This looks like {kind}; make JSON lines of it, as with: python -c "{how}".'
+
+
+def _is_csv(start: bytes) -> bool:
+    return bool(re.match(rb"[^{}\[\]:,;\t]+([,;\t][^{}\[\]:,;\t]+)+\r?$", start))
+
+
+_OTHER_FORMATS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
+    (lambda start: start.startswith(b"PAR1"), _converted("Parquet", "read_parquet('FILE')")),
+    (lambda start: start.startswith(b"\x1f\x8b"), "This is compressed; unpack it first, with gunzip."),
+    (lambda start: start[:2] in (b"\xff\xfe", b"\xfe\xff"), "Save the file as UTF-8; this is UTF-16."),
+    (lambda start: start.startswith(b"["), _converted("one JSON list", "read_json('FILE')")),
+    (_is_csv, _converted("CSV", "read_csv('FILE')")),
+)
 
 
 def _json_detail(reason: strict_json.StrictJsonError) -> str:

@@ -75,20 +75,15 @@ def _synonym(values: list[str], path: Path, given: Any) -> str | None:
 
 
 def _number(field: dict[str, Any], given: Any) -> str | None:
-    number = given
-    if isinstance(given, str):
-        try:
-            number = float(given.replace("_", ""))
-        except ValueError:
-            return None
-    if not isinstance(number, float) or not _within(field, number):
+    how = "without quotes" if isinstance(given, str) else "without a decimal point"
+    try:
+        number = float(given.replace("_", "") if isinstance(given, str) else given)
+    except (TypeError, ValueError, OverflowError):
         return None
-    if field["type"] == "integer":
-        if number != int(number):
-            return None
-        number = int(number)
-    without = "without quotes" if isinstance(given, str) else "without a decimal point"
-    return f"Write it {without}: {json.dumps(number)}."
+    is_whole = field["type"] == "integer"
+    if isinstance(given, bool | int) or not _within(field, number) or (is_whole and not number.is_integer()):
+        return None
+    return f"Write it {how}: {json.dumps(int(number) if is_whole else number)}."
 
 
 def _within(field: dict[str, Any], number: float) -> bool:

@@ -597,3 +597,28 @@ def test_no_folder_of_the_working_directory_is_taken_for_the_hub(
     point_at(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(DatasetUnreachableError):
         load()
+
+
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [
+        (b"question,answer\n1+1,2\n", "looks like CSV; make JSON lines of it"),
+        (b"question;answer\r\n1+1;2\r\n", "looks like CSV"),
+        (b'[{"question": "1", "answer": 2}]', "looks like one JSON list"),
+        (b'[\n{"question": "1", "answer": 2}\n]', "looks like one JSON list"),
+        (b"PAR1\x15\x04", "looks like Parquet"),
+        (b"\x1f\x8b\x08\x00", "with gunzip"),
+        ('{"question": "中"}'.encode("utf-16"), "this is UTF-16"),
+        ('{"question": "中国", "answer": 2}\n'.encode("gbk"), "iconv -f GB18030"),
+        (b'{"question": "1", "answer": 2}{"question": "2", "answer": 3}', "--data-binary"),
+        (b"{'question': '1', 'answer': 2}", "double quotes"),
+        (b'{"question": "1", "answer": 2,}', "Put one JSON object on each line"),
+        (b"What is 1, and 2, plus: 3?\n", "Put one JSON object on each line"),
+    ],
+)
+def test_a_file_of_another_format_is_told_how_to_become_jsonl(content: bytes, remedy: str) -> None:
+    checker = JsonlChecker()
+    checker.feed(content)
+    with pytest.raises(DatasetError) as caught:
+        checker.finish()
+    assert remedy in caught.value.problems[0].remedy

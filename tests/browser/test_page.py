@@ -11,6 +11,7 @@ import pytest
 
 from jobs.record import JobStatus
 from tests.browser.conftest import HERE, OWNER, Stack, Visitor
+from tests.integration.running import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
@@ -254,14 +255,14 @@ def test_a_connection_that_breaks_loses_no_step(visit: Visit, stack: Stack) -> N
     page = visitor.page
     stack.wait(job_id, JobStatus.RUNNING, step=5)
     visitor.log_in(f"/jobs/{job_id}")
-    page.locator(".live .live").wait_for()
     server = stack.api.server
     for _ in range(2):
+        page.locator(".live .live").wait_for()
+        wait_until(lambda: stack.api.streams.readers)  # a page says so before its stream is open
         loop = server.servers[0].get_loop()
         for connection in list(server.server_state.connections):
             loop.call_soon_threadsafe(connection.transport.abort)
         page.locator(".live .broken").wait_for()
-        page.locator(".live .live").wait_for()
     page.locator(".badge.succeeded").wait_for(timeout=60_000)
     page.locator(".chart.big details summary").first.click()
     cells = page.locator(".chart.big").first.locator("tbody th")

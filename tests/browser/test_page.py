@@ -142,6 +142,62 @@ def test_rollouts_are_found_by_what_is_known_of_them(visit: Visit, stack: Stack,
     page.get_by_text("No rollouts here").wait_for()
 
 
+def test_ranked_completions_stand_side_by_side(visit: Visit, stack: Stack, job: str) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.log_in(f"/jobs/{job}/rollouts?order=reward")
+    page.locator(".rollout").first.wait_for()
+    tops = page.evaluate("[...document.querySelectorAll('.rollout')].slice(0, 3).map((one) => one.offsetTop)")
+    assert len(set(tops)) == 1, "neighbours share a row"
+    first = page.locator(".rollout").first
+    assert "step " in first.locator("h3").inner_text()
+    assert "How many are left?" in first.locator(".question").inner_text()
+    first.get_by_role("link", name="This prompt across steps").click()
+    page.wait_for_url(re.compile("prompt=row-"))
+
+
+def test_why_a_job_failed_stands_above_all_else(visit: Visit, stack: Stack) -> None:
+    job_id = stack.made_up("failing", "too hot", 40)
+    stack.wait(job_id, JobStatus.FAILED)
+    visitor = visit()
+    page = visitor.page
+    visitor.log_in()
+    assert "Training diverged" in page.locator(f"tr[data-job={job_id}] .state").inner_text()
+    visitor.go(f"/jobs/{job_id}")
+    card = page.locator(".card.failure").first
+    card.wait_for()
+    told = card.inner_text()
+    for part in ("Training diverged", "diverged · loss_not_finite", "What to do: Lower optimizer.learning_rate"):
+        assert part in told
+    heights = page.evaluate("['.failure', '.tiles', '.charts'].map((one) => document.querySelector(one).offsetTop)")
+    assert heights == sorted(heights)
+    visitor.go(f"/jobs/{job_id}/report")
+    page.get_by_text("There is no verdict").wait_for()
+    assert page.locator(".card.failure").first.is_visible(), "on each tab"
+    chinese = visit(locale="zh-CN")
+    chinese.log_in(f"/jobs/{job_id}")
+    chinese.page.get_by_text("训练发散").first.wait_for()
+
+
+def test_from_where_a_job_would_go_on_is_seen(visit: Visit, stack: Stack) -> None:
+    job_id = stack.made_up("good", "saved now and then", 400, 0.05)
+    stack.wait(job_id, JobStatus.RUNNING, step=60)
+    visitor = visit()
+    page = visitor.page
+    visitor.log_in(f"/jobs/{job_id}")
+    note = page.locator(".progress-tile .note")
+    visitor.until("document.querySelector('.progress-tile .note')?.textContent.includes('safe up to step')")
+    with stack.http() as http:
+        assert f"safe up to step {http.get(f'/jobs/{job_id}').json()['checkpoint_step']}" in note.inner_text()
+    assert page.locator(".progress-tile .saved").count() == 1
+    stack.service.pause(job_id, OWNER)
+    page.locator(".badge.paused").wait_for()
+    visitor.until("document.querySelector('.progress-tile .note').textContent.startsWith('goes on from step')")
+    assert page.locator(".live .live").count() == 0, "nothing moves"
+    stack.service.cancel(job_id, OWNER)
+    stack.wait(job_id)
+
+
 def test_an_audit_leads_to_the_rollouts_that_show_it(visit: Visit, stack: Stack, job: str) -> None:
     visitor = visit()
     page = visitor.page
@@ -220,7 +276,7 @@ def test_the_list_is_filtered_and_follows(visit: Visit, stack: Stack, job: str) 
     page.locator("#metadata").fill("team=reasoning")
     page.locator("#metadata").press("Enter")
     page.locator(f"tr[data-job={job}]").wait_for()
-    page.get_by_role("link", name="Failed").click()
+    page.get_by_role("link", name="Paused").click()
     page.get_by_text("No job matches").wait_for()
     page.get_by_role("link", name="All", exact=True).first.click()
     running = stack.made_up("good", "to be cancelled", 5000, 0.05)
@@ -339,6 +395,40 @@ def test_the_page_speaks_chinese(visit: Visit, stack: Stack, job: str) -> None:
     page.get_by_role("link", name="Curves").wait_for()
     page.reload()
     page.get_by_role("link", name="Curves").wait_for()
+
+
+def test_nothing_is_left_in_english(visit: Visit, stack: Stack, job: str) -> None:
+    """Names, codes and the model's own texts aside: those are marked as not to be translated."""
+    visitor = visit(locale="zh-CN")
+    page = visitor.page
+    visitor.log_in()
+    for path in views(job):
+        visitor.go(path)
+        visitor.settled()
+        found = page.evaluate(
+            """() => {
+              const found = [];
+              const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+              while (walker.nextNode()) {
+                const { parentElement: parent, textContent: text } = walker.currentNode;
+                const isCode = parent.closest("script, style, .uplot, .code, [lang=en]");
+                const isOthers = parent.closest("[translate=no]") && !parent.closest("[lang]:not(html)");
+                if (!isCode && !isOthers && /[a-z]{4}/i.test(text)) found.push(text);
+              }
+              return found;
+            }"""
+        )
+        left = [text for text in found if not re.search(r"[\u4e00-\u9fff]", text)]
+        assert set(left) <= {"JSON", "McNemar"}, path
+    visitor.go("/new")
+    hint = page.locator("#field-sampling-generations-hint span")
+    assert hint.get_attribute("lang") == "zh"
+    visitor.go(f"/jobs/{job}")
+    card = page.locator(".card.warning").first
+    card.wait_for()
+    assert "回答触及长度上限" in card.inner_text()
+    assert "41%" in card.inner_text()
+    assert "sampling.max_completion_tokens" in card.inner_text(), "the audit's remedy too"
 
 
 def views(job: str) -> list[str]:

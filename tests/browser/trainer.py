@@ -1,8 +1,8 @@
 """The launcher of the page's tests: the real training process, or a made-up run where a job's metadata asks for it.
 
 `made_up` is `good` (a run that learns, with held-out questions), `hostile` (completions and questions that try to be
-HTML) or `long` (only metrics, many of them). Honours docs/run-folder.md without torch; `step_seconds` is the length
-of a step. Its numbers are a drawing, never a result.
+HTML), `failing` (it diverges in the middle) or `long` (only metrics, many of them). Honours docs/run-folder.md without
+torch; `step_seconds` is the length of a step. Its numbers are a drawing, never a result.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ class MadeUpRun:
         for step in range(first, self.steps + 1):
             time.sleep(self.seconds)
             self._step(step)
+            if self.how["made_up"] == "failing" and step == self.steps // 2:
+                return self._diverge(step)
             if self.stop:
                 self._checkpoint(step)
                 return 75
@@ -96,6 +98,17 @@ class MadeUpRun:
                 self._warn(step)
         if step % self.spec["training"]["checkpoint_every"] == 0:
             self._checkpoint(step)
+
+    def _diverge(self, step: int) -> int:
+        error = {
+            "code": "loss_not_finite",
+            "class": "diverged",
+            "message": f"The loss of step {step} is nan, so the adapter is of no more use.",
+            "hint": "Lower optimizer.learning_rate, for example to 1e-6, or optimizer.max_grad_norm.",
+            "retryable": False,
+        }
+        self.event("error", error, step)
+        return 15
 
     def _warn(self, step: int) -> None:
         message = (

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from litestar import Litestar
@@ -17,15 +18,20 @@ from api.app import create_app
 from api.auth import COOKIE, PAGE_HEADER
 from api.page.assets import FOLDER, POLICY, assets
 from api.page.curves import POINTS, thin
+from grpo_core.audits import RULES, Auditor
+from grpo_core.spec import json_schema
 from jobs.keys import SCOPES
 from jobs.record import JobStatus
 from tests.unit.fakes import ALICE, READER, FakeJobService, bearer, make_record
+from tests.unit.test_audits import SICK, steps_of
+from tests.unit.traces import spec_of
 
 Client = TestClient[Litestar]
 PAGE = {PAGE_HEADER: "1"}
 BROWSER_TESTS = Path(__file__).resolve().parents[1] / "browser"
 SCRIPTS = {path.name: path.read_text("utf-8") for path in (FOLDER / "js").glob("*.js")}
 WORDS = {name: json.loads((FOLDER / "locale" / f"{name}.json").read_text("utf-8")) for name in ("en", "zh")}
+SERVICE = json.loads((FOLDER / "locale" / "zh.service.json").read_text("utf-8"))
 
 
 @pytest.fixture
@@ -106,6 +112,67 @@ def test_every_word_asked_for_is_there_and_every_word_there_is_asked_for() -> No
     for key in WORDS["en"]:
         bare = re.sub(r"\.(one|other)$", "", key)
         assert {key, bare} & literals or key.startswith(prefixes), f"{key} is in the catalogues and nowhere used"
+
+
+def test_chinese_is_written_as_chinese() -> None:
+    """Full-width marks between Chinese characters, one word for one thing, and no plain English left."""
+    sentences = dict(WORDS["zh"])
+    sentences |= {f"service {name}": text for name, text in SERVICE["sentences"].items()}
+    sentences |= {f"service {pointer}": field["text"] for pointer, field in SERVICE["fields"].items()}
+    known = {"API", "JSON", "KL", "SHA-256", "McNemar", "JSON Lines", "CPU", "GPU", "Hub", "p", "A", "B", "id"}
+    for key, text in sentences.items():
+        bare = re.sub(r"`[^`]*`|\{\w+\}", "", text)
+        assert not re.search(r"[\u4e00-\u9fff][,;:?!]|[\u4e00-\u9fff]\.(?!\w)|\([\u4e00-\u9fff]", bare), (
+            f"{key}: {text}"
+        )
+        assert re.search(r"[\u4e00-\u9fff]", bare) or bare.strip(" /") in known | {""}, f"{key} is English: {text}"
+        for word, instead in SAME_THING.items():
+            assert word not in text, f"{key}: {instead} and not {word}"
+
+
+SAME_THING = {
+    "补全": "回答",
+    "令牌": "词元",
+    "优点": "优势",
+    "存档点": "检查点",
+    "作业": "任务",
+    "工人": "工作进程",
+}
+
+
+def test_what_the_service_says_of_fields_and_audits_is_said_in_chinese_too() -> None:
+    """Each translation stands beside the English it is of: a field that changes is shown in English until it is new."""
+    described = descriptions(json_schema())
+    outdated = {pointer for pointer, text in described.items() if SERVICE["fields"].get(pointer, {}).get("en") != text}
+    assert not outdated, (
+        f"api/page/static/locale/zh.service.json: bring `en` and `text` of these up to date: {outdated}"
+    )
+    assert set(SERVICE["fields"]) == set(described)
+    assert set(SERVICE["sentences"]) == {"verdict", *(rule.name for rule in RULES)}
+
+
+def test_an_audit_said_in_chinese_has_the_numbers_that_the_rule_gives() -> None:
+    for name, sick in SICK.items():
+        spec = spec_of(8, 8)
+        found = next(one for one in Auditor(spec).replay(steps_of(spec, sick)) if one.audit == name)
+        assert set(re.findall(r"\{(\w+)\}", SERVICE["sentences"][name])) <= set(found.values), name
+
+
+def descriptions(schema: dict[str, Any], part: dict[str, Any] | None = None, pointer: str = "") -> dict[str, str]:
+    """What the form says of each of its fields, as the page's script finds it."""
+
+    def resolved(one: dict[str, Any]) -> dict[str, Any]:
+        return schema["$defs"][one["$ref"].split("/")[-1]] if "$ref" in one else one
+
+    found: dict[str, str] = {}
+    for name, one in resolved(part or schema)["properties"].items():
+        inner = resolved(one)
+        if "properties" in inner and not inner.get("required"):
+            found |= descriptions(schema, one, f"{pointer}/{name}")
+        else:
+            options = [resolved(option).get("description") for option in one.get("anyOf", [])]
+            found[f"{pointer}/{name}"] = next(filter(None, [one.get("description"), *options]), "")
+    return {pointer: text for pointer, text in found.items() if pointer != "/schema_version"}
 
 
 # --- log-in

@@ -126,7 +126,7 @@ export class Chart {
       scales: { x: { time: false }, y: { range: this.range ?? padded } },
       axes: [
         { ...axis, size: 26, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? number(tick) : "")) },
-        { ...axis, size: 48, values: (_, ticks) => ticks.map((tick) => this.format(tick)) },
+        { ...axis, size: (_, labels) => Math.max(40, 14 + 6.4 * Math.max(0, ...(labels ?? []).map((label) => label.length))), values: (_, ticks) => ticks.map((tick) => this.format(tick)) },
       ],
       series,
       bands,

@@ -94,15 +94,16 @@ export function definitions(metrics) {
     there.zero && { title: t("metric.zero_variance"), hint: t("curves.zero_variance.hint"), format: share, range: shares, series: one((m) => m.zero_variance_share, t("metric.zero_variance.short")) },
     there.kl && { title: t("metric.kl"), hint: t("curves.kl.hint"), series: one((m) => m.kl, t("metric.kl.short")) },
     there.entropy && { title: t("metric.entropy"), hint: t("curves.entropy.hint"), series: one((m) => m.entropy, t("metric.entropy")) },
-    there.loss && { title: t("metric.loss"), series: one((m) => m.loss, t("metric.loss")) },
-    there.gradient && { title: t("metric.grad_norm"), series: one((m) => m.grad_norm, t("metric.grad_norm")) },
-    there.rate && { title: t("metric.learning_rate"), series: one((m) => m.learning_rate, t("metric.learning_rate")) },
+    there.loss && { title: t("metric.loss"), hint: t("curves.loss.hint"), series: one((m) => m.loss, t("metric.loss")) },
+    there.gradient && { title: t("metric.grad_norm"), hint: t("curves.grad_norm.hint"), series: one((m) => m.grad_norm, t("metric.grad_norm")) },
+    there.rate && { title: t("metric.learning_rate"), hint: t("curves.learning_rate.hint"), series: one((m) => m.learning_rate, t("metric.learning_rate")) },
     there.seconds && {
       title: t("metric.seconds"),
+      hint: t("curves.seconds.hint"),
       format: (value) => number(value, 3),
       series: ["total", "generation", "update", "reward"].map((name) => ({ label: name, name: t(`seconds.${name}`), text: t(`seconds.${name}`), value: (m) => m.seconds?.[name] })),
     },
-    there.gpu && { title: t("metric.gpu_memory"), format: memory, series: one((m) => m.gpu_memory_gb, t("metric.gpu_memory")) },
+    there.gpu && { title: t("metric.gpu_memory"), hint: t("curves.gpu_memory.hint"), format: memory, series: one((m) => m.gpu_memory_gb, t("metric.gpu_memory")) },
     there.difference && { title: t("metric.logprob_diff"), hint: t("curves.logprob_diff.hint"), series: one((m) => m.logprob_diff_mean, t("curves.mean")) },
   ].filter(Boolean);
 }

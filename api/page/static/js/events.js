@@ -2,7 +2,7 @@
 
 import { fill, h, raw } from "./dom.js";
 import { clock, fixed, has, number, percent, t } from "./i18n.js";
-import { empty } from "./parts.js";
+import { empty, failureCard } from "./parts.js";
 import { warningCard } from "./job.js";
 
 const TYPES = ["warning", "error", "status", "checkpoint", "evaluation", "log"];
@@ -51,14 +51,14 @@ function row(event, id) {
 function what(event, id) {
   const { data } = event;
   if (event.type === "warning") return warningCard(event, id);
-  if (event.type === "error") return h("div", { class: "card danger" }, h("p", { class: "strong" }, raw(`${data.class} · ${data.code}`, { class: "code" })), h("p", {}, raw(data.message ?? "", { lang: "en" })), data.hint ? h("p", { class: "hint" }, raw(data.hint, { lang: "en" })) : null);
+  if (event.type === "error") return failureCard(data);
   if (event.type === "status") {
     if (data.status) return has(`status.${data.status}`) ? t(`status.${data.status}`) : raw(data.status);
     return has(`phase.${data.phase}`) ? t(`phase.${data.phase}`) : raw(data.phase ?? "");
   }
   if (event.type === "checkpoint") return [t("events.checkpoint"), " ", raw(data.path ?? "", { class: "code" })];
   if (event.type === "evaluation" && data.stage !== "selftest") {
-    return [t(`evaluation.${data.stage}`), ": ", t("evaluation.strict"), " ", raw(percent(data.strict_accuracy)), ", ", t("evaluation.lenient"), " ", raw(percent(data.lenient_accuracy))];
+    return t("events.evaluation", { side: t(`evaluation.${data.stage}`), strict: percent(data.strict_accuracy), lenient: percent(data.lenient_accuracy) });
   }
   if (event.type === "evaluation") return [t("evaluation.selftest"), " ", raw(data.peft ? fixed(data.peft.mean, 6) : "", { class: "code" })];
   return raw(data.message ?? JSON.stringify(data), { lang: "en" });

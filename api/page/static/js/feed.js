@@ -9,6 +9,7 @@ export const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 const TOLD = ["status", "checkpoint", "evaluation", "warning", "log", "error"];
 const REDRAW_MS = 500;
 const RETRY_MS = 3000;
+const SAVED_MS = 4000;
 
 export class JobFeed {
   constructor(id) {
@@ -130,6 +131,8 @@ export class JobFeed {
       this.takeMetric(event);
     } else {
       this.takeEvent(event);
+      // It is safe once it is in storage, a moment after the run has written it.
+      if (type === "checkpoint") setTimeout(() => this.closed || this.readJob(), SAVED_MS);
       if (type === "log" && event.data.code === "resumed") this.reread();
       if (type === "status" && ENDED.has(event.data.status)) {
         this.source.close();

@@ -8,17 +8,32 @@ const STORED = "grpo.language";
 let words = {};
 let fallback = {};
 let formats = {};
+let service = {};
 export let language = "en";
 
 /** Load the catalogue of the language that was chosen, or else of the first one the browser asks for that there is. */
 export async function loadWords() {
   const asked = [localStorage.getItem(STORED), ...(navigator.languages ?? [])].filter(Boolean);
   language = asked.map((tag) => tag.toLowerCase().split("-")[0]).find((tag) => tag in LANGUAGES) ?? "en";
-  const [chosen, english] = await Promise.all([catalogue(language), language === "en" ? null : catalogue("en")]);
+  const isOther = language !== "en";
+  const [chosen, english, told] = await Promise.all([catalogue(language), isOther ? catalogue("en") : null, isOther ? catalogue(`${language}.service`) : {}]);
+  service = told;
   words = chosen;
   fallback = english ?? chosen;
   formats = {};
   document.documentElement.lang = language;
+}
+
+/** What a field is for: in the reader's language where that says what the schema says now, else as the schema has it. */
+export function fieldWords(pointer, description) {
+  const known = service.fields?.[pointer];
+  return known && known.en === description ? { text: known.text, lang: language } : { text: description, lang: "en" };
+}
+
+/** A sentence of the service made again from the numbers it is made of; null where it speaks the reader's language. */
+export function serviceWords(name, values) {
+  const found = service.sentences?.[name];
+  return found === undefined ? null : filled(found, values);
 }
 
 async function catalogue(name) {
@@ -37,7 +52,11 @@ export function t(key, values = {}) {
     found = words[`${key}.${form}`] ?? words[`${key}.other`] ?? fallback[`${key}.other`];
   }
   if (found === undefined) throw new Error(`no words for ${key}`);
-  return found.replace(/\{(\w+)\}/g, (_, name) => (typeof values[name] === "number" ? number(values[name]) : values[name] ?? ""));
+  return filled(found, values);
+}
+
+function filled(text, values) {
+  return text.replace(/\{(\w+)\}/g, (_, name) => (typeof values[name] === "number" ? number(values[name]) : values[name] ?? ""));
 }
 
 /** Whether there are words for a key: codes that the server may add to have none yet. */
@@ -81,6 +100,7 @@ export function bytes(value) {
     value /= 1000;
     place += 1;
   }
+  if (place === 0) return `${format({}).format(value)} B`;
   return format({ style: "unit", unit: units[place], unitDisplay: "short", maximumSignificantDigits: 3 }).format(value);
 }
 
@@ -98,7 +118,7 @@ export function duration(seconds) {
     rest -= count * length;
     if (parts.length === 2) break;
   }
-  return parts.join(" ");
+  return parts.join(language === "zh" ? "" : " ");
 }
 
 function ago(date) {

@@ -2,8 +2,8 @@
 
 import { post, query as queryString } from "./api.js";
 import { fill, h, raw } from "./dom.js";
-import { duration, fixed, has, number, percent, signed, t, time } from "./i18n.js";
-import { badge, confirmed, copyButton, jobName, problemCard, progressBar, tile, toast } from "./parts.js";
+import { duration, fixed, has, number, percent, serviceWords, signed, t, time } from "./i18n.js";
+import { badge, confirmed, copyButton, failureCard, jobName, problemCard, progressBar, prose, tile, toast } from "./parts.js";
 import { ENDED, JobFeed } from "./feed.js";
 import { curvesTab } from "./curves.js";
 import { eventsTab } from "./events.js";
@@ -12,6 +12,7 @@ import { reportTab } from "./report.js";
 import { rolloutsTab } from "./rollouts.js";
 import { specTab } from "./spec.js";
 
+const MOVING = new Set(["running", "pausing", "cancelling"]);
 const TABS = { curves: curvesTab, rollouts: rolloutsTab, events: eventsTab, report: reportTab, files: filesTab, spec: specTab };
 
 export async function jobView({ id, tab = "curves" }, query, holder) {
@@ -21,6 +22,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
 
   const head = h("div", { class: "job-head" });
   const tiles = h("dl", { class: "tiles" });
+  const trouble = h("div", { class: "notes" });
   const notes = h("div", { class: "notes" });
   const navigation = h("nav", { class: "tabs", "aria-label": t("job.tabs") });
   const panel = h("section", { class: "panel" });
@@ -31,7 +33,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
     head,
     h("p", { class: "crumbs" }, h("a", { href: "#/" }, t("nav.jobs"))),
     h("div", { class: "title-row" }, h("h1", { tabindex: "-1" }, raw(jobName(feed.job))), actions),
-    h("div", { class: "facts" }, state, live, raw(id, { class: "code" }), copyButton(id, t("copy")), raw(feed.job.spec.model.name), h("span", {}, t("job.submitted"), " ", time(feed.job.created_at))),
+    h("div", { class: "facts" }, state, live, h("span", { class: "id" }, raw(id, { class: "code" }), copyButton(id, t("copy"))), raw(feed.job.spec.model.name), h("span", {}, t("job.submitted"), " ", time(feed.job.created_at))),
   );
 
   let shownTab = null;
@@ -55,7 +57,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
     shownTab = wanted;
     drawTabs();
     // What is said here is said once: the other tabs begin with their own.
-    tiles.hidden = wanted !== "curves";
+    showTiles();
     drawNotes(feed.job);
     panel.setAttribute("aria-label", t(`tab.${wanted}`));
     opened = TABS[wanted](feed, values, (path, parameters = {}) => (location.hash = `/jobs/${id}/${path}${queryString(parameters)}`));
@@ -63,12 +65,20 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
     opened.update?.();
   }
 
+  /** A row of dashes tells nothing: before the first step only the progress is there. */
+  function showTiles() {
+    tiles.hidden = shownTab !== "curves" || (ENDED.has(feed.job.status) && !feed.metrics.length);
+    tiles.classList.toggle("bare", !feed.metrics.length);
+  }
+
   function draw() {
     const { job } = feed;
-    fill(state, badge(job.status, job.phase));
-    fill(live, ["live", "broken"].includes(feed.state) ? h("span", { class: feed.state, title: t(`live.${feed.state}.hint`) }, t(`live.${feed.state}`)) : null);
+    fill(state, badge(job.status, MOVING.has(job.status) ? job.phase : null));
+    const isTold = feed.state === "broken" || (feed.state === "live" && MOVING.has(job.status));
+    fill(live, isTold ? h("span", { class: feed.state, title: t(`live.${feed.state}.hint`) }, t(`live.${feed.state}`)) : null);
     drawActions(job);
     drawTiles(job);
+    showTiles();
     drawNotes(job);
     // Only where it changed: a link that has the keyboard keeps it.
     const warnings = feed.events.filter((event) => event.type === "warning").length;
@@ -85,12 +95,10 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
     const begun = mean(first.map((metric) => metric.reward));
     const now = mean(feed.metrics.slice(-5).map((metric) => metric.reward));
     const change = feed.metrics.length > 5 ? t("tile.since", { change: signed(now - begun, 2) }) : null;
-    const left = feed.eta();
-    const took = job.started_at ? (Date.parse(job.finished_at ?? new Date().toISOString()) - Date.parse(job.started_at)) / 1000 : null;
     fill(
       tiles,
       tile(t("metric.reward"), fixed(last?.reward, 2), change),
-      h("div", { class: "tile progress-tile" }, h("dt", {}, t("jobs.progress")), h("dd", {}, progressBar(job)), h("dd", { class: "note" }, left === null ? (took === null ? t("tile.waiting") : t(ENDED.has(job.status) ? "tile.took" : "tile.running", { time: duration(took) })) : t("tile.left", { time: duration(left) }))),
+      h("div", { class: "tile progress-tile" }, h("dt", {}, t("jobs.progress")), h("dd", {}, progressBar(job)), h("dd", { class: "note" }, pace(job))),
       tile(t("tile.length"), number(last?.completion_tokens_mean, 3), t("tile.length.unit")),
       tile(t("tile.truncated"), percent(last?.truncated_share, 0), t("tile.truncated.note")),
       tile(t("tile.zero_variance"), percent(last?.zero_variance_share, 0), t("tile.zero_variance.note")),
@@ -98,13 +106,28 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
     );
   }
 
+  /** What the progress means in time, and from where the job could go on. */
+  function pace(job) {
+    const saved = job.checkpoint_step;
+    const left = feed.eta();
+    const took = job.started_at ? (Date.parse(job.finished_at ?? new Date().toISOString()) - Date.parse(job.started_at)) / 1000 : null;
+    if (job.status === "queued") return t(saved ? "tile.queued.again" : "tile.waiting", { step: saved });
+    if (job.status === "paused") return t(saved ? "tile.goes.on" : "tile.begins", { step: saved });
+    if (job.status === "succeeded") return t("tile.took", { time: duration(took) });
+    const where = saved ? t("job.saved", { step: saved }) : null;
+    const when = ENDED.has(job.status) ? (took === null ? null : t("tile.took", { time: duration(took) })) : left !== null ? t("tile.left", { time: duration(left) }) : took !== null ? t("tile.running", { time: duration(took) }) : null;
+    return [when, when && where ? " · " : null, where];
+  }
+
   function drawNotes(job) {
-    const cards = [];
-    if (job.error) {
-      cards.push(
-        h("div", { class: "card danger" }, h("p", { class: "strong" }, t("job.failed"), " ", raw(`${job.error.class} · ${job.error.code}`, { class: "code" })), h("p", {}, raw(job.error.message, { lang: "en" })), job.error.hint ? h("p", { class: "hint" }, raw(job.error.hint, { lang: "en" })) : null, job.error.retryable ? h("p", { class: "hint" }, t("job.retryable")) : null),
-      );
+    const failure = job.error ? JSON.stringify(job.error) : "";
+    if ((trouble.dataset.mark ?? "") !== failure) {
+      trouble.dataset.mark = failure;
+      fill(trouble, job.error ? failureCard(job.error) : null);
     }
+    const cards = [];
+    const after = feed.events.findLast((event) => event.type === "evaluation" && event.data.paired);
+    if (shownTab === "curves" && job.status === "succeeded" && after) cards.push(verdictCard(after.data, id));
     const latest = new Map(feed.events.filter((event) => event.type === "warning").map((event) => [event.data.code, event]));
     const isOverview = shownTab === "curves";
     for (const event of isOverview ? [...latest.values()].slice(-3) : []) cards.push(warningCard(event, id));
@@ -138,7 +161,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
       toast(t(`done.${action}`));
       draw();
     } catch (error) {
-      notes.prepend(problemCard(error));
+      trouble.prepend(problemCard(error));
     }
   }
 
@@ -146,7 +169,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
   openTab(tab, query);
   draw();
   return {
-    element: h("div", { class: "job" }, head, tiles, notes, navigation, panel),
+    element: h("div", { class: "job" }, head, trouble, tiles, notes, navigation, panel),
     go(parameters, values) {
       if (parameters.id !== id) return false;
       openTab(parameters.tab ?? "curves", values);
@@ -161,17 +184,34 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
   };
 }
 
+/** How it ended, in a line: did it answer better. The report has the rest. */
+function verdictCard({ paired, ...after }, id) {
+  const { p_value: p, difference } = paired.strict;
+  const kind = p >= 0.05 ? "same" : difference > 0 ? "better" : "worse";
+  return h(
+    "div",
+    { class: `card ended ${{ better: "good", worse: "danger", same: "" }[kind]}` },
+    h("p", { class: "warning-head" }, h("span", { class: "strong" }, t(`verdict.${kind}`)), h("span", {}, t("evaluation.strict"), " ", raw(`${percent(after.strict_accuracy - difference)} → ${percent(after.strict_accuracy)}`)), h("a", { href: `#/jobs/${id}/report` }, t("verdict.more"))),
+  );
+}
+
 /** A warning with the way to the rollouts that show it. */
 export function warningCard(event, id) {
-  const { code, message, audit, rollouts, steps } = event.data;
+  const { code, message, audit, rollouts, steps, values } = event.data;
+  // An audit's sentence is made of its numbers, so it can be said in any language; the rest is as the service says it.
+  const said = audit && values ? serviceWords(audit, shownValues(values)) : null;
   const title = has(`warning.${audit ?? code}`) ? t(`warning.${audit ?? code}`) : null;
   const where = steps ? t("warning.steps", { first: number(steps[0]), last: number(steps[1]) }) : event.step ? t("chart.step", { step: number(event.step) }) : null;
   return h(
     "div",
     { class: "card warning" },
     h("p", { class: "warning-head" }, h("span", { class: "strong" }, title ?? t(audit ? "warning.audit" : "warning.title")), raw(audit ?? code, { class: "code" }), where ? h("span", { class: "hint" }, where) : null, rollouts ? h("a", { href: `#/jobs/${id}/rollouts${queryString(rollouts)}` }, t("warning.rollouts")) : null),
-    h("p", {}, raw(message, { lang: "en" })),
+    h("p", {}, said ?? prose(message ?? "", { lang: "en" })),
   );
+}
+
+function shownValues(values) {
+  return Object.fromEntries(Object.entries(values).map(([name, value]) => [name, name.endsWith("_share") ? percent(value, 0) : number(value, 3)]));
 }
 
 function mean(values) {

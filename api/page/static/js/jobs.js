@@ -2,7 +2,7 @@
 
 import { get, query as queryString, Problem } from "./api.js";
 import { fill, h, raw } from "./dom.js";
-import { duration, fixed, t, time } from "./i18n.js";
+import { duration, fixed, has, t, time } from "./i18n.js";
 import { sparkline } from "./charts.js";
 import { badge, busy, empty, jobName, problemCard, progressBar } from "./parts.js";
 import { ENDED } from "./feed.js";
@@ -15,6 +15,7 @@ export async function jobsView(_, query) {
   let filters = read(query);
   let pages = 1;
   let curves = {};
+  const drawnAt = {};
   let chosen = new Set();
   let timer = null;
   let isClosed = false;
@@ -53,11 +54,13 @@ export async function jobsView(_, query) {
     try {
       if (!document.hidden) {
         const jobs = await load();
-        const wanted = jobs.data.filter((job) => job.step > 0 && !(ENDED.has(job.status) && curves[job.id])).map((job) => job.id);
+        const changed = jobs.data.filter((job) => job.step > 0 && drawnAt[job.id] !== `${job.status} ${job.step}`);
+        const wanted = changed.map((job) => job.id);
         draw(jobs);
         for (let place = 0; place < wanted.length; place += 50) {
           Object.assign(curves, await get(`/page/curves${queryString({ job: wanted.slice(place, place + 50) })}`));
         }
+        for (const job of changed) drawnAt[job.id] = `${job.status} ${job.step}`;
         if (wanted.length) draw(jobs);
       }
     } catch (error) {
@@ -101,7 +104,7 @@ export async function jobsView(_, query) {
       { data: { job: job.id } },
       h("td", { class: "pick" }, box),
       h("td", { class: "name" }, h("a", { href: `#/jobs/${job.id}`, data: { focus: job.id } }, raw(jobName(job))), h("div", { class: "sub" }, raw(job.spec.model.name), tags.map(([key, value]) => raw(`${key}=${value}`, { class: "tag" })))),
-      h("td", { class: "state" }, badge(job.status, job.status === "running" ? job.phase : null)),
+      h("td", { class: "state" }, badge(job.status, job.status === "running" ? job.phase : null), job.error ? h("div", { class: "sub" }, has(`class.${job.error.class}`) ? t(`class.${job.error.class}`) : raw(job.error.class)) : null),
       h("td", { class: "steps" }, progressBar(job)),
       h("td", { class: "reward" }, raw(fixed(job.reward, 2), { class: "value" }), sparkline(curves[job.id])),
       h("td", { class: "eta" }, eta(job)),
@@ -163,5 +166,5 @@ function eta(job) {
   if (job.finished_at && job.started_at) return raw(duration((Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000), { class: "took" });
   if (job.status !== "running" || !job.step || !job.started_at) return raw("–");
   const seconds = ((Date.parse(job.updated_at) - Date.parse(job.started_at)) / 1000 / job.step) * (job.total_steps - job.step);
-  return raw(`≈ ${duration(seconds)}`);
+  return t("jobs.left", { time: duration(seconds) });
 }

@@ -29,12 +29,31 @@ export function badge(status, phase = null) {
   return h("span", { class: `badge ${status}` }, h("i", { class: "dot", "aria-hidden": "true" }), t(`status.${status}`), phase && has(`phase.${phase}`) ? h("span", { class: "phase" }, t(`phase.${phase}`)) : null);
 }
 
+/** How far a job is; the tick is the step that is safe in storage. */
 export function progressBar(job) {
+  const saved = job.checkpoint_step > 0 && job.total_steps > 0 && job.status !== "succeeded" ? h("i", { class: "saved", title: t("job.saved", { step: job.checkpoint_step }), css: { left: `${(100 * job.checkpoint_step) / job.total_steps}%` } }) : null;
   return h(
     "div",
     { class: "progress" },
-    h("div", { class: `bar ${job.status}`, role: "progressbar", "aria-label": t("jobs.progress"), "aria-valuemin": "0", "aria-valuemax": "100", "aria-valuenow": String(Math.round(job.progress * 100)) }, h("div", { css: { width: `${job.progress * 100}%` } })),
+    h("div", { class: "track" }, h("div", { class: `bar ${job.status}`, role: "progressbar", "aria-label": t("jobs.progress"), "aria-valuemin": "0", "aria-valuemax": "100", "aria-valuenow": String(Math.round(job.progress * 100)) }, h("div", { css: { width: `${job.progress * 100}%` } })), saved),
     raw(`${number(job.step)} / ${number(job.total_steps)}`, { class: "count", title: percent(job.progress, 0) }),
+  );
+}
+
+/** A sentence of the service's, with what it sets in backticks as code. */
+export function prose(text, attributes = {}) {
+  return h("span", { translate: "no", ...attributes }, text.split("`").map((part, place) => (place % 2 ? h("code", { class: "code" }, part) : part)));
+}
+
+/** Why a job failed: what kind of thing it is, what happened, and what to do about it. */
+export function failureCard(error) {
+  return h(
+    "div",
+    { class: "card danger failure" },
+    h("p", { class: "warning-head" }, h("span", { class: "strong" }, has(`class.${error.class}`) ? t(`class.${error.class}`) : t("job.failed")), raw(`${error.class} · ${error.code}`, { class: "code" })),
+    h("p", {}, prose(error.message ?? "", { lang: "en" })),
+    error.hint ? h("p", {}, h("span", { class: "label" }, t("job.remedy")), " ", prose(error.hint, { lang: "en" })) : null,
+    error.retryable ? h("p", { class: "hint" }, t("job.retryable")) : null,
   );
 }
 

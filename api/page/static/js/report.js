@@ -2,8 +2,9 @@
 
 import { get } from "./api.js";
 import { fill, h, raw } from "./dom.js";
-import { duration, fixed, number, percent, t } from "./i18n.js";
+import { duration, fixed, number, percent, serviceWords, t } from "./i18n.js";
 import { busy, empty, problemCard } from "./parts.js";
+import { ENDED } from "./feed.js";
 import { completionText } from "./text.js";
 import { diffDialog } from "./rollouts.js";
 
@@ -41,9 +42,11 @@ function draw(report, feed) {
   const evaluation = report?.evaluation ?? null;
   if (evaluation) return [verdicts(evaluation), sides(evaluation), pairs(evaluation), samples(evaluation), selfTest(report.selftest)];
   const before = feed.events.find((event) => event.type === "evaluation" && event.data.stage === "before");
+  const isOver = ENDED.has(feed.job.status);
+  if (before && isOver) return [empty(t("report.unfinished"), h("p", {}, t("report.unfinished.hint")), h("p", {}, t("report.before", { accuracy: percent(before.data.strict_accuracy) })))];
   if (before) return [empty(t("report.waiting"), h("p", {}, t("report.before", { accuracy: percent(before.data.strict_accuracy) })))];
   if (report) return [empty(t("report.off"), h("p", {}, t("report.off.hint")), h("p", {}, raw('{"evaluation": {"questions": 200}}', { class: "code" }))), selfTest(report.selftest)];
-  return empty(t("report.none"));
+  return isOver ? empty(t("report.unfinished"), h("p", {}, t("report.unfinished.hint"))) : empty(t("report.none"), h("p", {}, t("report.none.hint")));
 }
 
 function verdicts(evaluation) {
@@ -60,10 +63,23 @@ function verdicts(evaluation) {
         h("p", { class: "label" }, t(`evaluation.${reading}`)),
         h("p", { class: "difference" }, raw(points(paired.difference)), h("span", { class: "unit" }, " ", t("report.points"))),
         h("p", { class: "strong" }, t(`verdict.${kind}`)),
-        h("p", { class: "hint" }, raw(paired.verdict, { lang: "en" })),
+        h("p", { class: "hint" }, verdictText(evaluation, reading) ?? raw(paired.verdict, { lang: "en" })),
       );
     }),
   );
+}
+
+/** The service's sentence in the reader's language, or null. */
+function verdictText(evaluation, reading) {
+  const { interval, p_value: p } = evaluation.paired[reading];
+  return serviceWords("verdict", {
+    before: percent(evaluation.before[`${reading}_accuracy`]),
+    after: percent(evaluation.after[`${reading}_accuracy`]),
+    low: points(interval[0]),
+    high: points(interval[1]),
+    p: p < 0.001 ? "p < 0.001" : `p = ${number(p, 2)}`,
+    questions: evaluation.questions,
+  });
 }
 
 function points(share) {

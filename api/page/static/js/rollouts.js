@@ -3,6 +3,7 @@
 import { get, query as queryString } from "./api.js";
 import { fill, h, raw } from "./dom.js";
 import { fixed, number, signed, t } from "./i18n.js";
+import { ENDED } from "./feed.js";
 import { busy, empty, problemCard } from "./parts.js";
 import { completionText, diffColumns, diffView } from "./text.js";
 
@@ -34,12 +35,19 @@ export function rolloutsTab(feed, query, go) {
     return h("label", { class: `field ${name}` }, h("span", {}, t(`rollouts.${name}`)), h("select", { name, onchange: apply }, options.map(([value, text]) => h("option", { value, selected: (filters[name] ?? "") === value }, text))));
   }
 
+  /** On a phone the filters would fill the window: all but the step wait behind a button. */
+  function fold(isFolded) {
+    form.classList.toggle("folded", isFolded);
+    form.querySelector(".unfold")?.setAttribute("aria-expanded", String(!isFolded));
+  }
+
   function drawForm() {
     const step = Number(filters.step);
     const move = (by, label, text) => h("button", { type: "button", class: "icon", "aria-label": label, title: label, disabled: !step || step + by < 1 || step + by > lastStep(), onclick: () => go("rollouts", { ...filters, step: step + by }) }, text);
     fill(
       form,
       h("div", { class: "stepper" }, move(-1, t("rollouts.previous"), "‹"), field("step", { type: "number", min: 1, max: lastStep() || null, inputmode: "numeric", placeholder: t("rollouts.any") }), move(1, t("rollouts.next"), "›")),
+      h("button", { type: "button", class: "unfold", onclick: () => fold(!form.classList.contains("folded")) }, t("rollouts.filters")),
       field("prompt", { type: "text", spellcheck: "false", placeholder: t("rollouts.any") }),
       field("reward_gt", { type: "number", step: "any", placeholder: "–" }),
       field("reward_lt", { type: "number", step: "any", placeholder: "–" }),
@@ -74,14 +82,19 @@ export function rolloutsTab(feed, query, go) {
 
   function drawList() {
     if (!loaded.length) {
-      fill(list, empty(t("rollouts.none"), h("p", {}, t(feed.metrics.length ? "rollouts.none.filtered" : "curves.none.hint"))));
+      fill(list, empty(t("rollouts.none"), h("p", {}, t(feed.metrics.length ? "rollouts.none.filtered" : ENDED.has(feed.job.status) ? "curves.none.ended" : "rollouts.none.yet"))));
       return;
     }
     fill(
       list,
-      groups(loaded).map(group),
+      isRanked() ? h("div", { class: "cards" }, loaded.map((rollout) => card(rollout, null, null, true))) : groups(loaded).map(group),
       cursor ? h("p", { class: "more" }, h("button", { type: "button", onclick: () => load(true) }, t("more"))) : null,
     );
+  }
+
+  /** Ordered by something else than steps, neighbours have nothing in common: each says itself what it answers. */
+  function isRanked() {
+    return Boolean(filters.order) && !filters.order.endsWith("step") && !(filters.step && filters.prompt);
   }
 
   function group(rollouts) {
@@ -104,7 +117,17 @@ export function rolloutsTab(feed, query, go) {
     );
   }
 
-  function card(rollout, best, worst) {
+  function heading(rollout) {
+    return h(
+      "header",
+      {},
+      h("h3", {}, h("a", { href: address({ step: rollout.step }) }, t("chart.step", { step: number(rollout.step) })), " · ", h("a", { href: address({ prompt: rollout.prompt_id, order: "step" }), title: t("rollouts.across"), "aria-label": t("rollouts.across") }, raw(rollout.prompt_id, { class: "code" }))),
+      h("p", { class: "question short" }, raw(rollout.prompt)),
+      h("p", { class: "meta" }, t("rollouts.answer"), " ", raw(rollout.answer, { class: "gold" })),
+    );
+  }
+
+  function card(rollout, best, worst, isAlone = false) {
     const standing = best === worst ? "" : rollout.reward_total === best ? "best" : rollout.reward_total === worst ? "worst" : "";
     const key = keyOf(rollout);
     const isPicked = picked.some((one) => keyOf(one) === key);
@@ -112,6 +135,7 @@ export function rolloutsTab(feed, query, go) {
     return h(
       "section",
       { class: `card rollout ${standing}`, "aria-label": t("rollouts.card", { step: rollout.step, sample: rollout.sample }) },
+      isAlone ? heading(rollout) : null,
       h("div", { class: "score" }, raw(fixed(rollout.reward_total, 2), { class: "reward", title: t("metric.reward") }), h("span", { class: `advantage ${rollout.advantage > 0 ? "up" : rollout.advantage < 0 ? "down" : ""}`, title: t("rollouts.advantage") }, h("span", { class: "sr-only" }, t("rollouts.advantage")), raw(signed(rollout.advantage, 2))), rollout.finish_reason === "length" ? h("span", { class: "cut" }, t("finish.length")) : null, button),
       completionText(rollout.completion),
       h("ul", { class: "rewards" }, Object.entries(rollout.rewards).map(([name, value]) => h("li", { class: value > 0 ? "paid" : value < 0 ? "charged" : "" }, raw(name), raw(fixed(value, 2), { class: "value" }))), h("li", { class: "tokens" }, t("rollouts.tokens", { n: rollout.completion_tokens }))),
@@ -150,6 +174,7 @@ export function rolloutsTab(feed, query, go) {
   }
 
   drawForm();
+  fold(!FIELDS.some((name) => name !== "step" && filters[name]));
   load();
   return {
     element,

@@ -2,8 +2,8 @@
 
 import { get, post, request, specSchema, Problem } from "./api.js";
 import { fill, h, raw } from "./dom.js";
-import { t, has } from "./i18n.js";
-import { busy, problemCard, toast } from "./parts.js";
+import { fieldWords, t, has } from "./i18n.js";
+import { busy, problemCard, prose, toast } from "./parts.js";
 import { defaultsOf, flatten, resolve, shown } from "./spec.js";
 
 // Those that most jobs set, in this order; others follow as the schema has them.
@@ -87,7 +87,8 @@ export async function submitView(_, query, holder) {
     const value = at(spec, pointer);
     const control = controlOf(kind, { id, value: value === undefined ? preset : value, preset });
     const trouble = h("p", { class: "error", id: `${id}-error` });
-    const hint = h("p", { class: "hint", id: `${id}-hint` }, raw(one.description ?? kind.description ?? "", { lang: "en" }));
+    const { text, lang } = fieldWords(pointer, one.description ?? kind.description ?? "");
+    const hint = h("p", { class: "hint", id: `${id}-hint` }, prose(text, { lang }));
     control.setAttribute("aria-describedby", `${id}-hint ${id}-error`);
     const mark = () => wrapper.classList.toggle("changed", JSON.stringify(readControl(control, kind, preset)) !== JSON.stringify(preset));
     const wrapper = h(

@@ -92,7 +92,10 @@ class VllmTimes(logging.Handler):
 
 
 class SeededGeneration:
-    """Stands in for `LLM.generate` and gives each request of a rollout the seed it was told to."""
+    """Stands in for `LLM.generate` and gives each request of a rollout the seed it was told to.
+
+    And asks for no text: the trainer reads token ids, and vLLM would decode each of them twice, between its steps.
+    """
 
     def __init__(self, generate: Callable[..., Any]) -> None:
         self._generate = generate
@@ -105,7 +108,7 @@ class SeededGeneration:
     def __call__(self, prompts: Any, sampling_params: Any = None, **options: Any) -> Any:
         seeds, self._seeds = self._seeds, []
         if seeds and not isinstance(sampling_params, list) and len(seeds) == len(prompts):
-            sampling_params = [_with_seed(sampling_params, seed) for seed in seeds]
+            sampling_params = [_for_rollout(sampling_params, seed) for seed in seeds]
         return self._generate(prompts, sampling_params, **options)
 
 
@@ -165,12 +168,11 @@ class UnslothEngine(TrlEngine):
 
     def release(self) -> None:
         llm, self._llm = self._llm, None
-        held = tensors_of_server(llm)
         super().release()
         with suppress(Exception):  # what is not let go of here ends with the process
+            empty(tensors_of_server(llm))
             llm.llm_engine.engine_core.shutdown()
-        empty(held)
-        del llm, held
+        del llm
         gc.collect()
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()
@@ -314,10 +316,10 @@ def _held_by_server(llm: Any) -> dict[str, Any]:
     }
 
 
-def _with_seed(params: Any, seed: int) -> Any:
-    seeded = copy.copy(params)
-    seeded.seed = seed
-    return seeded
+def _for_rollout(params: Any, seed: int) -> Any:
+    own = copy.copy(params)
+    own.seed, own.detokenize = seed, False
+    return own
 
 
 def _logprob(position: Any, token: int) -> float:

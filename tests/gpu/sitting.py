@@ -328,7 +328,7 @@ class Memory:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def watch(self) -> None:
-        while not self._stop.wait(0.5):
+        while not self._stop.wait(1.0):
             phase = self.phase
             self.peak_mib[phase] = max(self.peak_mib.get(phase, 0), _memory_used())
 

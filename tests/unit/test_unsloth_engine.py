@@ -30,6 +30,7 @@ from grpo_core.engines.unsloth import (
 class Params:
     temperature: float
     seed: int | None = None
+    detokenize: bool = True
 
 
 class Calls:
@@ -43,7 +44,7 @@ class Calls:
         return ["said"]
 
 
-def test_each_request_of_a_rollout_has_its_seed() -> None:
+def test_each_request_of_a_rollout_has_its_seed_and_wants_no_text() -> None:
     generate = Calls()
     seeded = SeededGeneration(generate)
     shared = Params(0.9)
@@ -51,9 +52,9 @@ def test_each_request_of_a_rollout_has_its_seed() -> None:
     assert seeded(["a", "b"], sampling_params=shared, use_tqdm=False, lora_request="adapter") == ["said"]
     prompts, params, options = generate.seen[0]
     assert prompts == ["a", "b"]
-    assert params == [Params(0.9, 11), Params(0.9, 22)]
+    assert params == [Params(0.9, 11, detokenize=False), Params(0.9, 22, detokenize=False)]
     assert options == {"use_tqdm": False, "lora_request": "adapter"}
-    assert shared.seed is None, "the caller's own object is left alone"
+    assert shared == Params(0.9), "the caller's own object is left alone"
 
 
 def test_other_calls_pass_as_they_are() -> None:

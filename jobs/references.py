@@ -6,6 +6,9 @@ owner's data set or job is answered as one that does not exist.
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from grpo_core.spec import JobSpec, Problem
 from jobs import journal
 from jobs.checkpoints import list_checkpoints
@@ -13,6 +16,8 @@ from jobs.datasets import DatasetStore
 from jobs.errors import NotFound, Rejected
 from jobs.ledger import Ledger
 from jobs.storage import ObjectStore
+
+_SAME_ADAPTER = (("model", "name"), ("lora", "rank"), ("lora", "alpha"), ("lora", "target_modules"))
 
 
 class References:
@@ -40,7 +45,7 @@ class References:
         if spec.data.source == "s3":
             problems += self._datasets.sources.check(spec.data.dataset)
         if spec.from_checkpoint is not None:
-            problems += self._check_checkpoint(spec.from_checkpoint.job, spec.from_checkpoint.step, owner)
+            problems += self._check_checkpoint(spec, spec.from_checkpoint.job, spec.from_checkpoint.step, owner)
         if problems:
             raise Rejected(*problems)
 
@@ -62,7 +67,7 @@ class References:
             if column not in dataset.columns
         ]
 
-    def _check_checkpoint(self, job_id: str, step: int, owner: str) -> list[Problem]:
+    def _check_checkpoint(self, spec: JobSpec, job_id: str, step: int, owner: str) -> list[Problem]:
         """A checkpoint can be started from once its manifest, which is written last, is there."""
         record = self._ledger.get(job_id)
         if record is None or record.owner != owner:
@@ -71,7 +76,25 @@ class References:
             steps = ", ".join(str(found.step) for found in list_checkpoints(self._store, record.id))
             remedy = f"Use one of {steps}." if steps else "That job has no checkpoint yet; wait for its first."
             return [_no_checkpoint("step", "was not kept", remedy)]
-        return []
+        return _other_adapter(spec.as_dict(), record.spec)
+
+
+def _other_adapter(spec: dict[str, Any], started_from: dict[str, Any]) -> list[Problem]:
+    """Settings of base and adapter that differ from the first job's: its weights would not fit."""
+    return [
+        Problem(
+            pointer=f"/{section}/{name}",
+            code="other_adapter",
+            detail=f"is {spec[section][name]!r}, and the job of from_checkpoint has {was!r}",
+            remedy=f"Use {json.dumps(was)}, as that job did.",
+        )
+        for section, name in _SAME_ADAPTER
+        if _unordered(was := started_from[section][name]) != _unordered(spec[section][name])
+    ]
+
+
+def _unordered(value: Any) -> Any:
+    return sorted(value) if isinstance(value, list) else value
 
 
 def _no_checkpoint(field: str, detail: str, remedy: str) -> Problem:

@@ -79,8 +79,9 @@ def _evaluation(events: list[Json]) -> Json | None:
 def _why_not(specs: list[Json], evaluations: list[Json | None]) -> list[str]:
     """Why the results on held-out questions cannot be compared; empty if they can."""
     if any(found is None for found in evaluations):
-        missing = " and ".join(side for side, found in zip("AB", evaluations, strict=True) if found is None)
-        return [f"{missing} has no answers to held-out questions, before and after (evaluation.questions)."]
+        missing = [side for side, found in zip("AB", evaluations, strict=True) if found is None]
+        who = f"{missing[0]} has" if len(missing) == 1 else "A and B have"
+        return [f"{who} no answers to held-out questions, before and after (evaluation.questions)."]
     a, b = specs
     reasons = [f"data.{name} differs." for name in _SAME_QUESTIONS if a["data"][name] != b["data"][name]]
     if a["evaluation"]["questions"] != b["evaluation"]["questions"] or _held_out(a) != _held_out(b):

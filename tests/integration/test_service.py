@@ -208,3 +208,32 @@ def test_a_data_set_goes_when_no_unfinished_job_names_it(service: JobService, tm
         service.get_dataset(dataset.id, "ann")
     with pytest.raises(Rejected):
         submit(service, data={"source": "upload", "dataset": dataset.id})
+
+
+def test_a_job_starts_only_from_a_checkpoint_that_is_there_and_fits(service: JobService) -> None:
+    first = submit(service, lora={"rank": 16, "alpha": 16})
+    assert service.archive.allocate_epoch(first.id, "w", "2026-01-01T00:00:00+00:00") == 1
+    prefix = f"{layout.run(first.id, 1)}checkpoints/step-000025/"
+
+    def remedies(step: int, **fields: object) -> dict[str, str]:
+        with pytest.raises(Rejected) as caught:
+            submit(service, from_checkpoint={"job": first.id, "step": step}, **fields)
+        return {problem.pointer: problem.remedy for problem in caught.value.problems}
+
+    fits = {"lora": {"rank": 16, "alpha": 16}}
+    assert remedies(25, **fits) == {
+        "/from_checkpoint/step": "That job has no checkpoint yet; wait for its first.",
+    }
+    service.store.put_json(f"{prefix}manifest.json", {"v": 1, "step": 25, "files": []})
+    assert remedies(24, **fits) == {"/from_checkpoint/step": "Use one of 25."}
+    assert remedies(25, lora={"rank": 8, "alpha": 16}, model={"name": "a/b"}) == {
+        "/lora/rank": "Use 16, as that job did.",
+        "/model/name": 'Use "Qwen/Qwen2.5-7B-Instruct", as that job did.',
+    }
+    modules = [*reversed(first.spec["lora"]["target_modules"])]
+    again = submit(
+        service,
+        from_checkpoint={"job": first.id, "step": 25},
+        lora={"rank": 16, "alpha": 16, "target_modules": modules},
+    )
+    assert again.status is JobStatus.QUEUED

@@ -40,7 +40,7 @@ class ScraperKeys:
         self._lock = threading.Lock()
 
     def authenticate(self, key: str) -> KeyRecord | None:
-        """The record of a valid key, else None; raises `RateLimited`, and `Unavailable` where nothing is known of it."""
+        """The record of a valid key, else None; raises `RateLimited`, and `Unavailable` where it is not known."""
         try:
             self._ledger.ping()  # brief, where the check itself would wait for longer than a scrape lasts
             record = self._keys.authenticate(key)

@@ -20,6 +20,7 @@ __all__ = ["EARLIER", "MAX_BYTES", "NAME", "steps_shown", "write"]
 
 NAME: Final = "report.html"
 MAX_BYTES: Final = 2_000_000
+TRIES: Final = 5
 
 
 def write(folder: Path, *, status: str | None = None, error: Mapping[str, Any] | None = None) -> Path:
@@ -28,10 +29,18 @@ def write(folder: Path, *, status: str | None = None, error: Mapping[str, Any] |
     `status` and `error` are how the job ended where another than the run itself says so: a worker that cancelled it, or
     saw it die. Raises `FileNotFoundError` if there is no `spec.json`.
     """
-    run = RunFiles(folder, status=status, error=error)
-    page = folder / NAME
-    write_text(page, _template().render(page_of(run)).encode("utf-8", "replace").decode())
-    return page
+    for left in reversed(range(TRIES)):
+        run = RunFiles(folder, status=status, error=error)
+        try:
+            text = _template().render(page_of(run))
+        except FileNotFoundError:
+            # A worker joins the files of single steps into parts meanwhile: those that are read may be gone.
+            if not left:
+                raise
+        else:
+            write_text(folder / NAME, text.encode("utf-8", "replace").decode())
+            break
+    return folder / NAME
 
 
 def steps_shown(folder: Path) -> set[int]:

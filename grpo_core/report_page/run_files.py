@@ -7,6 +7,7 @@ memory does not grow with the number of completions, only with the number of ste
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import heapq
 import json
@@ -28,6 +29,7 @@ MAX_STEPS_SCANNED: Final = 2_000
 MAX_FINDINGS: Final = 24
 
 MAX_RUNS: Final = 50
+LOOKS: Final = 5
 
 EARLIER: Final = Path("inputs") / "earlier"
 """In a run folder: `rollouts/*.parquet` of runs before this one, and `events.jsonl`, the job's so far as its service
@@ -224,13 +226,11 @@ class RunFiles:
 
     @staticmethod
     def _places_in(folder: Path) -> dict[int, list[Place]]:
-        """Found by the statistics in the files' ends."""
-        places: dict[int, list[Place]] = {}
-        for file in sorted(folder.glob("*.parquet")):
-            for group, steps in _steps_of(file):
-                for step in steps:
-                    places.setdefault(step, []).append(Place(file, group))
-        return places
+        """Found by the statistics in the files' ends. A worker may join files of steps into parts meanwhile."""
+        for _ in range(LOOKS):
+            with contextlib.suppress(FileNotFoundError):  # it is in a part since it was listed
+                return _scan(folder)
+        return {}
 
 
 def _last_fifth(steps: Iterable[int]) -> list[int]:
@@ -257,6 +257,17 @@ def _audited(finding: Json) -> tuple[str, Any]:
 
 def _moment(event: Json) -> datetime:
     return datetime.fromisoformat(event["time"].replace("Z", "+00:00"))
+
+
+def _scan(folder: Path) -> dict[int, list[Place]]:
+    places: dict[int, list[Place]] = {}
+    for file in sorted(folder.glob("*.parquet")):  # parts come first, and stand for the files of their steps
+        found: dict[int, list[Place]] = {}
+        for group, steps in _steps_of(file):
+            for step in steps:
+                found.setdefault(step, []).append(Place(file, group))
+        places = {**found, **places}
+    return places
 
 
 def _steps_of(file: Path) -> Iterator[tuple[int, range]]:

@@ -102,7 +102,7 @@ def test_a_person_sees_a_model_learn(visit: Callable[..., Visitor], stack: Stack
     visitor.photograph("page-curves")
 
     # The verdict is the report's.
-    page.get_by_role("link", name="Report").click()
+    page.get_by_role("link", name="Report", exact=True).click()
     page.locator(".verdict").first.wait_for()
     with stack.http() as http:
         report = http.get(f"/page/reports/{job_id}").json()["evaluation"]

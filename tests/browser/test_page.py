@@ -289,6 +289,14 @@ def test_the_list_is_filtered_and_follows(visit: Visit, stack: Stack, job: str) 
     page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
     page.locator(".badge.cancelled").wait_for()
     assert page.get_by_role("button", name="Cancel").count() == 0
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    page.get_by_text("Deleted").wait_for()
+    page.locator(f"tr[data-job={job}]").wait_for()
+    assert page.locator(f"tr[data-job={running}]").count() == 0
+    visitor.go(f"/jobs/{running}")
+    page.get_by_role("heading", name="There is nothing here").wait_for()
+    visitor.troubles.clear()  # the browser reports the 404
 
 
 def test_a_reader_may_look_and_change_nothing(visit: Visit, stack: Stack, job: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 from grpo_core import report_page
 from grpo_core.records import Completion, write_rollouts
 from grpo_core.report_page.charts import Curve, describe, svg, thin, ticks
+from grpo_core.report_page.run_files import RunFiles
 from grpo_core.runfolder import RunFolder
 from tests.unit.test_audits import SICK, completion, steps_of
 from tests.unit.traces import LEARNING, spec_of, trace
@@ -330,6 +331,45 @@ def test_merged_rollouts_are_read_too(tmp_path: Path) -> None:
     after, _ = write(folder)
     assert after == before
     assert "step5 7" in after
+
+
+def test_files_that_are_merged_while_the_page_is_written_are_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipper does so on its own time: at a checkpoint of the last step, just when the run has ended."""
+    from jobs.rollouts import merge
+
+    spec = spec_of(8, 8, steps=5)
+    folder = run_folder(tmp_path, [], spec, [])
+    for step in range(1, 6):
+        add_rollouts(folder, step, text=f"step{step}")
+    expected, _ = write(folder)
+    read, left = RunFiles._rows, []
+
+    def rows(run: RunFiles, step: int) -> list[dict[str, Any]]:
+        if not left:
+            left.append(merge(folder.rollouts, None))
+            assert left[0] is not None
+            for path in left[0][1]:
+                path.unlink()
+        return read(run, step)
+
+    monkeypatch.setattr(RunFiles, "_rows", rows)
+    again, _ = write(folder)
+    assert left
+    assert again == expected
+
+
+def test_a_step_in_a_file_of_its_own_and_in_a_part_is_read_once(tmp_path: Path) -> None:
+    from jobs.rollouts import merge
+
+    spec = spec_of(8, 8, steps=5)
+    folder = run_folder(tmp_path, [], spec, [])
+    for step in range(1, 6):
+        add_rollouts(folder, step, text=f"step{step}")
+    merge(folder.rollouts, None)
+    rows = RunFiles(tmp_path, status=None, error=None).completions({"step": 3}, 100)
+    assert len(rows) == 8
 
 
 def test_the_recipe_at_its_largest_stays_below_the_limit(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 // One job: what it is doing now, what can be done with it, and a tab for each thing there is to know.
 
-import { post, query as queryString } from "./api.js";
+import { post, query as queryString, request } from "./api.js";
 import { fill, h, raw } from "./dom.js";
 import { duration, fixed, has, number, percent, serviceWords, signed, t, time } from "./i18n.js";
 import { badge, confirmed, copyButton, failureCard, jobName, problemCard, progressBar, prose, tile, toast } from "./parts.js";
@@ -150,6 +150,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
       mayWrite && !ENDED.has(job.status) && job.status !== "cancelling" ? button("cancel", true) : null,
       h("a", { class: "button", href: `#/compare?a=${id}` }, t("nav.compare")),
       mayWrite ? h("a", { class: "button", href: `#/new?from=${id}` }, t("action.clone")) : null,
+      mayWrite && ENDED.has(job.status) ? button("delete", true) : null,
     );
   }
 
@@ -157,6 +158,12 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
     const isSure = await confirmed({ title: t(`confirm.${action}.title`), text: t(`confirm.${action}.text`), action: t(`action.${action}`), danger });
     if (!isSure) return;
     try {
+      if (action === "delete") {
+        await request(`/jobs/${id}`, { method: "DELETE" });
+        toast(t("done.delete"));
+        location.hash = "/";
+        return;
+      }
       feed.job = await post(`/jobs/${id}/${action}`);
       toast(t(`done.${action}`));
       draw();

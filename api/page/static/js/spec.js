@@ -41,6 +41,7 @@ export function flatten(value, pointer = "", found = new Map()) {
 export function shown(value) {
   if (value === null) return "null";
   if (typeof value === "string") return value === "" ? '""' : value;
+  if (typeof value === "number" && value !== 0 && Math.abs(value) < 1e-3) return value.toExponential();
   return JSON.stringify(value);
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -345,6 +346,23 @@ def test_the_base_answers_as_the_base_and_the_adapter_as_itself(evaluated: Run) 
     trained = PeftModel.from_pretrained(base, evaluated.folder.adapter)
     after = evaluate(trained, tokenizer, rows, data, sampling).items
     assert [item.completion for item in after] == [record["completion_after"] for record in records]
+
+
+def test_the_page_of_adapters_runs(evaluated: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block of docs/adapters.md, as it stands there; merged, the adapter answers as it does beside its base."""
+    from transformers import AutoModelForCausalLM
+
+    page = (MODELS.parents[1] / "docs" / "adapters.md").read_text("utf-8")
+    block = re.search(r"<!-- tested: adapter -->\n```python\n(.*?)```", page, re.DOTALL)
+    assert block is not None
+    (tmp_path / "examples").symlink_to(MODELS.parent)
+    (tmp_path / "out").symlink_to(evaluated.folder.root)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block[1], names)  # noqa: S102 - the page's own code
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    again = merged.generate(**names["prompt"], max_new_tokens=48, do_sample=False)
+    assert again.tolist() == names["answer"].tolist()
 
 
 def test_evaluation_leaves_training_as_it_is(evaluated: Run, finish: Callable[..., Run], tmp_path: Path) -> None:

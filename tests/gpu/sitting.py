@@ -89,7 +89,7 @@ def stage(limit: float) -> Callable[[Stage], Stage]:
 @stage(60)
 def check(host: Host) -> dict[str, Any]:
     """That everything is there: versions, the card, the two servers' programs, GPUs as the worker counts them."""
-    from importlib import metadata
+    from importlib import import_module, metadata, util
 
     from deploy.local import seaweedfs, valkey
     from jobs.gpus import find_gpus
@@ -101,8 +101,11 @@ def check(host: Host) -> dict[str, Any]:
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
+    for name in ("api.app", "jobs.service", "grpo_core.training"):
+        import_module(name)  # here, and not in a server that is waited for
     return {
         "python": sys.version.split()[0],
+        "without": [name for name in ("gguf", *names) if util.find_spec(name) is None],
         "versions": versions,
         "gpus": [gpu.name for gpu in find_gpus()],
         "gpu": _smi("name,memory.total,memory.used,driver_version"),

@@ -1,8 +1,8 @@
 """How a job or a data set is deleted: everything about it, from the bucket and from the ledger, for good.
 
 Owns the order of those steps. Invariant: a deletion is written down (`erased/{id}.json`, which stays and holds no
-data) before anything goes, and the ledger forgets last; so one that is cut off is finished by asking again or by
-`admin rebuild`, and no rebuild brings back what was deleted.
+data) before anything goes, and the ledger forgets last; so one that is cut off is finished by asking again, by the
+sweeper (`unfinished`) or by `admin rebuild`, and no rebuild brings back what was deleted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from jobs import layout
-from jobs.datasets import DatasetRecord, DatasetStore
+from jobs.datasets import DatasetRecord
 from jobs.errors import Conflict, InUse
 from jobs.ledger import Ledger
 from jobs.record import TERMINAL, JobRecord, JobStatus
@@ -25,17 +25,22 @@ SCAN = 200
 class Erasure:
     """Deletes what owners ask to be deleted."""
 
-    def __init__(self, ledger: Ledger, store: ObjectStore, datasets: DatasetStore) -> None:
+    def __init__(self, ledger: Ledger, store: ObjectStore) -> None:
         self._ledger = ledger
         self._store = store
-        self._datasets = datasets
 
     def erase_job(self, record: JobRecord) -> None:
         """Delete a job that has ended, with all it left. Raises `Conflict` where it has not."""
         if record.status not in TERMINAL:
             raise Conflict(record.id, record.status.value, "deleted", "Cancel it, wait until it has ended, and repeat.")
+        # Stays noted: a worker that was cut off, or ships what a cancel did not wait for, may yet put something there.
+        self._ledger.begin("erasing", record.id)
         self._write_down(record.id, record.owner)
         self.finish_job(record.id)
+
+    def is_erased(self, job_id: str) -> bool:
+        """Whether a job's deletion was written down."""
+        return self._store.get(layout.erased(job_id)) is not None
 
     def finish_job(self, job_id: str) -> None:
         """Delete what is still there of a job whose deletion was written down."""

@@ -29,7 +29,7 @@ REPLAYED_AT_ONCE = 500
 """Events put back in one script, which nothing else can run beside."""
 
 Refusal = Literal["missing", "status", "epoch", "lease", "order"]
-Begun = Literal["submitting", "ordering"]
+Begun = Literal["submitting", "ordering", "erasing"]
 """What a process may begin and not live to finish."""
 
 

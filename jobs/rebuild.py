@@ -23,7 +23,6 @@ from typing import Any, Self, TypeVar
 
 from jobs import journal, layout, lineage
 from jobs.archive import ARCHIVE_VERSION, Archive, Outcome
-from jobs.datasets import DatasetStore
 from jobs.ending import close, settle
 from jobs.erasure import Erasure
 from jobs.errors import JobsError
@@ -158,7 +157,7 @@ class Rebuild:
 
     def _finish_erasures(self, pool: ThreadPoolExecutor) -> set[str]:
         """Delete what is still there of deleted jobs, or was brought back by an old backup of Valkey."""
-        erasure = Erasure(self._ledger, self._store, DatasetStore(self._store))
+        erasure = Erasure(self._ledger, self._store)
         erased = erasure.erased_jobs()
         if not self._dry_run:
             list(pool.map(erasure.finish_job, erased))

@@ -124,7 +124,7 @@ class JobService:
         self.keys = KeyStore(self.store, self.ledger)
         self._sessions = SessionStore(self.ledger, self.keys, hours=self._settings.session_hours)
         self.datasets = DatasetStore(self.store, Sources(storage, sources))
-        self._erasure = Erasure(self.ledger, self.store, self.datasets)
+        self._erasure = Erasure(self.ledger, self.store)
         self._rollouts = RolloutStore(storage)
         self._admission = Admission(
             self.ledger, max_queued=self._settings.max_queued_jobs, max_owned=self._settings.max_owner_jobs

@@ -1,6 +1,6 @@
-"""What a process began, and died or was cut off before it could finish: submissions, and orders of owners.
+"""What a process began, and died or was cut off before it could finish: submissions, orders of owners, deletions.
 
-Valkey notes both before anything is written to the bucket; what the bucket then holds decides. A `job.json` is an
+Valkey notes each before anything is written to the bucket; what the bucket then holds decides. A `job.json` is an
 accepted job, whatever its client heard, and an order is carried out. The sweeper calls this. Invariant: everything
 here may be done any number of times, also beside the process that began it.
 """
@@ -13,6 +13,7 @@ from collections.abc import Generator
 import structlog
 
 from jobs.archive import Archive
+from jobs.erasure import Erasure
 from jobs.errors import Unavailable
 from jobs.ledger import Ledger
 from jobs.orders import Orders
@@ -24,6 +25,8 @@ log = structlog.get_logger()
 SUBMITTING_SECONDS = 300.0
 """A submission that wrote nothing for so long wrote nothing: its retries on the way to storage are over."""
 ORDERING_SECONDS = 10.0
+ERASING_SECONDS = 1800.0
+"""Until no worker is left that had the job before it was deleted: a lost one gives up after 15 minutes."""
 
 
 @contextlib.contextmanager
@@ -45,6 +48,7 @@ class Unfinished:
         self._archive = archive
         self._outbox = outbox
         self._orders = Orders(ledger, archive, outbox, by=by)
+        self._erasure = Erasure(ledger, archive.store)
 
     def finish(self) -> None:
         """One round over everything that has been under way for too long. Raises `Unavailable`."""
@@ -56,6 +60,11 @@ class Unfinished:
             with apart(job_id):
                 self._orders.carry_out(job_id)
                 self._ledger.end("ordering", note)
+        for job_id in self._ledger.begun("erasing", ERASING_SECONDS):
+            with apart(job_id):
+                if self._erasure.is_erased(job_id):
+                    self._erasure.finish_job(job_id)
+                self._ledger.end("erasing", job_id)
 
     def _accept(self, job_id: str) -> None:
         """Make the record of a job that was written down; forget one that was not."""

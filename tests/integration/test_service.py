@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 
+import jobs.unfinished
 from grpo_core.datasets import JsonlChecker
 from grpo_core.spec import parse_spec
 from jobs import layout
 from jobs.errors import Conflict, InUse, NotFound, Rejected, Unavailable
+from jobs.outbox import Outbox
+from jobs.queue import Doorbell
 from jobs.record import JobStatus
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
+from jobs.unfinished import Unfinished
 
 CPU = {"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}}
 
@@ -179,6 +183,39 @@ def test_a_deletion_that_was_cut_off_is_finished_by_asking_again(
     assert service.get(job.id, "ann").status is JobStatus.CANCELLED
     service.delete(job.id, "ann")
     assert list(service.store.list(layout.folder(job.id))) == []
+
+
+def test_a_deletion_is_looked_after_until_no_worker_can_have_the_job(
+    service: JobService, queue_settings: QueueSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One was cut off and its owner does not ask again; into another a worker of the past still writes."""
+    torn, late, kept = submit(service), submit(service), submit(service)
+    for job in (torn, late, kept):
+        end(service, job.id)
+    with monkeypatch.context() as broken:
+        broken.setattr(service.ledger, "forget", lambda _: broken_off())
+        with pytest.raises(Unavailable):
+            service.delete(torn.id, "ann")
+    service.delete(late.id, "ann")
+    service.store.put(f"{layout.run(late.id, 1)}adapter/adapter_model.safetensors", b"x")
+    service.ledger.begin("erasing", kept.id)  # and then nothing was written down
+    unfinished = Unfinished(
+        service.ledger, service.archive, Outbox(Doorbell(queue_settings), service.ledger), by="sweeper"
+    )
+    unfinished.finish()
+    assert service.get(torn.id, "ann").id == torn.id, "not yet"
+    monkeypatch.setattr(jobs.unfinished, "ERASING_SECONDS", 0)
+    unfinished.finish()
+    for job in (torn, late):
+        assert list(service.store.list(layout.folder(job.id))) == []
+        with pytest.raises(NotFound):
+            service.get(job.id, "ann")
+    assert service.get(kept.id, "ann").id == kept.id
+    assert service.ledger.begun("erasing", 0) == []
+
+
+def broken_off() -> None:
+    raise Unavailable("Valkey", "a test")
 
 
 def test_data_sets_are_listed_newest_first_and_only_the_owner_s(service: JobService, tmp_path: Path) -> None:

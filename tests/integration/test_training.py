@@ -359,7 +359,7 @@ def test_the_page_of_adapters_runs(evaluated: Run, tmp_path: Path, monkeypatch: 
     (tmp_path / "out").symlink_to(evaluated.folder.root)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(block[1], names)  # noqa: S102 - the page's own code
+    exec(block[1], names)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     again = merged.generate(**names["prompt"], max_new_tokens=48, do_sample=False)
     assert again.tolist() == names["answer"].tolist()

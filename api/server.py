@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 
+import structlog
 import uvicorn
 from litestar import Litestar
 
@@ -14,6 +15,8 @@ from api.settings import ApiSettings
 from api.streams import EventStreams
 from jobs import logs
 from jobs.service import JobService
+
+log = structlog.get_logger(__name__)
 
 
 def serve(host: str | None = None, port: int | None = None) -> None:
@@ -35,6 +38,12 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: Litestar) -> None:
         super().__init__(config)
         self._litestar = app
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say where it listens, once it does."""
+        await super().startup(sockets)
+        if self.started:
+            log.info("api_ready", url=f"http://{self.config.host}:{self.config.port}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop in order: streams, requests, lifespan."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +28,38 @@ def find_gpus() -> list[Gpu]:
         return []
     try:
         pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        handles = _visible(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
         return [Gpu(_text(pynvml.nvmlDeviceGetName(h)), int(pynvml.nvmlDeviceGetMemoryInfo(h).total)) for h in handles]
     except pynvml.NVMLError:
         return []
+
+
+def _visible(nvml: Any, names: str | None) -> list[Any]:
+    """The driver's handles of the cards that CUDA would show: by index or by (the beginning of) their UUID.
+
+    The driver lists every card of the host whatever `CUDA_VISIBLE_DEVICES` says, so a worker that was given one of
+    four would otherwise take jobs for four. As in CUDA, the first name that is no card ends the list.
+    """
+    handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    if names is None:
+        return handles
+    found: list[Any] = []
+    for name in names.split(","):
+        handle = _named(nvml, handles, name.strip())
+        if handle is None:
+            break
+        found.append(handle)
+    return found
+
+
+def _named(nvml: Any, handles: list[Any], name: str) -> Any:
+    if name.isdecimal():
+        return handles[int(name)] if int(name) < len(handles) else None
+    if name.startswith("MIG-"):
+        return nvml.nvmlDeviceGetHandleByUUID(name)
+    return next(
+        (h for h in handles if name.startswith("GPU-") and _text(nvml.nvmlDeviceGetUUID(h)).startswith(name)), None
+    )
 
 
 def _text(value: str | bytes) -> str:

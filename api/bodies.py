@@ -77,8 +77,10 @@ async def _batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 def _check_content_type(request: Request[Any, Any, Any], accepted: tuple[str, ...]) -> None:
     given = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if given not in accepted:
+        is_form = given.startswith("multipart/")
+        instead = "Send the file itself as the body (curl's --data-binary @FILE, not -F) with" if is_form else "Send"
         raise ApiError(
             "unsupported_media_type",
-            f"The content type is {given[:80]!r}. Send the header 'Content-Type: {accepted[0]}'.",
+            f"The content type is {given[:80]!r}. {instead} the header 'Content-Type: {accepted[0]}'.",
             headers={"Accept-Post": ", ".join(accepted)},
         )

@@ -196,3 +196,9 @@ def test_data_sets_of_others_are_not_there(client: Client, service: FakeJobServi
     theirs = client.post("/datasets", content=ROW, headers={**JSONL, **bearer("grpo_bob-key")}).json()
     assert theirs["owner"] == "bob"
     assert client.get(f"/datasets/{theirs['id']}").status_code == 404
+
+
+def test_a_form_is_told_to_be_a_body(client: Client) -> None:
+    answer = client.post("/datasets", files={"file": ("rows.jsonl", b'{"question": "1", "answer": 1}')})
+    assert answer.status_code == 415
+    assert "--data-binary @FILE, not -F" in answer.json()["detail"]

@@ -49,7 +49,9 @@ def list_jobs(
         print_json(page)
         return
     for job in page["data"]:
-        say(f"{job['id']}  {job['status']:<10}  {_steps(job):>11}  {_reward(job):>7}  {job['name'] or ''}")
+        created = job["created_at"][:16].replace("T", " ")
+        numbers = f"{_steps(job):>11}  {_reward(job):>7}"
+        say(f"{job['id']}  {job['status']:<10}  {numbers}  {created}  {job['name'] or ''}".rstrip())
     if page["next_cursor"]:
         say(f"More: grpo list --cursor {page['next_cursor']}")
 

@@ -263,7 +263,8 @@ def _wait_until_running(folder: Folder, start_s: float, on_progress: Callable[[s
 def _already_running(folder: Folder) -> str:
     config = folder.config()
     where = f" at {config.url}" if config else ""
-    return f"a stack is already running{where} on {folder.root}: use it (. {folder.root}/env), or end it with `grpo down`"
+    use = f"use it (. {folder.root}/env), or end it with `grpo down`"
+    return f"a stack is already running{where} on {folder.root}: {use}"
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -92,6 +92,16 @@ class JobFailure(GrpoError):
         return EXIT_CODES.get(self.report.failure_class, EXIT_CODES["internal"])
 
 
+def fault(code: str, message: str) -> JobFailure:
+    """The failure of a run that came to what must not be: a fault of ours, or of a library's."""
+    return JobFailure(
+        "internal",
+        code,
+        message,
+        hint="This is a fault of the service or of its library versions: install the locked versions, and report it.",
+    )
+
+
 def failure_class_of_exit(code: int) -> FailureClass:
     """The failure class of a child that exited with `code` (negative: killed by that signal) and said nothing."""
     for name, exit_code in EXIT_CODES.items():

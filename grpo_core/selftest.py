@@ -1,42 +1,31 @@
 """What must hold of model and adapter before a run may end as succeeded, and how it is found out.
 
 Owns the checks: frozen base, adapter in 32 bits and not zero, saved file equal to the trainer's tensors, stock PEFT
-and the rollout server agreeing with the trainer. `python -m grpo_core.selftest` asks stock PEFT in a process of its
-own. Invariant: two copies of the base model are never asked for at once; the engine lets go of its own first.
+and the rollout server agreeing with the trainer. Invariant: two copies of the base model are never asked for at once;
+the engine lets go of its own first.
 """
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from grpo_core.checkpoints import WEIGHTS_NAME
-from grpo_core.errors import JobFailure
-from grpo_core.lifetime import die_with_parent
-from grpo_core.models import Precision
-from grpo_core.prompts import messages_for
-from grpo_core.runfolder import write_json
+from grpo_core.errors import JobFailure, fault
+from grpo_core.probes import Difference, LogProbs, Texts, difference, make_probes
+from grpo_core.stock import StockAnswer, StockRequest, ask_stock, ask_stock_apart
 
 if TYPE_CHECKING:
     from grpo_core.engines import Engine
     from grpo_core.spec import DataSection
 
-PROBES: Final = 4
-PROBE_TOKENS: Final = 128
-"""Tokens of a completion that are looked at."""
 PEFT_BOUND: Final = 0.02
 """Mean absolute difference of log-probabilities between trainer and stock PEFT that rounding in 16 bits explains."""
 PEFT_BOUND_FP32: Final = 1e-4
@@ -49,47 +38,6 @@ MOST_ON_BASE: Final = 0.1
 """A larger difference on the base is no rounding, and excuses nothing."""
 CHUNK: Final = 2**24
 """Words of a tensor summed at once: their 64-bit copy takes 128 MB."""
-
-LogProbs = list[list[float]]
-"""For each probe, the log-probability of each token of its completion, at temperature 1."""
-
-Texts = Sequence[tuple[str, str]]
-"""Questions, each with something that was answered to it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Token ids of a templated prompt and of a completion."""
-
-    prompt: list[int]
-    completion: list[int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StockRequest:
-    """What stock PEFT is asked: everything it needs is on the disk."""
-
-    base: Path
-    adapter: Path
-    precision: Precision
-    probes: list[Probe]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StockAnswer:
-    """What stock PEFT said."""
-
-    base: LogProbs
-    """Without the adapter."""
-    adapter: LogProbs
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """How far two sets of log-probabilities are apart."""
-
-    mean: float
-    max: float
 
 
 def run_selftest(engine: Engine, texts: Texts, data: DataSection, adapter: Path) -> dict[str, Any]:
@@ -136,7 +84,7 @@ def require_base_unchanged(before: Mapping[str, int], model: torch.nn.Module) ->
     after = base_checksums(model)
     changed = [name for name in before if after.get(name) != before[name]]
     if changed or after.keys() != before.keys():
-        raise _failed(
+        raise fault(
             "base_changed",
             f"{len(changed)} tensors of the base model were changed by training, {', '.join(changed[:3])} among them: "
             "the adapter does not fit the base model that others load.",
@@ -147,7 +95,7 @@ def require_adapter_precision(model: torch.nn.Module) -> None:
     """Fail the job unless every trained parameter has 32 bits: in 16 most updates would be rounded away."""
     narrow = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32]
     if narrow:
-        raise _failed("adapter_not_fp32", f"{len(narrow)} adapter tensors are not in 32 bits, {narrow[0]} among them.")
+        raise fault("adapter_not_fp32", f"{len(narrow)} adapter tensors are not in 32 bits, {narrow[0]} among them.")
 
 
 def adapter_checksums(model: PeftModel) -> dict[str, int]:
@@ -169,7 +117,7 @@ def require_update(model: PeftModel, start: Mapping[str, int]) -> None:
             "had a learning rate of 0, as the first step of warm-up has: train for more steps.",
         )
     if same:
-        raise _failed("untrained_module", f"{len(same)} of {len(after)} adapted modules were never trained: {same[0]}.")
+        raise fault("untrained_module", f"{len(same)} of {len(after)} adapted modules were never trained: {same[0]}.")
 
 
 def require_saved(model: PeftModel, adapter: Path) -> int:
@@ -179,7 +127,7 @@ def require_saved(model: PeftModel, adapter: Path) -> int:
         name for name in saved.keys() | trained.keys() if not _same_bytes(saved.get(name), trained.get(name))
     )
     if differing:
-        raise _failed(
+        raise fault(
             "adapter_differs",
             f"{len(differing)} of {len(trained)} tensors in the saved adapter are not the trainer's: {differing[0]}.",
         )
@@ -196,7 +144,7 @@ def require_agreement(
     apart = difference(found, expected)
     bound = max(bound, OVER_BASE * min(on_base.mean, MOST_ON_BASE))
     if not apart.mean <= bound:  # so that NaN fails too
-        raise _failed(
+        raise fault(
             code,
             f"{who} computes other log-probabilities with the saved adapter than expected: {apart.mean:.3g} apart on "
             f"average ({apart.max:.3g} at most), and {bound:.3g} is accepted.",
@@ -210,116 +158,11 @@ def require_served(stock: StockAnswer, adapter: LogProbs | None, base: LogProbs 
         return None
     effect = difference(adapter, base)
     if not effect.max > 0:
-        raise _failed("adapter_not_served", "The rollout server computes the same with the adapter as without it.")
+        raise fault("adapter_not_served", "The rollout server computes the same with the adapter as without it.")
     agreement = require_agreement(
         "server_disagrees", "The rollout server", adapter, stock.adapter, SERVED_BOUND, difference(base, stock.base)
     )
     return {**agreement, "adapter_effect": effect.mean}
-
-
-def make_probes(texts: Texts, data: DataSection, tokenizer: Any) -> list[Probe]:
-    """Some texts as token ids, their answers cut; each question comes once before any comes twice."""
-    given = [(question, answer) for question, answer in texts if answer]
-    first_of_each = {question: (question, answer) for question, answer in reversed(given)}
-    chosen = list(dict.fromkeys([*reversed(first_of_each.values()), *given]))[:PROBES]
-    probes: list[Probe] = []
-    for question, answer in chosen:
-        prompt = tokenizer.apply_chat_template(
-            messages_for(question, data), add_generation_prompt=True, tokenize=True, return_dict=True
-        )
-        completion = tokenizer(answer, add_special_tokens=False)["input_ids"][:PROBE_TOKENS]
-        probes.append(Probe(list(prompt["input_ids"]), list(completion)))
-    return probes
-
-
-def token_logprobs(model: Any, probes: Sequence[Probe]) -> LogProbs:
-    """The model's log-probabilities, one probe at a time: padding could not make a difference then."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return [_logprobs_of(model, probe) for probe in probes]
-    finally:
-        model.train(was_training)
-
-
-def difference(one: LogProbs, other: LogProbs) -> Difference:
-    """Mean and largest absolute difference over all tokens."""
-    apart = [abs(a - b) for xs, ys in zip(one, other, strict=True) for a, b in zip(xs, ys, strict=True)]
-    return Difference(sum(apart) / len(apart), max(apart))
-
-
-def load_base(path: Path, precision: Precision) -> Any:
-    """A base model by stock transformers, as every engine and the self-test hold it."""
-    dtype = getattr(torch, precision.dtype)
-    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
-    if precision.weights != "fp32":
-        options["device_map"] = {"": 0}
-    if precision.weights == "4bit":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    return AutoModelForCausalLM.from_pretrained(path, **options)
-
-
-def ask_stock(request: StockRequest) -> StockAnswer:
-    """Load base and adapter afresh, as a user of the result would, and compute with them."""
-    model = PeftModel.from_pretrained(load_base(request.base, request.precision), request.adapter)
-    with model.disable_adapter():
-        base = token_logprobs(model, request.probes)
-    return StockAnswer(base=base, adapter=token_logprobs(model, request.probes))
-
-
-def ask_stock_apart(request: StockRequest) -> StockAnswer:
-    """The same in a process of its own, for engines that patch the libraries they are built on."""
-    with tempfile.TemporaryDirectory(prefix="grpo-selftest-") as folder:
-        asked, answered = Path(folder) / "request.json", Path(folder) / "answer.json"
-        write_json(
-            asked,
-            {
-                "base": str(request.base),
-                "adapter": str(request.adapter.absolute()),
-                "precision": request.precision.as_dict(),
-                "probes": [asdict(probe) for probe in request.probes],
-            },
-        )
-        ended = subprocess.run(  # noqa: S603 - our own interpreter and paths, no shell
-            [sys.executable, "-m", "grpo_core.selftest", str(asked), str(answered)], check=False
-        )
-        if ended.returncode:
-            raise _failed("peft_cannot_load", f"Stock PEFT could not load the result (exit status {ended.returncode}).")
-        return StockAnswer(**json.loads(answered.read_text("utf-8")))
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Answer a request that `ask_stock_apart` wrote."""
-    die_with_parent()
-    # A request to stop is for the run, which waits for this.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asked, answered = map(Path, arguments)
-    request = json.loads(asked.read_text("utf-8"))
-    stock = ask_stock(
-        StockRequest(
-            base=Path(request["base"]),
-            adapter=Path(request["adapter"]),
-            precision=Precision(**request["precision"]),
-            probes=[Probe(**probe) for probe in request["probes"]],
-        )
-    )
-    write_json(answered, asdict(stock))
-    return 0
-
-
-def _logprobs_of(model: Any, probe: Probe) -> list[float]:
-    ids = torch.tensor([probe.prompt + probe.completion], device=model.device)
-    # Each position foretells the next token.
-    logits = model(input_ids=ids, use_cache=False).logits[0, len(probe.prompt) - 1 : -1]
-    wanted = torch.tensor(probe.completion, device=logits.device).unsqueeze(-1)
-    return logits.float().log_softmax(-1).gather(-1, wanted).squeeze(-1).tolist()
 
 
 def _adapter_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
@@ -341,16 +184,3 @@ def _checksum(tensor: torch.Tensor) -> int:
     for part in words.split(CHUNK):
         total += part.sum(dtype=torch.int64)
     return int(total)
-
-
-def _failed(code: str, message: str) -> JobFailure:
-    return JobFailure(
-        "internal",
-        code,
-        message,
-        hint="This is a fault of the service or of its library versions: install the locked versions, and report it.",
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from grpo_core.datasets import Row
     from grpo_core.evaluation import Answer
     from grpo_core.models import ModelFiles, Precision
+    from grpo_core.probes import LogProbs, Probe
     from grpo_core.records import EventWriter
     from grpo_core.runfolder import RunFolder
     from grpo_core.saved_run import SavedRun
-    from grpo_core.selftest import LogProbs, Probe
     from grpo_core.spec import JobSpec
     from grpo_core.step_recorder import StepRecorder
 
@@ -106,7 +106,7 @@ class Engine(Protocol):
         ...
 
     def logprobs(self, probes: Sequence[Probe]) -> LogProbs:
-        """What the model in training computes: `selftest.token_logprobs`, unless its forward pass is not as usual."""
+        """What the model in training computes: `probes.token_logprobs`, unless its forward pass is not as usual."""
         ...
 
     def served_logprobs(self, probes: Sequence[Probe], adapter: Path | None) -> LogProbs | None:

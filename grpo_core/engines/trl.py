@@ -33,11 +33,12 @@ from grpo_core.engines.trainer import RecordingTrainer, StepCallback
 from grpo_core.errors import JobFailure
 from grpo_core.evaluation import Answer, Sampling, ask
 from grpo_core.models import Hardware, ModelFiles, Precision, choose_precision
+from grpo_core.probes import LogProbs, Probe, token_logprobs
 from grpo_core.prompts import Prompt, PromptSet, build_prompts
 from grpo_core.rewards import get_rewards
 from grpo_core.saved_run import SavedRun, unreadable
-from grpo_core.selftest import LogProbs, Probe, load_base, token_logprobs
 from grpo_core.spec import JobSpec
+from grpo_core.stock import load_base
 
 ADAPTER = "default"
 """PEFT's name for the adapter that is trained."""

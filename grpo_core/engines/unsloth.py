@@ -39,8 +39,8 @@ from grpo_core.errors import JobFailure
 from grpo_core.evaluation import Answer
 from grpo_core.micro_batch import NO_ROOM_FOR_ROLLOUTS
 from grpo_core.models import ModelFiles
+from grpo_core.probes import LogProbs, Probe, token_logprobs
 from grpo_core.prompts import messages_for
-from grpo_core.selftest import LogProbs, Probe, token_logprobs
 
 ANSWERS_AT_ONCE = 2
 """Batches of questions given to vLLM together: a caller who stops asking waits for one call at most."""

@@ -17,15 +17,15 @@ from peft import LoraConfig, get_peft_model  # noqa: E402 - imports torch
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
-from grpo_core import selftest  # noqa: E402
+from grpo_core import selftest, stock  # noqa: E402
 from grpo_core.checkpoints import CONFIG_NAME, WEIGHTS_NAME, write_adapter  # noqa: E402
 from grpo_core.errors import JobFailure  # noqa: E402
 from grpo_core.models import ModelFiles, Precision  # noqa: E402
-from grpo_core.selftest import LogProbs, Probe  # noqa: E402
+from grpo_core.probes import PROBE_TOKENS, Difference, LogProbs, Probe, make_probes, token_logprobs  # noqa: E402
 from grpo_core.spec import JobSpec, parse_spec  # noqa: E402
 
 REWARDS = {"start": 0.0, "end": 1.0, "steps_averaged": 1}
-SAME = selftest.Difference(0.0, 0.0)
+SAME = Difference(0.0, 0.0)
 MODEL = Path("examples/models/tiny-arithmetic").resolve()
 FP32 = Precision("auto", "fp32", "float32", "a CPU trains in 32-bit")
 TEXTS = [("1+1=?", "答案是2。"), ("1+1=?", "2"), ("小明有3个苹果，又买了4个，一共几个？", "答案是7。")]
@@ -45,7 +45,7 @@ class Trained:
         torch.manual_seed(1)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(MODEL)
         self.model: Any = get_peft_model(
-            selftest.load_base(MODEL, FP32),
+            stock.load_base(MODEL, FP32),
             LoraConfig(r=4, lora_alpha=4, target_modules=list(SPEC.lora.target_modules), task_type="CAUSAL_LM"),
         )
         for name, parameter in self.model.named_parameters():
@@ -59,7 +59,7 @@ class Trained:
         write_adapter(self.adapter, self.model, self.tokenizer, SPEC, steps=1, rewards=REWARDS)
 
     def logprobs(self, probes: Sequence[Probe]) -> LogProbs:
-        return selftest.token_logprobs(self.model, probes)
+        return token_logprobs(self.model, probes)
 
     def served_logprobs(self, probes: Sequence[Probe], adapter: Path | None) -> LogProbs | None:
         return None if self.served is None else self.served[adapter is not None]
@@ -132,9 +132,7 @@ def test_numbers_that_are_no_numbers_do_not_agree() -> None:
 )
 def test_what_a_model_makes_of_rounding_is_allowed_for(apart: float, on_base: float, accepted: bool) -> None:
     def compare() -> dict[str, float]:
-        return selftest.require_agreement(
-            "x", "Someone", [[apart]], [[0.0]], 0.02, selftest.Difference(on_base, on_base)
-        )
+        return selftest.require_agreement("x", "Someone", [[apart]], [[0.0]], 0.02, Difference(on_base, on_base))
 
     if accepted:
         assert compare()["on_base"] == on_base
@@ -150,7 +148,7 @@ def test_what_a_model_makes_of_rounding_is_allowed_for(apart: float, on_base: fl
 def test_the_rollout_server_serves_this_adapter(
     trained: Trained, offset: float, base_offset: float, code: str | None
 ) -> None:
-    probes = selftest.make_probes(TEXTS, SPEC.data, trained.tokenizer)
+    probes = make_probes(TEXTS, SPEC.data, trained.tokenizer)
     exact = trained.logprobs(probes)
     with trained.model.disable_adapter():
         base = trained.logprobs(probes)
@@ -164,7 +162,7 @@ def test_the_rollout_server_serves_this_adapter(
 
 
 def test_a_server_that_leaves_the_adapter_out_is_found(trained: Trained) -> None:
-    exact = trained.logprobs(selftest.make_probes(TEXTS, SPEC.data, trained.tokenizer))
+    exact = trained.logprobs(make_probes(TEXTS, SPEC.data, trained.tokenizer))
     trained.served = {True: exact, False: exact}
     assert trained.failure() == "adapter_not_served"
 
@@ -175,17 +173,17 @@ def _moved(logprobs: LogProbs, by: float) -> LogProbs:
 
 @pytest.mark.slow
 def test_stock_peft_in_a_process_of_its_own_says_the_same(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    probes = selftest.make_probes(TEXTS, SPEC.data, trained.tokenizer)
-    request = selftest.StockRequest(base=MODEL, adapter=trained.adapter, precision=FP32, probes=probes)
-    assert selftest.ask_stock_apart(request) == selftest.ask_stock(request)
-    monkeypatch.setattr(selftest.sys, "executable", shutil.which("false"))
+    probes = make_probes(TEXTS, SPEC.data, trained.tokenizer)
+    request = stock.StockRequest(base=MODEL, adapter=trained.adapter, precision=FP32, probes=probes)
+    assert stock.ask_stock_apart(request) == stock.ask_stock(request)
+    monkeypatch.setattr(stock.sys, "executable", shutil.which("false"))
     with pytest.raises(JobFailure) as caught:
-        selftest.ask_stock_apart(request)
+        stock.ask_stock_apart(request)
     assert caught.value.report.code == "peft_cannot_load"
 
 
 def test_log_probabilities_are_those_of_the_formula(trained: Trained) -> None:
-    (probe, *_) = selftest.make_probes(TEXTS, SPEC.data, trained.tokenizer)
+    (probe, *_) = make_probes(TEXTS, SPEC.data, trained.tokenizer)
     ids = torch.tensor([probe.prompt + probe.completion])
     with torch.no_grad():
         loss = trained.model(input_ids=ids, labels=torch.tensor([[-100] * len(probe.prompt) + probe.completion])).loss
@@ -196,12 +194,12 @@ def test_log_probabilities_are_those_of_the_formula(trained: Trained) -> None:
 
 def test_probes_prefer_different_questions_and_skip_empty_answers(trained: Trained) -> None:
     texts = [("a", "1"), ("a", "2"), ("b", ""), ("b", "3"), ("c", "4" * 500)]
-    probes = selftest.make_probes(texts, SPEC.data, trained.tokenizer)
+    probes = make_probes(texts, SPEC.data, trained.tokenizer)
     first = trained.tokenizer.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=True)
     assert len(probes) == 4
     assert probes[0].prompt == list(first["input_ids"])
     assert [trained.tokenizer.decode(probe.completion)[:2] for probe in probes] == ["1", "3", "44", "2"]
-    assert max(len(probe.completion) for probe in probes) == selftest.PROBE_TOKENS
+    assert max(len(probe.completion) for probe in probes) == PROBE_TOKENS
 
 
 def test_an_adapter_that_was_never_updated_is_no_signal(trained: Trained) -> None:

@@ -1,0 +1,84 @@
+"""Texts that two programs are asked the log-probabilities of, and how far their answers are apart.
+
+Owns which texts are asked and how a model answers; what is close enough is the self-test's to say. Invariant: probes
+are asked one at a time, so padding makes no difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from grpo_core.prompts import messages_for
+
+if TYPE_CHECKING:
+    from grpo_core.spec import DataSection
+
+PROBES: Final = 4
+PROBE_TOKENS: Final = 128
+"""Tokens of a completion that are looked at."""
+
+LogProbs = list[list[float]]
+"""For each probe, the log-probability of each token of its completion, at temperature 1."""
+
+Texts = Sequence[tuple[str, str]]
+"""Questions, each with something that was answered to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Token ids of a templated prompt and of a completion."""
+
+    prompt: list[int]
+    completion: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far two sets of log-probabilities are apart."""
+
+    mean: float
+    max: float
+
+
+def make_probes(texts: Texts, data: DataSection, tokenizer: Any) -> list[Probe]:
+    """Some texts as token ids, their answers cut; each question comes once before any comes twice."""
+    given = [(question, answer) for question, answer in texts if answer]
+    first_of_each = {question: (question, answer) for question, answer in reversed(given)}
+    chosen = list(dict.fromkeys([*reversed(first_of_each.values()), *given]))[:PROBES]
+    probes: list[Probe] = []
+    for question, answer in chosen:
+        prompt = tokenizer.apply_chat_template(
+            messages_for(question, data), add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        completion = tokenizer(answer, add_special_tokens=False)["input_ids"][:PROBE_TOKENS]
+        probes.append(Probe(list(prompt["input_ids"]), list(completion)))
+    return probes
+
+
+def token_logprobs(model: Any, probes: Sequence[Probe]) -> LogProbs:
+    """The model's log-probabilities, one probe at a time: padding could not make a difference then."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return [_logprobs_of(model, probe) for probe in probes]
+    finally:
+        model.train(was_training)
+
+
+def difference(one: LogProbs, other: LogProbs) -> Difference:
+    """Mean and largest absolute difference over all tokens."""
+    apart = [abs(a - b) for xs, ys in zip(one, other, strict=True) for a, b in zip(xs, ys, strict=True)]
+    return Difference(sum(apart) / len(apart), max(apart))
+
+
+def _logprobs_of(model: Any, probe: Probe) -> list[float]:
+    ids = torch.tensor([probe.prompt + probe.completion], device=model.device)
+    # Each position foretells the next token.
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(probe.prompt) - 1 : -1]
+    wanted = torch.tensor(probe.completion, device=logits.device).unsqueeze(-1)
+    return logits.float().log_softmax(-1).gather(-1, wanted).squeeze(-1).tolist()

@@ -3,7 +3,7 @@
 import { fill, h, raw } from "./dom.js";
 import { clock, fixed, has, number, percent, t } from "./i18n.js";
 import { empty, failureCard } from "./parts.js";
-import { warningCard } from "./job.js";
+import { warningCard } from "./warning.js";
 
 const TYPES = ["warning", "error", "status", "checkpoint", "evaluation", "log"];
 

@@ -2,8 +2,8 @@
 
 import { post, query as queryString, request } from "./api.js";
 import { fill, h, raw } from "./dom.js";
-import { duration, fixed, has, number, percent, serviceWords, signed, t, time } from "./i18n.js";
-import { badge, confirmed, copyButton, failureCard, jobName, problemCard, progressBar, prose, tile, toast } from "./parts.js";
+import { duration, fixed, number, percent, signed, t, time } from "./i18n.js";
+import { badge, confirmed, copyButton, failureCard, jobName, problemCard, progressBar, tile, toast } from "./parts.js";
 import { ENDED, JobFeed } from "./feed.js";
 import { curvesTab } from "./curves.js";
 import { eventsTab } from "./events.js";
@@ -11,6 +11,7 @@ import { filesTab } from "./files.js";
 import { reportTab } from "./report.js";
 import { rolloutsTab } from "./rollouts.js";
 import { specTab } from "./spec.js";
+import { warningCard } from "./warning.js";
 
 const MOVING = new Set(["running", "pausing", "cancelling"]);
 const TABS = { curves: curvesTab, rollouts: rolloutsTab, events: eventsTab, report: reportTab, files: filesTab, spec: specTab };
@@ -200,25 +201,6 @@ function verdictCard({ paired, ...after }, id) {
     { class: `card ended ${{ better: "good", worse: "danger", same: "" }[kind]}` },
     h("p", { class: "warning-head" }, h("span", { class: "strong" }, t(`verdict.${kind}`)), h("span", {}, t("evaluation.strict"), " ", raw(`${percent(after.strict_accuracy - difference)} → ${percent(after.strict_accuracy)}`)), h("a", { href: `#/jobs/${id}/report` }, t("verdict.more"))),
   );
-}
-
-/** A warning with the way to the rollouts that show it. */
-export function warningCard(event, id) {
-  const { code, message, audit, rollouts, steps, values } = event.data;
-  // An audit's sentence is made of its numbers, so it can be said in any language; the rest is as the service says it.
-  const said = audit && values ? serviceWords(audit, shownValues(values)) : null;
-  const title = has(`warning.${audit ?? code}`) ? t(`warning.${audit ?? code}`) : null;
-  const where = steps ? t("warning.steps", { first: number(steps[0]), last: number(steps[1]) }) : event.step ? t("chart.step", { step: number(event.step) }) : null;
-  return h(
-    "div",
-    { class: "card warning" },
-    h("p", { class: "warning-head" }, h("span", { class: "strong" }, title ?? t(audit ? "warning.audit" : "warning.title")), raw(audit ?? code, { class: "code" }), where ? h("span", { class: "hint" }, where) : null, rollouts ? h("a", { href: `#/jobs/${id}/rollouts${queryString(rollouts)}` }, t("warning.rollouts")) : null),
-    h("p", {}, said ?? prose(message ?? "", { lang: "en" })),
-  );
-}
-
-function shownValues(values) {
-  return Object.fromEntries(Object.entries(values).map(([name, value]) => [name, name.endsWith("_share") ? percent(value, 0) : number(value, 3)]));
 }
 
 function mean(values) {

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from grpo_core import hub
 from grpo_core.errors import JobFailure
 from grpo_core.estimates import WEIGHTS_SHARE, resolve_precision, weight_bytes
 from grpo_core.spec.sections import ModelSection
@@ -64,12 +65,15 @@ class Precision:
         return asdict(self)
 
 
-def find_model(section: ModelSection) -> ModelFiles:
-    """The files of the model a spec names, fetched if need be; raises a `user_config` failure."""
+def find_model(section: ModelSection, warn: hub.Warn) -> ModelFiles:
+    """The files of the model a spec names, fetched if need be.
+
+    Raises a `user_config` failure, or `infra` where the hub stays away.
+    """
     folder = local_folder(section.name)
     if folder is not None:
         return ModelFiles(section.name, None, "folder", folder, _count_checked(folder, section.name))
-    path = _fetch(section)
+    path = hub.patiently(lambda: _fetch(section), warn)
     return ModelFiles(section.name, path.name, "hub", path, _count_checked(path, section.name))
 
 
@@ -167,11 +171,15 @@ def _fetch(section: ModelSection) -> Path:
             f"The hub has no model {where}, or it is private.",
             f"Check model.name; private models need HF_TOKEN, and models of your own belong into {_model_dir()}.",
         ) from error
-    except (OSError, errors.LocalEntryNotFoundError, errors.RevisionResolutionError) as error:
-        raise _bad_model(
+    except (errors.LocalEntryNotFoundError, errors.RevisionResolutionError, errors.HfHubHTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None and not hub.is_away(error):
+            raise  # this machine's fault, such as a full disk
+        # One that is turned off on purpose will be so at the next try.
+        raise JobFailure(
+            "infra" if hub.is_away(error) else "user_config",
             "hub_unreachable",
             f"The model {where} is not on this worker, and the Hugging Face hub could not be reached.",
-            f"Put the model's folder into {_model_dir()}, or give the worker access to the hub.",
+            hint=f"Put the model's folder into {_model_dir()}, or give the worker access to the hub.",
         ) from error
     except ValueError as error:  # the hub's own opinion on names
         raise _bad_model("bad_name", f"{section.name!r} is not a model name.", "Use owner/name.") from error

@@ -100,7 +100,7 @@ def _run(spec: JobSpec, records: _Records, stop: StopRequest, resume: Path | Non
     if saved is not None:
         _take_over(saved, recorder, records.metrics)
     rows = load_split(spec, records.folder.inputs, warn=events.warning)
-    files = find_model(spec.model)
+    files = find_model(spec.model, events.warning)
     if files.source == "folder" and spec.model.revision is not None:
         events.warning("revision_ignored", f"{files.name} is a local folder, which has no revisions.")
 

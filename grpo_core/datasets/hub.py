@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from grpo_core import hub
 from grpo_core.datasets.rows import (
     MAX_BYTES,
     MAX_ROWS,
@@ -27,6 +28,7 @@ from grpo_core.datasets.rows import (
     text_of,
 )
 from grpo_core.errors import GrpoError
+from grpo_core.hub import Warn
 from grpo_core.spec import DataSection
 from grpo_core.spec.sections import HUB_NAME
 
@@ -36,16 +38,13 @@ if TYPE_CHECKING:
 DATASET_DIR_VARIABLE = "GRPO_DATASET_DIR"
 """Names a folder in which `hub` data sets are looked up, as `owner/name`, before the hub."""
 
-Warn = Callable[[str, str], None]
-"""Takes a code and a message."""
-
 
 def read_hub(data: DataSection, dataset_dir: Path | None, warn: Warn) -> list[Row]:
     """The rows of a hub data set, or of the folder in `dataset_dir` that has its name."""
     folder = _local_folder(data.dataset, dataset_dir)
     if folder is not None and data.revision is not None:
         warn("revision_ignored", f"{data.dataset} is a local folder, which has no revisions")
-    return _HubReader(data, warn).read(_open_builder(data, folder))
+    return hub.patiently(lambda: _HubReader(data, warn).read(_open_builder(data, folder)), warn)
 
 
 class _Stream(Protocol):
@@ -180,25 +179,12 @@ def _as_dataset_error(name: str, reason: Exception) -> DatasetError:
         return error("dataset_not_found", f"{name} was not found on the hub ({said})", remedy, "/data/dataset")
     if isinstance(reason, DataFilesNotFoundError | EmptyDatasetError):
         return error("no_data_files", f"{name} holds no data files", "Use Parquet, JSONL or CSV.", "/data/dataset")
-    if _is_network_trouble(reason):
+    if isinstance(reason, ConnectionError) or hub.is_away(reason):
+        detail = f"{name} is not on this worker, and the hub does not answer ({said})"
         remedy = f"Try again later, put the data set in the worker's {DATASET_DIR_VARIABLE}, or upload it as JSONL."
-        return DatasetUnreachableError([problem("hub_unreachable", f"the hub did not answer ({said})", remedy)])
+        return DatasetUnreachableError([problem("hub_unreachable", detail, remedy, "/data/dataset")])
     if isinstance(reason, ValueError) and "onfig" in said:
         detail = f"{name} has no such subset ({said})"
         return error("no_such_subset", detail, "Set data.subset to one that there is.", "/data/subset")
     remedy = "Try another revision, or upload the rows as JSONL."
     return error("unreadable", f"{name} could not be read ({said})", remedy, "/data/dataset")
-
-
-def _is_network_trouble(reason: BaseException | None) -> bool:
-    """Whether a lost or refused connection, or a server's own fault, is at the root."""
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError
-
-    while reason is not None:
-        if isinstance(reason, ConnectionError | TimeoutError | httpx.TransportError):
-            return True
-        if isinstance(reason, HfHubHTTPError) and reason.response.status_code in (408, 429, 500, 502, 503, 504):
-            return True
-        reason = reason.__cause__ or reason.__context__
-    return False

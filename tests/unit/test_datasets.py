@@ -582,6 +582,22 @@ def test_a_hub_that_is_broken(hub_cache: None, monkeypatch: pytest.MonkeyPatch) 
         load()
 
 
+def test_a_hub_that_is_away_for_a_while(shelf: Path, hub_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grpo_core.hub.WAIT_SECONDS", (0, 0))
+    serve = repository([], (shelf / RECIPE / "data" / "train-00000-of-00001.parquet").read_bytes())
+    told: list[str] = []
+
+    def away_at_first(request: BaseHTTPRequestHandler) -> None:
+        if told:
+            serve(request)
+        else:
+            respond(request, b"", 503)
+
+    with hub_server(monkeypatch, away_at_first):
+        assert len(load(told, max_rows=2)) == 2
+    assert told == ["hub_away"]
+
+
 def test_a_hub_that_is_not_there(hub_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
     point_at(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(DatasetUnreachableError) as caught:

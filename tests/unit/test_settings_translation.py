@@ -22,6 +22,10 @@ BF16 = Precision("auto", "16bit", "bfloat16", "")
 FP32 = Precision("auto", "fp32", "float32", "")
 
 
+def no_warning(code: str, message: str) -> None:
+    raise AssertionError((code, message))
+
+
 def settings_of(spec: dict[str, Any], precision: Precision = BF16) -> Settings:
     return trainer_settings(parse_spec(spec), precision, Path("out"))
 
@@ -188,7 +192,7 @@ def test_parameters_are_counted_from_the_headers_of_all_shards(tmp_path: Path) -
 def test_a_local_model_comes_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_safetensors(tmp_path / "owner" / "tiny" / "model.safetensors", a=[2])
     monkeypatch.setenv(models.MODEL_DIR_VARIABLE, str(tmp_path))
-    files = find_model(parse_spec({"model": {"name": "owner/tiny"}}).model)
+    files = find_model(parse_spec({"model": {"name": "owner/tiny"}}).model, no_warning)
     assert (files.source, files.parameters, files.path.name) == ("folder", 2, "tiny")
 
 
@@ -213,6 +217,6 @@ def test_weights_that_cannot_be_read_are_the_users_to_mend(
         (tmp_path / "tiny" / "model.safetensors").write_bytes(content)
     monkeypatch.setenv(models.MODEL_DIR_VARIABLE, str(tmp_path))
     with pytest.raises(JobFailure) as failure:
-        find_model(parse_spec({"model": {"name": "tiny"}}).model)
+        find_model(parse_spec({"model": {"name": "tiny"}}).model, no_warning)
     assert (failure.value.report.code, failure.value.exit_code) == ("model_unreadable", 10)
     assert str(tmp_path) not in failure.value.report.message

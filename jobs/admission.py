@@ -28,7 +28,7 @@ from jobs.errors import JobsError, Unavailable
 from jobs.ledger import Ledger, guarded
 
 REMEMBER_SECONDS = 48 * 3600
-"""How long a key is remembered after it was last written: a day is promised."""
+"""How long a key is remembered after it was last written, as docs/api.md promises."""
 HOLD_SECONDS = 10.0
 """After so long an attempt that said nothing counts as dead."""
 

@@ -73,6 +73,7 @@ class DatasetStore:
             created_at=datetime.now(UTC),
         )
         self._store.upload(path, layout.dataset_rows(record.id))
+        self._store.put(layout.dataset_of(owner, record.id), b"")
         body: dict[str, Any] = {**record.__dict__, "created_at": record.created_at.isoformat()}
         if not self._store.put_json_once(layout.dataset(record.id), {"v": 1, **body}):
             return self.get(record.id, owner)
@@ -86,13 +87,10 @@ class DatasetStore:
         return _record_of(body)
 
     def list_of(self, owner: str, *, limit: int, before: str | None = None) -> list[DatasetRecord]:
-        """An owner's data sets, newest first, of ids below `before`.
-
-        There is no index of owners: descriptions are read in batches until enough are found.
-        """
-        ids = sorted(
-            (name for name in self._store.folders(layout.DATASETS) if not before or name < before), reverse=True
-        )
+        """An owner's data sets, newest first, of ids below `before`."""
+        prefix = layout.datasets_of(owner)
+        names = (item.key.removeprefix(prefix) for item in self._store.list(prefix))
+        ids = sorted((name for name in names if not before or name < before), reverse=True)
         found: list[DatasetRecord] = []
         with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
             for start in range(0, len(ids), _READ_AT_ONCE):

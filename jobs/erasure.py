@@ -7,8 +7,10 @@ sweeper (`unfinished`) or by `admin rebuild`, and no rebuild brings back what wa
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from typing import Any
 
 from jobs import layout
 from jobs.datasets import DatasetRecord
@@ -30,51 +32,57 @@ class Erasure:
         self._store = store
 
     def erase_job(self, record: JobRecord) -> None:
-        """Delete a job that has ended, with all it left. Raises `Conflict` where it has not."""
+        """Delete a job that has ended, with all it left. Raises `Conflict` where it has not, and `InUse`."""
         if record.status not in TERMINAL:
             raise Conflict(record.id, record.status.value, "deleted", "Cancel it, wait until it has ended, and repeat.")
-        # Stays noted: a worker that was cut off, or ships what a cancel did not wait for, may yet put something there.
-        self._ledger.begin("erasing", record.id)
-        self._write_down(record.id, record.owner)
-        self.finish_job(record.id)
-
-    def is_erased(self, job_id: str) -> bool:
-        """Whether a job's deletion was written down."""
-        return self._store.get(layout.erased(job_id)) is not None
-
-    def finish_job(self, job_id: str) -> None:
-        """Delete what is still there of a job whose deletion was written down."""
-        self._empty(layout.folder(job_id))
-        self._ledger.forget(job_id)
-
-    def erased_jobs(self) -> set[str]:
-        """Ids of all jobs whose deletion was written down."""
-        names = (item.key.removeprefix(layout.ERASED).removesuffix(".json") for item in self._store.list(layout.ERASED))
-        return {name for name in names if name.startswith("job-")}
+        self._require_unused(f"Job {record.id}", record.owner, lambda spec: _start_of(spec) == record.id)
+        self._erase(record.id, record.owner)
 
     def erase_dataset(self, record: DatasetRecord) -> None:
         """Delete an upload. Raises `InUse` where a job that has not ended names it."""
-        user = self._user_of(record)
-        if user is not None:
-            raise InUse(record.id, user.id, user.status.value)
-        self._write_down(record.id, record.owner)
-        # The rows first: as long as there is a row, its owner can ask again.
-        self._store.delete(layout.dataset_rows(record.id))
-        self._store.delete(layout.dataset(record.id))
+        self._require_unused(f"Data set {record.id}", record.owner, lambda spec: spec["data"]["dataset"] == record.id)
+        self._erase(record.id, record.owner)
 
-    def _user_of(self, dataset: DatasetRecord) -> JobRecord | None:
-        """An unfinished job that names the data set; only its owner's may."""
-        for status in JobStatus:
-            before = None
-            while status not in TERMINAL:
-                ids = self._ledger.list_ids(dataset.owner, limit=SCAN, before=before, status=status)
-                for record in self._ledger.get_many(ids):
-                    if record.spec["data"]["dataset"] == dataset.id:
-                        return record
-                if len(ids) < SCAN:
-                    break
-                before = ids[-1]
-        return None
+    def is_erased(self, name: str) -> bool:
+        """Whether a deletion was written down."""
+        return self._store.get(layout.erased(name)) is not None
+
+    def finish(self, name: str) -> None:
+        """Delete what is still there of a job or a data set whose deletion was written down."""
+        if name.startswith("job-"):
+            self._empty(layout.folder(name))
+            self._ledger.forget(name)
+        else:
+            # The description first: without it nobody finds the rows.
+            self._store.delete(layout.dataset(name))
+            self._store.delete(layout.dataset_rows(name))
+            mark = self._store.get_json(layout.erased(name))
+            if mark is not None:
+                self._store.delete(layout.dataset_of(mark["owner"], name))
+
+    def erased(self) -> set[str]:
+        """Ids of all jobs and data sets whose deletion was written down."""
+        return {item.key.removeprefix(layout.ERASED).removesuffix(".json") for item in self._store.list(layout.ERASED)}
+
+    def _erase(self, name: str, owner: str) -> None:
+        # Stays noted: a worker that was cut off, or ships what a cancel did not wait for, may yet put something there.
+        self._ledger.begin("erasing", name)
+        self._write_down(name, owner)
+        self.finish(name)
+
+    def _require_unused(self, what: str, owner: str, uses: Callable[[dict[str, Any]], bool]) -> None:
+        """Raise `InUse` where a job of the owner that has not ended needs it; only they may name it."""
+        # Queued ones last once more: a job that is handed back or resumed meanwhile is among them then.
+        for status in (*(status for status in JobStatus if status not in TERMINAL), JobStatus.QUEUED):
+            for record in self._jobs(owner, status):
+                if uses(record.spec):
+                    raise InUse(what, record.id, record.status.value)
+
+    def _jobs(self, owner: str, status: JobStatus) -> Iterator[JobRecord]:
+        before = None
+        while ids := self._ledger.list_ids(owner, limit=SCAN, before=before, status=status):
+            yield from self._ledger.get_many(ids)
+            before = ids[-1]
 
     def _write_down(self, name: str, owner: str) -> None:
         self._store.put_json_once(
@@ -85,3 +93,9 @@ class Erasure:
         with ThreadPoolExecutor(THREADS) as pool:
             for _ in pool.map(self._store.delete, [item.key for item in self._store.list(prefix)]):
                 pass
+
+
+def _start_of(spec: dict[str, Any]) -> str | None:
+    """The job whose checkpoint a job starts from."""
+    start = spec.get("from_checkpoint")
+    return start["job"] if start else None

@@ -3,7 +3,7 @@
 JobsError
 ├── NotFound            no such job or data set, or it is somebody else's
 ├── Conflict            the job's state does not allow what was asked
-├── InUse               a data set that an unfinished job names cannot be deleted
+├── InUse               what an unfinished job names cannot be deleted
 ├── Fenced              this worker's epoch is over: it may write nothing more
 ├── Rejected            a request that is well formed but cannot be accepted (names field and remedy)
 ├── BadCursor           a page's cursor that is none, or of another list
@@ -38,11 +38,11 @@ class Conflict(JobsError):
 
 
 class InUse(JobsError):
-    """An unfinished job names this data set, and reads it again whenever it is resumed."""
+    """An unfinished job names this data set, or this job's checkpoint, and may read it again."""
 
-    def __init__(self, dataset_id: str, job_id: str, status: str) -> None:
+    def __init__(self, what: str, user: str, status: str) -> None:
         super().__init__(
-            f"Data set {dataset_id} is in use by job {job_id}, which is {status}. "
+            f"{what} is in use by job {user}, which is {status}. "
             "Delete it once that job has ended, or cancel the job first."
         )
 

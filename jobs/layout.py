@@ -1,13 +1,16 @@
 """The names of everything in the bucket: one function an object, so that no key is spelt out anywhere else.
 
-Invariant: keys are made from ids this service made itself, never from text a client sent.
+Invariant: keys are made from ids this service made itself and from owners' quoted names, never from text a client sent.
 """
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 JOBS = "jobs/"
 KEYS = "keys/"
 DATASETS = "datasets/"
+DATASETS_OF = "datasets-of/"
 PROBE = "probe/"
 ERASED = "erased/"
 
@@ -90,6 +93,16 @@ def dataset(dataset_id: str) -> str:
 def dataset_rows(dataset_id: str) -> str:
     """The rows of an uploaded data set."""
     return f"{DATASETS}{dataset_id}/data.jsonl"
+
+
+def dataset_of(owner: str, dataset_id: str) -> str:
+    """That an owner has an upload of this id."""
+    return f"{datasets_of(owner)}{dataset_id}"
+
+
+def datasets_of(owner: str) -> str:
+    """Prefix of the ids of an owner's uploads."""
+    return f"{DATASETS_OF}{quote(owner, safe='')}/"
 
 
 def erased(name: str) -> str:

@@ -156,11 +156,11 @@ class Rebuild:
         return list(pool.map(carefully, subjects))
 
     def _finish_erasures(self, pool: ThreadPoolExecutor) -> set[str]:
-        """Delete what is still there of deleted jobs, or was brought back by an old backup of Valkey."""
+        """Delete what is still there of what was deleted, or was brought back by an old backup of Valkey."""
         erasure = Erasure(self._ledger, self._store)
-        erased = erasure.erased_jobs()
+        erased = erasure.erased()
         if not self._dry_run:
-            list(pool.map(erasure.finish_job, erased))
+            list(pool.map(erasure.finish, erased))
         return erased
 
     def _restore_keys(self) -> int:

@@ -138,7 +138,13 @@ class JobService:
         self._sweeper = Sweeper(self.ledger, self.archive, self._outbox, queue)
         self._references = References(self.ledger, self.store, self.datasets)
         self._submission = Submission(
-            self.ledger, self.archive, self._admission, self._references, self._outbox, prefix=queue.prefix
+            self.ledger,
+            self.archive,
+            self._admission,
+            self._references,
+            self._erasure,
+            self._outbox,
+            prefix=queue.prefix,
         )
         self._events = EventPages(self.ledger, self.store, self.archive)
         self._orders = Orders(self.ledger, self.archive, self._outbox, by=f"api-{socket.gethostname()}-{os.getpid()}")

@@ -12,6 +12,7 @@ from typing import Any
 from grpo_core.spec import JobSpec
 from jobs.admission import REMEMBER_SECONDS, Admission, RequestKey, Ticket
 from jobs.archive import Archive
+from jobs.erasure import Erasure
 from jobs.errors import NotFound, Rejected, Unavailable
 from jobs.ledger import Ledger
 from jobs.outbox import Outbox
@@ -29,6 +30,7 @@ class Submission:
         archive: Archive,
         admission: Admission,
         references: References,
+        erasure: Erasure,
         outbox: Outbox,
         *,
         prefix: str,
@@ -37,17 +39,21 @@ class Submission:
         self._archive = archive
         self._admission = admission
         self._references = references
+        self._erasure = erasure
         self._outbox = outbox
         self._prefix = prefix
 
     def submit(self, spec: JobSpec, owner: str, request: RequestKey | None = None) -> tuple[JobRecord, bool]:
         """Accept a job, or return the one that this very request made before; with whether it did.
 
-        Raises `Rejected`, `TooManyJobs`, `KeyReused`, `InProgress`, `Unavailable`.
+        Raises `Rejected`, `TooManyJobs`, `KeyReused`, `InProgress`, `Unavailable`; `NotFound` where the
+        job that the request made was deleted.
         """
         ticket = self._admission.admit_job(owner, new_job_id(), request)
         if ticket.state == "done":
             return self._as_accepted(ticket), True
+        if ticket.state == "resumed" and self._erasure.is_erased(ticket.id):
+            raise NotFound("job", ticket.id)  # it was accepted all the same, has ended, and was deleted
         try:
             record = self._write_down(ticket, spec)
             key = request.digest if request else None

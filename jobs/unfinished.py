@@ -60,11 +60,11 @@ class Unfinished:
             with apart(job_id):
                 self._orders.carry_out(job_id)
                 self._ledger.end("ordering", note)
-        for job_id in self._ledger.begun("erasing", ERASING_SECONDS):
-            with apart(job_id):
-                if self._erasure.is_erased(job_id):
-                    self._erasure.finish_job(job_id)
-                self._ledger.end("erasing", job_id)
+        for name in self._ledger.begun("erasing", ERASING_SECONDS):
+            with apart(name):
+                if self._erasure.is_erased(name):
+                    self._erasure.finish(name)
+                self._ledger.end("erasing", name)
 
     def _accept(self, job_id: str) -> None:
         """Make the record of a job that was written down; forget one that was not."""

@@ -7,17 +7,13 @@ from pathlib import Path
 
 import pytest
 
-import jobs.unfinished
 from grpo_core.datasets import JsonlChecker
 from grpo_core.spec import parse_spec
 from jobs import layout
-from jobs.errors import Conflict, InUse, NotFound, Rejected, Unavailable
-from jobs.outbox import Outbox
-from jobs.queue import Doorbell
+from jobs.errors import Conflict, NotFound, Rejected
 from jobs.record import JobStatus
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
-from jobs.unfinished import Unfinished
 
 CPU = {"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}}
 
@@ -139,85 +135,6 @@ def end(service: JobService, job_id: str, owner: str = "ann") -> None:
     assert service.cancel(job_id, owner).status is JobStatus.CANCELLED
 
 
-def test_a_deleted_job_leaves_nothing_but_that_it_was_deleted(service: JobService) -> None:
-    job, other = submit(service), submit(service)
-    with pytest.raises(Conflict, match="is queued, so it cannot be deleted"):
-        service.delete(job.id, "ann")
-    end(service, job.id)
-    service.store.put(f"{layout.run(job.id, 1)}rollouts/step-000001.parquet", b"x")
-    with pytest.raises(NotFound):
-        service.delete(job.id, "bob")
-    cancelled = service.ledger.client.hget(f"{service.ledger.prefix}:statuses", "cancelled")
-    service.delete(job.id, "ann")
-    assert list(service.store.list(layout.folder(job.id))) == []
-    assert service.ledger.client.keys(f"{service.ledger.prefix}:*{job.id}*") == []
-    assert [found.id for found in service.list_jobs("ann", limit=10).items] == [other.id]
-    assert service.list_jobs("ann", limit=10, status=JobStatus.CANCELLED).items == []
-    left = service.ledger.client.hget(f"{service.ledger.prefix}:statuses", "cancelled")
-    assert int(left or 0) == int(cancelled or 0) - 1
-    mark = service.store.get_json(layout.erased(job.id))
-    assert mark is not None
-    assert set(mark) == {"v", "id", "owner", "time"}
-    for look in (service.get, service.delete, service.events, service.artifacts):
-        with pytest.raises(NotFound):
-            look(job.id, "ann")
-    assert service.read_on(job.id, after=0).ended
-
-
-def test_a_deletion_that_was_cut_off_is_finished_by_asking_again(
-    service: JobService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = submit(service)
-    end(service, job.id)
-    delete = service.store.delete
-
-    def fails(key: str) -> None:
-        if key == layout.outcome(job.id):
-            raise Unavailable("Object storage", "a test")
-        delete(key)
-
-    with monkeypatch.context() as broken:
-        broken.setattr(service.store, "delete", fails)
-        with pytest.raises(Unavailable):
-            service.delete(job.id, "ann")
-    assert service.get(job.id, "ann").status is JobStatus.CANCELLED
-    service.delete(job.id, "ann")
-    assert list(service.store.list(layout.folder(job.id))) == []
-
-
-def test_a_deletion_is_looked_after_until_no_worker_can_have_the_job(
-    service: JobService, queue_settings: QueueSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One was cut off and its owner does not ask again; into another a worker of the past still writes."""
-    torn, late, kept = submit(service), submit(service), submit(service)
-    for job in (torn, late, kept):
-        end(service, job.id)
-    with monkeypatch.context() as broken:
-        broken.setattr(service.ledger, "forget", lambda _: broken_off())
-        with pytest.raises(Unavailable):
-            service.delete(torn.id, "ann")
-    service.delete(late.id, "ann")
-    service.store.put(f"{layout.run(late.id, 1)}adapter/adapter_model.safetensors", b"x")
-    service.ledger.begin("erasing", kept.id)  # and then nothing was written down
-    unfinished = Unfinished(
-        service.ledger, service.archive, Outbox(Doorbell(queue_settings), service.ledger), by="sweeper"
-    )
-    unfinished.finish()
-    assert service.get(torn.id, "ann").id == torn.id, "not yet"
-    monkeypatch.setattr(jobs.unfinished, "ERASING_SECONDS", 0)
-    unfinished.finish()
-    for job in (torn, late):
-        assert list(service.store.list(layout.folder(job.id))) == []
-        with pytest.raises(NotFound):
-            service.get(job.id, "ann")
-    assert service.get(kept.id, "ann").id == kept.id
-    assert service.ledger.begun("erasing", 0) == []
-
-
-def broken_off() -> None:
-    raise Unavailable("Valkey", "a test")
-
-
 def test_data_sets_are_listed_newest_first_and_only_the_owner_s(service: JobService, tmp_path: Path) -> None:
     owner = f"lister-{tmp_path.name}"
     mine = [upload(service, tmp_path, owner).id for _ in range(3)]
@@ -226,25 +143,6 @@ def test_data_sets_are_listed_newest_first_and_only_the_owner_s(service: JobServ
     assert [found.id for found in first.items] == mine[:0:-1]
     second = service.list_datasets(owner, limit=2, cursor=first.next_cursor)
     assert ([found.id for found in second.items], second.next_cursor) == (mine[:1], None)
-
-
-def test_a_data_set_goes_when_no_unfinished_job_names_it(service: JobService, tmp_path: Path) -> None:
-    dataset = upload(service, tmp_path)
-    job = submit(service, data={"source": "upload", "dataset": dataset.id})
-    with pytest.raises(NotFound):
-        service.delete_dataset(dataset.id, "bob")
-    with pytest.raises(InUse, match=rf"in use by job {job.id}, which is queued"):
-        service.delete_dataset(dataset.id, "ann")
-    service.pause(job.id, "ann")
-    with pytest.raises(InUse, match="which is paused"):
-        service.delete_dataset(dataset.id, "ann")
-    end(service, job.id)
-    service.delete_dataset(dataset.id, "ann")
-    assert list(service.store.list(f"{layout.DATASETS}{dataset.id}/")) == []
-    with pytest.raises(NotFound):
-        service.get_dataset(dataset.id, "ann")
-    with pytest.raises(Rejected):
-        submit(service, data={"source": "upload", "dataset": dataset.id})
 
 
 def test_a_job_starts_only_from_a_checkpoint_that_is_there_and_fits(service: JobService) -> None:

@@ -16,9 +16,11 @@ from jobs import journal, layout, lineage
 from jobs.archive import Ending, Manifest, Outcome
 from jobs.ending import Lapse, hand_back, settle
 from jobs.errors import Fenced, Unavailable
+from jobs.lineage import Base
 from jobs.patience import Interrupted, Order, TooSlow
 from jobs.record import HELD, Phase
 from jobs.report import write_report
+from jobs.shipper import Shipper
 from jobs.tenure import Tenure
 from jobs.verdict import Ended, broken_machine
 
@@ -65,7 +67,7 @@ class Conclusion:
         try:
             manifest = self._ship_all(status, error, heed)
         except OSError as broken:
-            self._release(broken_machine(broken, self._tenure.folder.parent).lapse)
+            self._release(broken_machine(broken, self._tenure.folder.parent, log=self._tenure.log).lapse)
             return
         if not self._patience(self._is_mine, heed):
             raise Fenced(f"epoch {self._epoch} of {self._job_id} is over")
@@ -85,7 +87,7 @@ class Conclusion:
         self, status: Ending, error: FailureReport | None, heed: Collection[Order], *, until: float | None = None
     ) -> str:
         """Send everything and write the manifest; returns its key."""
-        shipper = self._tenure.shipper or self._patience(self._tenure.ship_without_base, heed, seconds=_left(until))
+        shipper = self._tenure.shipper or self._start_shipper(heed, until)
         write_report(self._tenure, status, error, heed, until=until)
         shipper.finish(whole=True)
         self._patience.wait(shipper.wait, heed, until=until)
@@ -93,6 +95,13 @@ class Conclusion:
             raise shipper.error
         manifest = Manifest(job=self._job_id, epoch=self._epoch, objects=shipper.objects)
         return self._patience(lambda: self._tools.archive.put_manifest(manifest), heed, seconds=_left(until))
+
+    def _start_shipper(self, heed: Collection[Order], until: float | None) -> Shipper:
+        """For a run that ended before it knew its base: what earlier runs committed stays valid all the same."""
+        store, before = self._tools.store, self._epoch - 1
+        commit = self._patience(lambda: lineage.newest_commit(store, self._job_id, before), heed, seconds=_left(until))
+        base = Base(job=self._job_id, epoch=self._epoch, resumed=None, objects=commit.objects if commit else [])
+        return self._tenure.ship_from(base)
 
     def _give_back(self, ended: Ended) -> None:
         """Send what a later run needs, then return the job."""
@@ -164,7 +173,9 @@ class Conclusion:
         try:
             self._patience(lambda: self._tools.archive.put_outcome(outcome), ("stop",), seconds=LATE_SECONDS)
             self._ship_all("cancelled", None, ("stop",), until=time.monotonic() + LATE_SECONDS)
-        except (Interrupted, TooSlow, OSError):
+        except Interrupted:
+            self._tenure.log.warning("artifacts_lost", reason="the worker was asked to stop")
+        except (TooSlow, OSError):
             self._tenure.log.exception("artifacts_lost")
 
     def _settle(self, standing: Outcome) -> None:

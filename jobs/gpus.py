@@ -56,7 +56,10 @@ def _named(nvml: Any, handles: list[Any], name: str) -> Any:
     if name.isdecimal():
         return handles[int(name)] if int(name) < len(handles) else None
     if name.startswith("MIG-"):
-        return nvml.nvmlDeviceGetHandleByUUID(name)
+        try:
+            return nvml.nvmlDeviceGetHandleByUUID(name)
+        except nvml.NVMLError:
+            return None
     return next(
         (h for h in handles if name.startswith("GPU-") and _text(nvml.nvmlDeviceGetUUID(h)).startswith(name)), None
     )

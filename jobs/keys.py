@@ -1,7 +1,8 @@
 """API keys: made once, shown once, kept only as hashes; the bucket is the truth and Valkey the copy read per request.
 
 Owns creation, revocation and the check. A key is 256 random bits, so an unsalted SHA-256 is as good as a slow
-hash. Invariant: a revoked or expired key is refused by the very next request.
+hash. Invariant: a revoked or expired key is refused by the very next request; `scrapers` alone, while Valkey is away,
+may be a minute behind.
 """
 
 from __future__ import annotations

@@ -41,10 +41,11 @@ class Preparation:
         if spec.data.source in ("upload", "s3"):
             target = self._inputs / UPLOAD_NAME
             self._patience(lambda: self._datasets.fetch(spec.data, record.owner, target), HEEDED)
-        if spec.from_checkpoint is not None:
-            self._fetch_checkpoint(spec.from_checkpoint.job, spec.from_checkpoint.step)
         accumulation = record.accumulation or None
-        return self._patience(lambda: find_start(self._store, record.id, epoch, self._inputs, accumulation), HEEDED)
+        start = self._patience(lambda: find_start(self._store, record.id, epoch, self._inputs, accumulation), HEEDED)
+        if spec.from_checkpoint is not None and start.base.resumed is None:
+            self._fetch_checkpoint(spec.from_checkpoint.job, spec.from_checkpoint.step)
+        return start
 
     def _fetch_checkpoint(self, job_id: str, step: int) -> None:
         """The adapter that the job was told to start from, of this or another job."""

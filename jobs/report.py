@@ -84,7 +84,7 @@ class EarlierRuns:
         for fetch in (self._fetch_events, self._fetch_metrics, self._fetch_rollouts):
             try:
                 fetch(objects)
-            except (JobsError, OSError, ValueError, KeyError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it trips over, the page is made without it
                 self._log(fetch.__name__, error)
 
     def _objects(self) -> Sequence[ManifestEntry]:

@@ -58,14 +58,14 @@ class JobRun:
         except DatasetError as error:
             return _failed(error.code, str(error))
         except OSError as error:
-            return broken_machine(error, self._folder.parent)
+            return broken_machine(error, self._folder.parent, log=self._tenure.log)
         environment = clean_environment(os.environ, trackers=self._spec.training.report_to)
         try:
             child = Child(self._argv(base), self._folder, environment)
             self._tenure.log.info("child_started", resumed=base.resumed and base.resumed.step)
             return self._watch(child, base)
         except OSError as error:
-            return broken_machine(error, self._folder.parent)
+            return broken_machine(error, self._folder.parent, log=self._tenure.log)
 
     def _prepare(self) -> Base:
         tools, tenure = self._tools, self._tenure

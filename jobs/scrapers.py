@@ -57,10 +57,11 @@ class ScraperKeys:
 
     def _remember(self, key: str, record: KeyRecord | None) -> None:
         digest = digest_of(key)
-        if record is not None and SCOPE in record.scopes:
-            self._known = {**self._known, digest: record}
-        elif digest in self._known:
-            self._known = {known: kept for known, kept in self._known.items() if known != digest}
+        with self._lock:
+            if record is not None and SCOPE in record.scopes:
+                self._known = {**self._known, digest: record}
+            elif digest in self._known:
+                self._known = {known: kept for known, kept in self._known.items() if known != digest}
 
     def _refresh(self) -> None:
         """Read the keys from the bucket, unless that was done a moment ago; what it does not answer stays as it was."""
@@ -74,6 +75,8 @@ class ScraperKeys:
 
     def _read(self) -> None:
         try:
-            self._known = {digest: record for record, digest in self._keys.stored() if SCOPE in record.scopes}
+            known = {digest: record for record, digest in self._keys.stored() if SCOPE in record.scopes}
+            with self._lock:
+                self._known = known
         except Unavailable as error:
             log.warning("keys_not_refreshed", reason=str(error))

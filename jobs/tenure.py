@@ -11,7 +11,6 @@ from pathlib import Path
 
 import structlog
 
-from jobs import lineage
 from jobs.archive import Archive
 from jobs.datasets import DatasetStore
 from jobs.lease import Lease
@@ -81,9 +80,3 @@ class Tenure:
         self.shipper = Shipper(tools.store, tools.ledger, self.lease, self.job_id, self.epoch, self.folder, base)
         self.shipper.start()
         return self.shipper
-
-    def ship_without_base(self) -> Shipper:
-        """For a run that ended before it knew its base: what earlier runs committed stays valid all the same."""
-        commit = lineage.newest_commit(self.tools.store, self.job_id, self.epoch - 1)
-        objects = commit.objects if commit else []
-        return self.ship_from(Base(job=self.job_id, epoch=self.epoch, resumed=None, objects=objects))

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from grpo_core import micro_batch
 from grpo_core.errors import (
     EXIT_CHECKPOINTED,
@@ -34,8 +32,6 @@ from jobs.oom_kills import OomKills
 from jobs.resumption import skipped
 from jobs.stopping import StopOrder
 from jobs.tail import EventTail
-
-log = structlog.get_logger()
 
 FULL_BYTES = 1024 * 1024
 """With less room than that on the scratch disk, a child's death is the disk's doing."""
@@ -177,7 +173,7 @@ def machine_failure(error: Exception, root: Path) -> FailureReport:
     )
 
 
-def broken_machine(error: Exception, root: Path) -> Ended:
+def broken_machine(error: Exception, root: Path, *, log: Any) -> Ended:
     """The end of a run that the machine failed, which another may cure. `root`: where its scratch folders are."""
     log.error("machine_failed", error=repr(error))
     return Ended(status=None, lapse=Lapse(report=machine_failure(error, root)))

@@ -53,6 +53,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> None:
         ("GPU-dd", []),
         ("MIG-7", ["A100 MIG"]),
         ("MIG-8", []),
+        ("1,MIG-8,0", ["A100"]),
         ("nonsense", []),
     ],
 )

@@ -35,11 +35,12 @@ def patiently(fetch: Callable[[], T], warn: Warn) -> T:
 def is_away(error: BaseException | None) -> bool:
     """Whether a lost or refused connection, or a server's own fault, is at the root."""
     import httpx
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
 
+    if constants.HF_HUB_OFFLINE:
+        return False
     while error is not None:
-        if isinstance(error, OfflineModeIsEnabled):
-            return False
         if isinstance(error, ConnectionError | TimeoutError | httpx.TransportError):
             return True
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (408, 429, 500, 502, 503, 504):

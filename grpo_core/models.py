@@ -150,6 +150,7 @@ def choose_precision(section: ModelSection, parameters: int, hardware: Hardware)
 
 def _fetch(section: ModelSection) -> Path:
     """Download a model's snapshot, or take it from the hub's cache."""
+    import httpx
     from huggingface_hub import errors, snapshot_download
 
     where = f"{section.name!r}" + (f" at revision {section.revision!r}" if section.revision else "")
@@ -171,7 +172,7 @@ def _fetch(section: ModelSection) -> Path:
             f"The hub has no model {where}, or it is private.",
             f"Check model.name; private models need HF_TOKEN, and models of your own belong into {_model_dir()}.",
         ) from error
-    except (errors.LocalEntryNotFoundError, errors.RevisionResolutionError, errors.HfHubHTTPError, OSError) as error:
+    except (OSError, errors.RevisionResolutionError, httpx.TransportError) as error:
         if isinstance(error, OSError) and error.errno is not None and not hub.is_away(error):
             raise  # this machine's fault, such as a full disk
         # One that is turned off on purpose will be so at the next try.

@@ -182,7 +182,9 @@ def _as_dataset_error(name: str, reason: Exception) -> DatasetError:
     if isinstance(reason, ConnectionError) or hub.is_away(reason):
         detail = f"{name} is not on this worker, and the hub does not answer ({said})"
         remedy = f"Try again later, put the data set in the worker's {DATASET_DIR_VARIABLE}, or upload it as JSONL."
-        return DatasetUnreachableError([problem("hub_unreachable", detail, remedy, "/data/dataset")])
+        # One that is turned off on purpose will be so at the next try.
+        kind = DatasetUnreachableError if hub.is_away(reason) else DatasetError
+        return kind([problem("hub_unreachable", detail, remedy, "/data/dataset")])
     if isinstance(reason, ValueError) and "onfig" in said:
         detail = f"{name} has no such subset ({said})"
         return error("no_such_subset", detail, "Set data.subset to one that there is.", "/data/subset")

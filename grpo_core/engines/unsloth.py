@@ -171,6 +171,7 @@ class UnslothEngine(TrlEngine):
         super().release()
         with suppress(Exception):  # what is not let go of here ends with the process
             empty(tensors_of_server(llm))
+        with suppress(Exception):
             llm.llm_engine.engine_core.shutdown()
         del llm
         gc.collect()

@@ -37,7 +37,7 @@ _FIELDS: dict[str, str] = {
     "optimizer.schedule": "lr_scheduler_type lr_scheduler scheduler lr_schedule",
     "optimizer.warmup_ratio": "warmup",
     "optimizer.max_grad_norm": "gradient_clipping grad_clip clip_grad clip max_norm",
-    "training.steps": "max_steps num_steps n_steps total_steps train_steps num_train_steps max_iters iters",
+    "training.steps": "step max_steps num_steps n_steps total_steps train_steps num_train_steps max_iters iters",
     "training.log_every": "logging_steps log_steps log_interval",
     "training.save_steps": "save_every save_interval",
     "training.report_to": "wandb tensorboard mlflow tracker trackers logger integrations wandb_project",
@@ -117,25 +117,46 @@ _SAME_NOTE: dict[str, str] = {
     "seed": "random_seed",
 }
 _IN_SECTION: dict[tuple[str, str], str] = {
-    ("data", "name"): "data.subset",
-    ("data", "id"): "data.dataset",
-    ("model", "id"): "model.name",
-    ("model", "path"): "model.name",
-    ("sampling", "n"): "sampling.generations",
-    ("sampling", "k"): "sampling.generations",
-    ("evaluation", "n"): "evaluation.questions",
-    ("evaluation", "max_tokens"): "evaluation.max_completion_tokens",
-    ("evaluation", "max_new_tokens"): "evaluation.max_completion_tokens",
-    ("training", "max_steps"): "training.steps",
-    ("data", "seed"): "training.seed",
+    ("model", "model.name"): "id path base",
+    ("model", "model.revision"): "version",
+    ("optimizer", "optimizer.name"): "type kind",
+    ("training", "training.steps"): "max_steps iterations",
     ("training", "optimizer"): "optimizer",
-    **{("data.examples", name): "data.examples.question" for name in ("q", "prompt", "input", "user", "problem")},
-    **{
-        ("data.examples", name): "data.examples.answer"
-        for name in ("a", "completion", "output", "assistant", "response")
-    },
+    ("sampling", "sampling.generations"): "n k",
+    ("loss", "loss.epsilon"): "clip clipping eps",
+    ("data", "data.subset"): "name config",
+    ("data", "data.dataset"): "id",
+    ("data", "data.revision"): "commit branch version",
+    ("data", "data.question_column"): "questions",
+    ("data", "data.answer_column"): "answers label labels target",
+    ("data", "data.max_rows"): "num_samples n_samples size rows",
+    ("data", "training.seed"): "seed",
+    ("data.examples", "data.examples.question"): "q prompt input user problem",
+    ("data.examples", "data.examples.answer"): "a completion output assistant response solution",
+    ("evaluation", "evaluation.questions"): "n limit size rows samples num_samples n_samples max_samples num_questions"
+    " num_examples max_examples",
+    ("evaluation", "evaluation.max_completion_tokens"): "max_tokens max_new_tokens max_completion_length"
+    " max_output_tokens",
+    ("audits", "audits.kl_runaway"): "kl",
+    ("from_checkpoint", "from_checkpoint.job"): "id parent_job",
+    ("from_checkpoint", "from_checkpoint.step"): "checkpoint checkpoint_step",
 }
-"""Names that mean something only in the section they stand in."""
+"""By section and field: names that mean that field only in the section they stand in."""
+_NOTE_IN_SECTION: dict[tuple[str, str], str] = {
+    ("optimizer", "betas"): "beta",
+    ("evaluation", "eval_dataset"): "dataset data file eval_dataset eval_data validation_data test_dataset",
+    ("evaluation", "eval_steps"): "steps every interval strategy eval_steps eval_every eval_interval eval_strategy",
+}
+"""The same of settings that have no field of their own."""
+_APART = frozenset({"data.examples", "rewards.weights", "evaluation", "guards", "audits", "from_checkpoint"})
+"""Sections in which the name of another section's field means something else: `evaluation.temperature` is not that of
+sampling."""
+_GENERIC = frozenset(
+    "type beta epsilon step job mode weights integer alpha iterations questions truncation duplicates base policy"
+    " path title commit branch version labels annotations bits clip mu limit num_samples n_samples max_samples"
+    " checkpoint prompt question answer solution reward generation config args params method output".split()
+)
+"""Names that say nothing of which section they are of: in one that has no such field, they may mean anything."""
 
 _SIBLING_LIKENESS = 0.72
 _LIKENESS = 0.82
@@ -150,24 +171,32 @@ def meant_by(path: Path) -> str:
     if name in near:
         return f"Did you mean {near[name]}?"
     here = ".".join(part for part in section if isinstance(part, str))
-    known = (
-        _IN_SECTION_PLAIN.get((here, name))
-        or _other_names().get(name)
-        or _leaf_of(name, siblings)
-        or _section_and_leaf(name)
-    )
+    field = _in_section().get((here, name)) or _alias_among(here, name)
+    if field:
+        return _advice(field, here)
+    is_telling = not here or (here not in _APART and name not in _GENERIC_PLAIN)
+    known = _notes_in_section().get((here, name)) or (_known(name, here, siblings) if is_telling else None)
     if known:
-        return _advice(known, here)
-    note = _notes().get(name)
-    if note:
-        return note
+        return known
     close = difflib.get_close_matches(name, near, n=1, cutoff=_SIBLING_LIKENESS)
     if close:
         return f"Did you mean {near[close[0]]}?"
-    close = difflib.get_close_matches(name, [*_leaves(), *_other_names()], n=1, cutoff=_LIKENESS)
-    if close:
-        return f"Did you mean {' or '.join(_leaves().get(close[0]) or [_other_names()[close[0]]])}?"
-    return f"Remove it; the fields here are {', '.join(siblings)}." if siblings else "Remove it."
+    meant = _like_one_elsewhere(name, here) if is_telling else None
+    return meant or (f"Remove it; the fields here are {', '.join(siblings)}." if siblings else "Remove it.")
+
+
+def _known(name: str, here: str, siblings: list[str]) -> str | None:
+    """What is known by this name elsewhere: a field of another section, or a setting that has no field."""
+    field = _other_names().get(name) or _leaf_of(name, siblings) or _section_and_leaf(name)
+    return _advice(field, here) if field and field != here else _notes().get(name)
+
+
+def _like_one_elsewhere(name: str, here: str) -> str | None:
+    """The field of another section whose name this one is like."""
+    names = sorted({*_leaves(), *_other_names()} - (_GENERIC_PLAIN if here else set()))
+    close = difflib.get_close_matches(name, names, n=1, cutoff=_LIKENESS)
+    fields = (_leaves().get(close[0]) or [_other_names()[close[0]]]) if close else []
+    return f"Did you mean {' or '.join(fields)}?" if fields and here not in fields else None
 
 
 def _plain(name: str | int) -> str:
@@ -175,7 +204,13 @@ def _plain(name: str | int) -> str:
     return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
-_IN_SECTION_PLAIN = {(section, _plain(name)): field for (section, name), field in _IN_SECTION.items()}
+_GENERIC_PLAIN = frozenset(map(_plain, _GENERIC))
+
+
+def _alias_among(here: str, name: str) -> str | None:
+    """The field of this very section that other tools call so."""
+    field = _other_names().get(name)
+    return field if field and field.rpartition(".")[0] == here else None
 
 
 def _advice(field: str, here: str) -> str:
@@ -200,6 +235,18 @@ def _section_and_leaf(name: str) -> str | None:
 @cache
 def _other_names() -> dict[str, str]:
     return {_plain(name): field for field, names in _FIELDS.items() for name in names.split()}
+
+
+@cache
+def _in_section() -> dict[tuple[str, str], str]:
+    return {(here, _plain(name)): field for (here, field), names in _IN_SECTION.items() for name in names.split()}
+
+
+@cache
+def _notes_in_section() -> dict[tuple[str, str], str]:
+    return {
+        (here, _plain(name)): _NOTES[note] for (here, note), names in _NOTE_IN_SECTION.items() for name in names.split()
+    }
 
 
 @cache

@@ -123,8 +123,66 @@ def test_a_corrected_number_is_accepted(value: object) -> None:
     assert parse_spec({"training": {"steps": json.loads(corrected)}}).training.steps in (7, 10)
 
 
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("optimizer.beta", "Use optimizer.beta1 and optimizer.beta2."),
+        ("optimizer.type", "Did you mean name?"),
+        ("loss.clip", "Did you mean epsilon?"),
+        ("training.step", "Did you mean steps?"),
+        ("training.iterations", "Did you mean steps?"),
+        ("training.checkpoint", "Did you mean checkpoint_every?"),
+        ("sampling.generation", "Did you mean generations?"),
+        ("evaluation.num_samples", "Did you mean questions?"),
+        ("evaluation.limit", "Did you mean questions?"),
+        ("evaluation.dataset", "Use evaluation.questions, with evaluation.split for a hub data set."),
+        ("evaluation.eval_steps", "Remove it; evaluation.questions are asked before and after training"),
+        ("data.label", "Did you mean answer_column?"),
+        ("data.labels", "Did you mean answer_column?"),
+        ("data.config", "Did you mean subset?"),
+        ("data.branch", "Did you mean revision?"),
+        ("data.examples.0.solution", "Did you mean answer?"),
+        ("model.version", "Did you mean revision?"),
+        ("from_checkpoint.id", "Did you mean job?"),
+        ("from_checkpoint.checkpoint", "Did you mean step?"),
+        ("audits.kl", "Did you mean kl_runaway?"),
+        ("optimizer.clip", "Did you mean max_grad_norm?"),
+        ("loss.beta1", "Use optimizer.beta1: "),
+        ("rewards.model", "Use model: "),
+        ("sampling.num_iterations", "Use loss.iterations: "),
+        ("sampling.demonstrations", "Use data.examples: "),
+        ("step", "Use training.steps: "),
+    ],
+)
+def test_a_name_means_what_it_means_where_it_stands(path: str, advice: str) -> None:
+    assert names.meant_by(in_parts(path)).startswith(advice)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("optimizer.epsilon", "optimizer.adam_epsilon", "model.type", "model.config", "model.policy", "lora.path"),
+        *("loss.alpha", "training.num_samples", "optimizer.mu", "sampling.prompt", "sampling.truncation"),
+        *("evaluation.temperature", "evaluation.generations", "from_checkpoint.path", "guards.steps", "audits.type"),
+    ],
+)
+def test_where_nobody_can_tell_the_fields_there_are_named(path: str) -> None:
+    assert names.meant_by(in_parts(path)).startswith("Remove it; the fields here are ")
+
+
+def test_no_section_is_advised_to_itself() -> None:
+    sections = [field for field in names._all_fields() if names._fields_of(in_parts(field))]
+    for section in sections:
+        for name in {*names._leaves(), *names._other_names()}:
+            assert not names.meant_by(in_parts(f"{section}.{name}")).startswith(f"Use {section}:"), (section, name)
+
+
+def in_parts(path: str) -> tuple[str | int, ...]:
+    return tuple(int(part) if part.isdigit() else part for part in path.split("."))
+
+
 def test_every_field_that_advice_names_is_in_the_schema() -> None:
-    for field in [*names._FIELDS, *names._IN_SECTION.values()]:
+    for field in [*names._FIELDS, *(field for _, field in names._IN_SECTION)]:
         path = field.replace("data.examples.", "data.examples.0.").split(".")
         assert field_schema(tuple(int(part) if part.isdigit() else part for part in path)), field
 
@@ -133,7 +191,7 @@ def test_no_name_means_two_things() -> None:
     other = [name for text in names._FIELDS.values() for name in text.split()]
     notes = [*names._NOTES, *(name for text in names._SAME_NOTE.values() for name in text.split())]
     assert sorted({*other, *notes}) == sorted([*other, *notes])
-    assert set(names._SAME_NOTE) <= set(names._NOTES)
+    assert set(names._SAME_NOTE) | {note for _, note in names._NOTE_IN_SECTION} <= set(names._NOTES)
 
 
 def test_a_huge_name_costs_no_time() -> None:

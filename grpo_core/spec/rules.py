@@ -143,7 +143,7 @@ def _source_remedy(name: str) -> str:
         return "It is an upload: set data.source to upload."
     if re.fullmatch(S3_URL, name):
         return "It is an object in S3: set data.source to s3."
-    if address:
+    if address and re.fullmatch(HUB_NAME, address[1]):
         return f'Write the name alone: "{address[1]}".'
     return "Use owner/name, or upload a file with POST /datasets and set data.source to upload."
 

@@ -13,6 +13,7 @@ import re
 from typing import Any, cast
 
 from grpo_core.spec.expectations import Path, expected, field_schema, items_of
+from grpo_core.spec.sections import HUB_NAME
 
 _SHOWN = 60
 _MAIN_FIELD = {
@@ -118,15 +119,18 @@ def _section(path: Path, given: Any) -> str | None:
         return 'Write {"weights": {"correctness": 1.0, ...}}; a reward with weight 0 is recorded and not paid.'
     if not main or isinstance(given, dict | list | bool):
         return None
-    takes = field_schema((*path, main))
-    if isinstance(given, str) != (takes.get("type") == "string") or len(str(given)) > _SHOWN:
+    is_text = field_schema((*path, main)).get("type") == "string"
+    if isinstance(given, str) != is_text or len(str(given)) > _SHOWN:
         return None
     more = ', "step": ...' if name == "from_checkpoint" else ""
+    refused = _refused((*path, main), given)
+    if refused:
+        return f"Write an object, {{{json.dumps(main)}: ...{more}}}. {refused}"
     return f"Write {{{json.dumps(main)}: {json.dumps(given, ensure_ascii=False)}{more}}}."
 
 
 def _text(path: Path, given: Any) -> str | None:
-    if isinstance(given, int | float) and not isinstance(given, bool):
+    if isinstance(given, int | float) and not isinstance(given, bool) and not _refused(path, str(given)):
         return f"Write it in quotes: {json.dumps(str(given))}."
     if path == ("model", "name") and isinstance(given, str):
         return _model_name(given)
@@ -135,11 +139,29 @@ def _text(path: Path, given: Any) -> str | None:
 
 def _model_name(given: str) -> str | None:
     address = re.fullmatch(r"(?:https?://)?huggingface\.co/([\w.-]+/[\w.-]+?)/?", given)
-    if address:
+    if address and re.fullmatch(HUB_NAME, address[1]):
         return f"Write the name alone: {json.dumps(address[1])}."
     if given.startswith(("/", "./", "~", "s3://")):
         return (
             "Put the folder into the worker's GRPO_MODEL_DIR, as NAME or OWNER/NAME, and give that name; "
             "else give a name on the hub."
         )
+    return None
+
+
+def _refused(path: Path, value: Any) -> str | None:
+    """The remedy that a spec with nothing but this value at `path` is answered with; None where it is accepted.
+
+    Only what is said of that very field counts: of those beside it nothing is known here.
+    """
+    from grpo_core.spec.problems import SpecError, parse_spec, pointer_of  # they ask here: late to break the cycle
+
+    spec = value
+    for part in reversed(path):
+        spec = [spec] if isinstance(part, int) else {part: spec}
+    pointer = pointer_of(tuple(0 if isinstance(part, int) else part for part in path))
+    try:
+        parse_spec(spec)
+    except SpecError as error:
+        return next((problem.remedy for problem in error.problems if problem.pointer == pointer), None)
     return None

@@ -4,14 +4,19 @@ wrong place, misspelt, or with a value that is nearly right."""
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
-from grpo_core.spec import SpecError, names, parse_spec
+from grpo_core.spec import Problem, SpecError, names, parse_spec
 from grpo_core.spec.expectations import field_schema
 
 DATASET = "ds-01M82BSW0T5K4T171YZB9EJZRM"
+
+
+def in_parts(path: str) -> tuple[str | int, ...]:
+    return tuple(int(part) if part.isdigit() else part for part in path.split("."))
 
 
 def remedies(data: object) -> str:
@@ -107,6 +112,20 @@ def test_another_name_is_answered_with_ours(data: dict[str, Any], remedy: str) -
         ({"lora": {"target_modules": "all-linear"}}, "Leave it out for all seven"),
         ({"training": {"report_to": "none"}}, "Write an empty list: []."),
         ({"model": {"name": "https://huggingface.co/Qwen/Qwen3-4B"}}, 'Write the name alone: "Qwen/Qwen3-4B".'),
+        ({"model": {"name": "https://huggingface.co/.x/y"}}, "Give a name or owner/name"),
+        ({"model": "/data/x"}, 'Write an object, {"name": ...}. Put the folder into the worker'),
+        ({"model": "https://huggingface.co/a/b"}, 'Write an object, {"name": ...}. Write the name alone: "a/b".'),
+        ({"optimizer": "adam"}, 'Write an object, {"name": ...}. Did you mean adamw_torch?'),
+        ({"loss": "drgrpo"}, 'Write an object, {"type": ...}. Did you mean dr_grpo?'),
+        ({"lora": 16.5}, 'Write an object, {"rank": ...}. Give a whole number from 1 to 256'),
+        ({"lora": 4096}, 'Write an object, {"rank": ...}. Give a whole number from 1 to 256'),
+        ({"training": 250.0}, 'Write an object, {"steps": ...}. Write it without a decimal point: 250.'),
+        ({"resources": 99}, 'Write an object, {"gpus": ...}. Give a whole number from 0 to 8'),
+        ({"data": "s3://bucket/x.jsonl"}, 'Write an object, {"dataset": ...}. It is an object in S3: set data.source'),
+        ({"from_checkpoint": "7"}, 'Write an object, {"job": ..., "step": ...}. Give the id of a job: '),
+        ({"from_checkpoint": {"job": 5, "step": 1}}, "Give the id of a job: "),
+        ({"model": {"revision": -1}}, "Give a name of at most 64 letters"),
+        ({"data": {"dataset": "https://huggingface.co/datasets/.a/b"}}, "Use owner/name, or upload a file"),
         ({"model": {"name": "/models/qwen"}}, "Put the folder into the worker's GRPO_MODEL_DIR"),
         ({"data": {"dataset": DATASET}}, "It is an upload: set data.source to upload."),
         ({"data": {"dataset": "s3://bucket/data/x.jsonl"}}, "It is an object in S3: set data.source to s3."),
@@ -177,8 +196,64 @@ def test_no_section_is_advised_to_itself() -> None:
             assert not names.meant_by(in_parts(f"{section}.{name}")).startswith(f"Use {section}:"), (section, name)
 
 
-def in_parts(path: str) -> tuple[str | int, ...]:
-    return tuple(int(part) if part.isdigit() else part for part in path.split("."))
+SCALARS = (
+    *(0, 1, 7, 16, 99, 4096, 10**9, -1, 0.5, 16.5, 250.0, 1e300),
+    *("", "x", "x/y", "/data/x", "./x", "~/x", "s3://b/k", "https://huggingface.co/a/b", "adam", "adamw_torch", "grpo"),
+    *("drgrpo", "GRPO", "7", "none", "a b", "a\nb", DATASET, "job-01M82BSW0T5K4T171YZB9EJZRM", "é/x", "x" * 60),
+)
+
+
+@pytest.mark.parametrize("section", [name for name in names._all_fields() if names._fields_of(in_parts(name))])
+def test_a_section_that_is_suggested_is_accepted(section: str) -> None:
+    for value in SCALARS:
+        suggestion = re.search(r"Write (\{.*\})\.", advice_on(section, value), re.S)
+        if suggestion and (given := json.loads(suggestion[1].replace("...", "1"))):
+            assert not [
+                told for told in told_of(section, given) if told.pointer.startswith("/" + section.replace(".", "/"))
+            ], value
+
+
+TEXTS = [
+    field
+    for field in [*names._all_fields(), "metadata.key", "data.examples.0.question", "data.examples.0.answer"]
+    if field_schema(in_parts(field)).get("type") == "string" and "enum" not in field_schema(in_parts(field))
+]
+
+
+@pytest.mark.parametrize("field", TEXTS)
+def test_a_text_that_is_suggested_is_accepted(field: str) -> None:
+    pointer = "/" + field.replace(".", "/")
+    for value in SCALARS:
+        suggestion = re.search(r'(?:in quotes|name alone): (".*")\.', advice_on(field, value))
+        if suggestion:
+            given = json.loads(suggestion[1])
+            assert not [told for told in told_of(field, given) if told.pointer == pointer], value
+
+
+def test_values_are_suggested_where_they_would_do() -> None:
+    """Else the two before this would hold of advice that suggests nothing."""
+    assert len(TEXTS) > 10
+    for section, value in (("model", "x/y"), ("lora", 16), ("optimizer", "adamw_torch"), ("loss", "grpo")):
+        assert re.search(r"Write \{.*\}\.", advice_on(section, value))
+    for field in ("name", "model.name", "metadata.key", "data.examples.0.answer", "data.subset"):
+        assert advice_on(field, 7) == 'Write it in quotes: "7".'
+
+
+def advice_on(field: str, value: object) -> str:
+    """The remedy for this value of this field alone; empty where it is accepted."""
+    pointer = "/" + field.replace(".", "/")
+    return next((told.remedy for told in told_of(field, value) if told.pointer == pointer), "")
+
+
+def told_of(field: str, value: object) -> list[Problem]:
+    spec = value
+    for part in reversed(in_parts(field)):
+        spec = [spec] if isinstance(part, int) else {part: spec}
+    try:
+        parse_spec(spec)
+    except SpecError as error:
+        return error.problems
+    return []
 
 
 def test_every_field_that_advice_names_is_in_the_schema() -> None:

@@ -176,12 +176,17 @@ class RunFiles:
 
     @property
     def _began(self) -> int | None:
-        """The first step of this run."""
+        """The first step of this run; None where it has none, and none came before it.
+
+        A run that ended before it told from where it went on, as while it was loading, came after all the metrics.
+        """
         for event in self.events:
             if event["type"] == "log" and event["data"].get("code") == "resumed":
                 return int(event["data"]["step"]) + 1
         own = self._places_in(self._folder.rollouts)
-        return min(own) if own else None
+        if own:
+            return min(own)
+        return max((line["step"] for line in self.metrics), default=0) + 1 if self._earlier.exists() else None
 
     def _metrics_file(self) -> Path:
         """A run that ended before it wrote metrics still knows those of the steps before it."""

@@ -316,6 +316,30 @@ def test_a_run_that_ended_before_its_checkpoint_came_shows_the_steps_before(tmp_
     assert "12 of 60 steps were done" in page.text
 
 
+@pytest.mark.parametrize("metrics_in", ["inputs/resume", "inputs/earlier"])
+def test_a_run_that_ended_while_it_was_loading_shows_what_the_audits_told_before(
+    tmp_path: Path, metrics_in: str
+) -> None:
+    """It has told nothing of its own, not even from where it goes on."""
+    spec = spec_of(8, 8, steps=60)
+    folder = run_folder(tmp_path, [], spec, [{"type": "status", "data": {"status": "running"}}])
+    folder.metrics.unlink()
+    earlier, metrics = tmp_path / report_page.EARLIER, tmp_path / metrics_in / "metrics.jsonl"
+    (earlier / "rollouts").mkdir(parents=True)
+    metrics.parent.mkdir(exist_ok=True)
+    lines = steps_of(spec, SICK["truncation"])[:40]
+    metrics.write_text("".join(json.dumps({**line, "epoch": 1}) + "\n" for line in lines))
+    audit = {"code": "truncation", "audit": "truncation", "values": {}, "rollouts": {"step": 10, "finish": "length"}}
+    told = service_event("warning", 1, 3, 10, **audit, steps=[1, 10], message="As it was told at first.")
+    (earlier / "events.jsonl").write_text(told)
+    assert report_page.steps_shown(folder.root) == {10, *range(33, 41)}
+    row = completion(prompt_id="p0", completion="cut short", finish_reason="length")
+    write_rollouts(earlier / "rollouts" / "part-000001-000040.parquet", [row], step=10, epoch=1)
+    _, page = write(folder, status="cancelled")
+    assert page.text.count("As it was told at first.") == 1
+    assert "cut short" in page.text
+
+
 def test_merged_rollouts_are_read_too(tmp_path: Path) -> None:
     from jobs.rollouts import merge
 

@@ -248,7 +248,7 @@ def _remedy(number: int, raw: bytes) -> str:
         for looks_so, remedy in _OTHER_FORMATS:
             if looks_so(start):
                 return remedy
-    if b"}{" in raw or b"} {" in raw:
+    if _are_objects_in_a_row(start):
         return "Put each object on a line of its own; with curl send the file by --data-binary, since -d joins lines."
     if start.startswith(b"{'"):
         return "Write names and text in double quotes: json.dumps does, Python's print does not."
@@ -257,6 +257,16 @@ def _remedy(number: int, raw: bytes) -> str:
     except UnicodeDecodeError:
         return "Save the file as UTF-8, as with: iconv -f GB18030 -t UTF-8 (or whatever it is in now)."
     return _LINE_REMEDY
+
+
+def _are_objects_in_a_row(start: bytes) -> bool:
+    """Whether a whole object is followed by the beginning of another."""
+    text = start.decode(errors="replace")
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return text.startswith("{") and text[end:].lstrip().startswith("{")
 
 
 def _converted(kind: str, reader: str) -> str:
@@ -273,7 +283,7 @@ _OTHER_FORMATS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
     (lambda start: start.startswith(b"\x1f\x8b"), "This is compressed; unpack it first, with gunzip."),
     (lambda start: start[:2] in (b"\xff\xfe", b"\xfe\xff"), "Save the file as UTF-8; this is UTF-16."),
     (lambda start: start.startswith(b"["), _converted("one JSON list", "read_json('FILE')")),
-    (_is_csv, _converted("CSV", "read_csv('FILE')")),
+    (_is_csv, _converted("CSV", "read_csv('FILE', sep=None, engine='python', encoding='utf-8-sig', dtype=str)")),
 )
 
 

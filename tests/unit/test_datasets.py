@@ -5,8 +5,13 @@ The hub's library is the real one; the hub is a local folder of the real data se
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
+import shlex
+import subprocess
+import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -627,6 +632,11 @@ def test_no_folder_of_the_working_directory_is_taken_for_the_hub(
         ('{"question": "中"}'.encode("utf-16"), "this is UTF-16"),
         ('{"question": "中国", "answer": 2}\n'.encode("gbk"), "iconv -f GB18030"),
         (b'{"question": "1", "answer": 2}{"question": "2", "answer": 3}', "--data-binary"),
+        (b'{"question": "1", "answer": 2} {"question": "2"', "--data-binary"),
+        (b'{"question": "{a}{b}", "answer": 2,}', "Put one JSON object on each line"),
+        (b'{"question": "{a} {b}"', "Put one JSON object on each line"),
+        (b'{"question": "1", "answer": 2}]', "Put one JSON object on each line"),
+        (b'{"a":' * 50_000, "Put one JSON object on each line"),
         (b"{'question': '1', 'answer': 2}", "double quotes"),
         (b'{"question": "1", "answer": 2,}', "Put one JSON object on each line"),
         (b"What is 1, and 2, plus: 3?\n", "Put one JSON object on each line"),
@@ -638,3 +648,23 @@ def test_a_file_of_another_format_is_told_how_to_become_jsonl(content: bytes, re
     with pytest.raises(DatasetError) as caught:
         checker.finish()
     assert remedy in caught.value.problems[0].remedy
+
+
+@pytest.mark.parametrize(("separator", "encoding"), [(",", "utf-8"), (";", "utf-8-sig"), ("\t", "utf-8")])
+def test_the_command_that_is_told_makes_jsonl_of_a_table(tmp_path: Path, separator: str, encoding: str) -> None:
+    """Whatever stands between its columns; a value is not made another: 007 is not 7, nor 3 a 3.0 beside a gap."""
+    rows = [("1,5 + 1;5?", "3"), ('他说"中"\tx', "007"), ("two\nlines", "")]
+    lines = io.StringIO()
+    csv.writer(lines, delimiter=separator).writerows([("question", "answer"), *rows])
+    content = lines.getvalue().encode(encoding)
+    (tmp_path / "FILE").write_bytes(content)
+    checker = JsonlChecker()
+    checker.feed(content)
+    with pytest.raises(DatasetError) as caught:
+        checker.finish()
+    command = caught.value.problems[0].remedy.partition(": ")[2].removesuffix(".")
+    assert command.startswith("python -c ")
+    arguments = [sys.executable, *shlex.split(command)[1:]]
+    subprocess.run(arguments, cwd=tmp_path, check=True, timeout=120)
+    made = [json.loads(line) for line in (tmp_path / "data.jsonl").read_text("utf-8").splitlines()]
+    assert made == [{"question": question, "answer": answer or None} for question, answer in rows]

@@ -312,6 +312,48 @@ def test_a_reader_may_look_and_change_nothing(visit: Visit, stack: Stack, job: s
     assert page.get_by_role("button", name="Submit", exact=True).is_disabled()
 
 
+def test_a_refusal_is_shown_once_and_until_the_next_attempt(visit: Visit, stack: Stack) -> None:
+    job_id = stack.made_up("good", "refuses to pause", 5000, 0.05)
+    stack.wait(job_id, JobStatus.RUNNING)
+    visitor = visit()
+    page = visitor.page
+    problem = {"code": "conflict", "detail": "Not just now.", "errors": [], "request_id": "r"}
+    page.route("**/pause", lambda route: route.fulfill(status=409, json=problem))
+    visitor.log_in(f"/jobs/{job_id}")
+    for _ in range(2):
+        with page.expect_response("**/pause"):
+            ask_to_pause(page)
+        page.get_by_text("Not just now.").wait_for()
+        assert page.get_by_text("Not just now.").count() == 1
+    page.unroute("**/pause")
+    ask_to_pause(page)
+    page.locator(".badge.paused").wait_for()
+    assert page.get_by_text("Not just now.").count() == 0
+    stack.service.cancel(job_id, OWNER)
+    stack.wait(job_id)
+    visitor.troubles.clear()  # the browser reports each refusal
+
+
+def ask_to_pause(page: Any) -> None:
+    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("dialog").get_by_role("button", name="Pause").click()
+
+
+def test_a_folded_filter_says_so_after_each_step(visit: Visit, stack: Stack, job: str) -> None:
+    visitor = visit(viewport={"width": 360, "height": 740})
+    page = visitor.page
+    visitor.log_in(f"/jobs/{job}/rollouts?step=2")
+    unfold = page.locator(".unfold")
+    for step, expanded in ((3, "false"), (4, "true")):
+        assert unfold.get_attribute("aria-expanded") == expanded
+        page.get_by_role("button", name="Next step").click()
+        page.wait_for_url(re.compile(rf"step={step}$"))
+        page.locator(".rollout").first.wait_for()
+        assert unfold.get_attribute("aria-expanded") == expanded
+        assert page.locator("input[name=prompt]").is_visible() is (expanded == "true")
+        unfold.click()
+
+
 def test_a_connection_that_breaks_loses_no_step(visit: Visit, stack: Stack) -> None:
     steps = 150
     job_id = stack.made_up("good", "broken connections", steps, 0.06)

@@ -74,6 +74,13 @@ def test_nothing_is_inline_and_nothing_is_from_elsewhere() -> None:
     assert not re.search(sinks, "".join(SCRIPTS.values()))
 
 
+def test_no_script_imports_what_it_does_not_use() -> None:
+    for name, script in SCRIPTS.items():
+        for names in re.findall(r"^import \{([^}]+)\} from", script, re.M):
+            for imported in (one.rpartition(" as ")[2].strip() for one in names.split(",")):
+                assert len(re.findall(rf"(?<![\w.]){re.escape(imported)}\b", script)) > 1, (name, imported)
+
+
 @pytest.mark.parametrize("path", ["/", "/page/js/main.js", "/page/page.css", "/page/locale/zh.json", "/page/icon.svg"])
 def test_files_need_no_key_and_come_with_the_policy(browser: tuple[Client, FakeJobService], path: str) -> None:
     client, _ = browser

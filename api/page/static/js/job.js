@@ -23,6 +23,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
 
   const head = h("div", { class: "job-head" });
   const tiles = h("dl", { class: "tiles" });
+  const refusal = h("div", { class: "notes" });
   const trouble = h("div", { class: "notes" });
   const notes = h("div", { class: "notes" });
   const navigation = h("nav", { class: "tabs", "aria-label": t("job.tabs") });
@@ -156,6 +157,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
   }
 
   async function act(action, danger) {
+    fill(refusal);
     const isSure = await confirmed({ title: t(`confirm.${action}.title`), text: t(`confirm.${action}.text`), action: t(`action.${action}`), danger });
     if (!isSure) return;
     try {
@@ -169,7 +171,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
       toast(t(`done.${action}`));
       draw();
     } catch (error) {
-      trouble.prepend(problemCard(error));
+      fill(refusal, problemCard(error));
     }
   }
 
@@ -177,7 +179,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
   openTab(tab, query);
   draw();
   return {
-    element: h("div", { class: "job" }, head, trouble, tiles, notes, navigation, panel),
+    element: h("div", { class: "job" }, head, refusal, trouble, tiles, notes, navigation, panel),
     go(parameters, values) {
       if (parameters.id !== id) return false;
       openTab(parameters.tab ?? "curves", values);

@@ -5,7 +5,6 @@ import { fill, h, raw } from "./dom.js";
 import { duration, fixed, has, t, time } from "./i18n.js";
 import { sparkline } from "./charts.js";
 import { badge, busy, empty, jobName, problemCard, progressBar } from "./parts.js";
-import { ENDED } from "./feed.js";
 
 const POLL_MS = 4000;
 const PAGE = 25;

@@ -47,7 +47,7 @@ export function rolloutsTab(feed, query, go) {
     fill(
       form,
       h("div", { class: "stepper" }, move(-1, t("rollouts.previous"), "‹"), field("step", { type: "number", min: 1, max: lastStep() || null, inputmode: "numeric", placeholder: t("rollouts.any") }), move(1, t("rollouts.next"), "›")),
-      h("button", { type: "button", class: "unfold", onclick: () => fold(!form.classList.contains("folded")) }, t("rollouts.filters")),
+      h("button", { type: "button", class: "unfold", "aria-expanded": String(!form.classList.contains("folded")), onclick: () => fold(!form.classList.contains("folded")) }, t("rollouts.filters")),
       field("prompt", { type: "text", spellcheck: "false", placeholder: t("rollouts.any") }),
       field("reward_gt", { type: "number", step: "any", placeholder: "–" }),
       field("reward_lt", { type: "number", step: "any", placeholder: "–" }),

@@ -11,7 +11,7 @@ import statistics
 from typing import Any
 
 from api.cli.output import AsJson, connected, print_json, say
-from api.cli.progress import printable, sparkline
+from api.cli.text import printable, sparkline
 
 Json = dict[str, Any]
 

@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from api.cli.progress import BLOCKS, OnEvent, printable, sparkline, thin
+from api.cli.text import BLOCKS, OnEvent, printable, sparkline, thin
 
 PLOT_HEIGHT = 8
 WARNINGS_SHOWN = 4

@@ -8,39 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import IO, Any
 
-BLOCKS = "▁▂▃▄▅▆▇█"
-SPARK_WIDTH = 32
+from api.cli.text import OnEvent, printable
 
-OnEvent = Callable[[dict[str, Any]], None]
 OnBytes = Callable[[str, int, int], None]
 """Told of a file's name, the bytes of it that are done, and its size."""
-
-
-def sparkline(values: list[float], width: int = SPARK_WIDTH) -> str:
-    """Values as a row of blocks, at most `width`: neighbours are averaged, the lowest is the lowest block."""
-    means = thin(values, width)
-    if not means:
-        return ""
-    low, high = min(means), max(means)
-    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BLOCKS[round((mean - low) * scale)] for mean in means)
-
-
-def thin(values: list[float], width: int) -> list[float]:
-    """At most `width` values: neighbours are averaged."""
-    size = min(width, len(values))
-    cuts = [len(values) * i // size for i in range(size + 1)] if size else []
-    return [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
 
 
 @contextmanager
 def show_progress(job: dict[str, Any], stream: IO[str]) -> Generator[OnEvent]:
     """Yields what to tell of each event; draws on a terminal, prints lines elsewhere."""
     if stream.isatty():
-        from api.cli.live import show_live
+        from api.cli.live import show_live  # rich, which a pipe does not need
 
         with show_live(job, stream) as on_event:
             yield on_event
@@ -136,11 +116,6 @@ def describe(event: dict[str, Any], total: int) -> str:
             return printable(str(data["paired"]["strict"]["verdict"]))
         case _:
             return ""
-
-
-def printable(text: str) -> str:
-    """Text that cannot steer a terminal, in one line."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _write(stream: IO[str], text: str) -> None:

@@ -20,7 +20,7 @@ from litestar.testing import TestClient
 import api.client
 from api.cli import main
 from api.cli.output import CommandError, confirm
-from api.cli.progress import BLOCKS, sparkline
+from api.cli.text import BLOCKS, sparkline
 from grpo_core.comparison import wilson_interval
 from grpo_core.spec import JobSpec, parse_spec
 from jobs.errors import NotFound

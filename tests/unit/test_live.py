@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from api.cli.live import Seen, draw, duration, plot
-from api.cli.progress import BLOCKS, describe, show_bytes, show_progress
+from api.cli.progress import describe, show_bytes, show_progress
+from api.cli.text import BLOCKS
 
 JOB: dict[str, Any] = {"id": "job-1", "name": "night \x1b[2J", "status": "queued", "phase": None, "total_steps": 40}
 

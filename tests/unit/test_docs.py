@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -45,6 +47,31 @@ def variables(settings: type[BaseSettings]) -> list[str]:
 def test_every_setting_is_in_the_page_of_settings(settings: type[BaseSettings]) -> None:
     page = (ROOT / "docs" / "settings.md").read_text()
     assert [name for name in variables(settings) if f"`{name}`" not in page] == []
+
+
+def modules_of(package: str) -> set[str]:
+    """The modules and packages in a package's folder."""
+    folder = ROOT / package
+    names = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    return names - {"__init__", "__main__"}
+
+
+@pytest.mark.parametrize("package", ["grpo_core", "jobs"])
+def test_every_module_is_on_the_map_of_its_package(package: str) -> None:
+    text = (ROOT / package / "__init__.py").read_text().partition("Where to look:")[2].partition('"""')[0]
+    rows = [re.split(r" {2,}", line.strip(), maxsplit=1) for line in text.splitlines() if line.strip()]
+    listed = [name for _, names in rows for name in names.split(", ")]
+    assert sorted(listed) == sorted(modules_of(package))
+
+
+def test_torch_comes_only_with_what_needs_it() -> None:
+    """The API and the worker import the rest, on machines that have no torch."""
+    light = sorted(modules_of("grpo_core") - {"checkpoints", "tensor_tree", "selftest", "probes", "stock"})
+    code = "import importlib, sys\n" + "".join(f"importlib.import_module('grpo_core.{name}')\n" for name in light)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}print('torch' in sys.modules)"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
 
 
 def test_every_problem_code_is_in_the_page_of_the_api() -> None:

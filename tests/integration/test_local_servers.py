@@ -90,7 +90,11 @@ def test_failed_start_shows_the_log(valkey: ValkeyServer, tmp_path: Path) -> Non
 
 def test_seaweedfs_stays_on_its_ports_and_on_loopback(seaweedfs: SeaweedFSServer) -> None:
     expected = {f"127.0.0.1:{port}" for port in seaweedfs_ports(seaweedfs.port)}
-    assert set(listeners(seaweedfs.pid)) == expected
+    deadline = time.monotonic() + 30
+    # It serves before the last of them is open, as after the restart of another test.
+    while not expected <= (found := set(listeners(seaweedfs.pid))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert found == expected
 
 
 def test_seaweedfs_refuses_to_start_without_credentials(tmp_path: Path) -> None:

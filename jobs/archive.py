@@ -47,6 +47,11 @@ class ManifestEntry:
     sha256: str
     size: int
 
+    @property
+    def name(self) -> str:
+        """The file's own name: the rest comes from the training process, and must not lead out of a folder."""
+        return self.key.rsplit("/", 1)[-1]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:

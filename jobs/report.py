@@ -8,7 +8,6 @@ without a page; what cannot be had in time is left out of it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import time
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
@@ -135,24 +134,15 @@ class EarlierRuns:
         (self._target / "rollouts").mkdir(exist_ok=True)
         for entry in newest(wanted, ROLLOUT_BYTES):
             try:
-                # The name alone: it comes from the training process, and must not lead out of the folder.
-                self._download(entry, self._target / "rollouts" / entry.key.rsplit("/", 1)[-1])
+                self._download(entry, self._target / "rollouts" / entry.name)
             except (Damaged, Denied) as error:
                 self._log(entry.path, error)  # the others are worth as much as before
 
     def _download(self, entry: ManifestEntry, target: Path) -> None:
         if target.exists():
             return
-        hasher = hashlib.sha256()
-
-        def feed(chunk: bytes) -> None:
-            self._check_time()
-            hasher.update(chunk)
-
         with _whole(target) as path:
-            self._store.stream(entry.key, path, feed)
-            if hasher.hexdigest() != entry.sha256:
-                raise Damaged(entry.key, "does not have the SHA-256 that was recorded for it")
+            self._store.stream(entry.key, path, lambda _: self._check_time(), sha256=entry.sha256)
 
     def _check_time(self) -> None:
         """Whoever gave this up must not have it go on beside."""

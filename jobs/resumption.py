@@ -83,12 +83,12 @@ def _fetch(store: ObjectStore, commit: Commit, folder: Path) -> None:
     if not any(entry.key == f"{commit.checkpoint}manifest.json" for entry in entries):
         raise Damaged(commit.checkpoint, "names no manifest")
     folder.mkdir(exist_ok=True)
-    wanted = {_name(entry) for entry in entries}
+    wanted = {entry.name for entry in entries}
     for other in folder.iterdir():
         if other.name not in wanted:  # of a commit that was tried before
             other.unlink()
     for entry in entries:
-        _fetch_file(store, entry, folder / _name(entry))
+        _fetch_file(store, entry, folder / entry.name)
 
 
 def _fetch_file(store: ObjectStore, entry: ManifestEntry, path: Path) -> None:
@@ -102,11 +102,6 @@ def _fetch_file(store: ObjectStore, entry: ManifestEntry, path: Path) -> None:
                 raise
         else:
             return
-
-
-def _name(entry: ManifestEntry) -> str:
-    # The name alone: it comes from the training process, and must not lead out of the folder.
-    return entry.key.rsplit("/", 1)[-1]
 
 
 def _inherited(store: ObjectStore, job_id: str, epoch: int, commit: Commit | None) -> list[ManifestEntry]:

@@ -228,28 +228,36 @@ class ObjectStore:
 
     def download(self, key: str, path: Path, sha256: str | None = None) -> None:
         """Copy an object to a file in a folder that exists; raises `Damaged` where it is not what was recorded."""
-        hasher = hashlib.sha256()
         try:
-            self.stream(key, path, hasher.update)
+            self.stream(key, path, sha256=sha256)
         except Denied as error:
             if error.status == 404:
                 raise Damaged(key, "is gone") from error
             raise Unavailable("Object storage", str(error)) from error
-        if sha256 is not None and hasher.hexdigest() != sha256:
-            raise Damaged(key, "does not have the SHA-256 that was recorded for it")
 
-    def stream(self, key: str, path: Path, feed: Callable[[bytes], object]) -> None:
-        """Copy an object to a file and each chunk to `feed`; raises `Denied`, also where there is none."""
+    def stream(
+        self, key: str, path: Path, feed: Callable[[bytes], object] | None = None, *, sha256: str | None = None
+    ) -> None:
+        """Copy an object to a file and each chunk to `feed`.
+
+        Raises `Denied`, also where there is none, and `Damaged` where it does not have the SHA-256 that is given.
+        """
+        hasher = hashlib.sha256()
         try:
             body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
             with path.open("wb") as file:
                 for chunk in body.iter_chunks(CHUNK_BYTES):
-                    feed(chunk)
+                    if feed is not None:
+                        feed(chunk)
+                    if sha256 is not None:
+                        hasher.update(chunk)
                     file.write(chunk)
         except ClientError as error:
             raise _meaning(error) from error
         except BotoCoreError as error:
             raise _unavailable(error) from error
+        if sha256 is not None and hasher.hexdigest() != sha256:
+            raise Damaged(key, "does not have the SHA-256 that was recorded for it")
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Every object below a prefix, in the order of keys."""

@@ -179,7 +179,7 @@ def test_a_fetch_that_was_given_up_ends_and_leaves_nothing_half(
 ) -> None:
     stream = tenure.tools.store.stream
 
-    def slowly(key: str, path: Path, feed: Any) -> None:
+    def slowly(key: str, path: Path, feed: Any, **_: Any) -> None:
         stream(key, path, lambda _: None)
         time.sleep(0.5)
         feed(b"")

@@ -173,11 +173,12 @@ def _fetch(section: ModelSection) -> Path:
             f"Check model.name; private models need HF_TOKEN, and models of your own belong into {_model_dir()}.",
         ) from error
     except (OSError, errors.RevisionResolutionError, httpx.TransportError) as error:
-        if isinstance(error, OSError) and error.errno is not None and not hub.is_away(error):
+        is_away = hub.is_away(error)
+        if isinstance(error, OSError) and error.errno is not None and not is_away:
             raise  # this machine's fault, such as a full disk
         # One that is turned off on purpose will be so at the next try.
         raise JobFailure(
-            "infra" if hub.is_away(error) else "user_config",
+            "infra" if is_away else "user_config",
             "hub_unreachable",
             f"The model {where} is not on this worker, and the Hugging Face hub could not be reached.",
             hint=f"Put the model's folder into {_model_dir()}, or give the worker access to the hub.",

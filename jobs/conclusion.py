@@ -94,12 +94,12 @@ class Conclusion:
         if shipper.error is not None:
             raise shipper.error
         manifest = Manifest(job=self._job_id, epoch=self._epoch, objects=shipper.objects)
-        return self._patience(lambda: self._tools.archive.put_manifest(manifest), heed, seconds=_left(until))
+        return self._patience(lambda: self._tools.archive.put_manifest(manifest), heed, until=until)
 
     def _start_shipper(self, heed: Collection[Order], until: float | None) -> Shipper:
         """For a run that ended before it knew its base: what earlier runs committed stays valid all the same."""
         store, before = self._tools.store, self._epoch - 1
-        commit = self._patience(lambda: lineage.newest_commit(store, self._job_id, before), heed, seconds=_left(until))
+        commit = self._patience(lambda: lineage.newest_commit(store, self._job_id, before), heed, until=until)
         base = Base(job=self._job_id, epoch=self._epoch, resumed=None, objects=commit.objects if commit else [])
         return self._tenure.ship_from(base)
 
@@ -207,7 +207,3 @@ class Conclusion:
         """For displays only: it is not waited for."""
         with contextlib.suppress(Unavailable):
             self._tools.ledger.change(self._job_id, epoch=self._epoch, fields={"phase": phase})
-
-
-def _left(until: float | None) -> float | None:
-    return None if until is None else max(0.1, until - time.monotonic())

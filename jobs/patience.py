@@ -62,12 +62,21 @@ class Patience:
             if given[order]:
                 raise Interrupted(order)
 
-    def __call__(self, action: Callable[[], T], heed: Collection[Order], *, seconds: float | None = None) -> T:
+    def __call__(
+        self,
+        action: Callable[[], T],
+        heed: Collection[Order],
+        *,
+        seconds: float | None = None,
+        until: float | None = None,
+    ) -> T:
         """Do something that may raise `Unavailable` until it works. Raises as `check` does, and `TooSlow`.
 
-        What is given up goes on in its thread to the end of the exchange at hand, so it must do no harm.
+        It may take so many seconds, or until a monotonic moment. What is given up goes on in its thread to the end
+        of the exchange at hand, so it must do no harm.
         """
-        until = None if seconds is None else time.monotonic() + seconds
+        if seconds is not None:
+            until = time.monotonic() + seconds
         delay = RETRY_SECONDS
         while True:
             attempt = _Attempt(action)

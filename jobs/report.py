@@ -49,8 +49,7 @@ def write_report(
         earlier = EarlierRuns(tenure, until=time.monotonic() + seconds)
         with contextlib.suppress(TooSlow):
             tenure.patience(earlier.fetch, heed, seconds=seconds)
-    left = None if until is None else max(0.1, until - time.monotonic())
-    tenure.patience(lambda: _write(tenure.folder, status, error), heed, seconds=left)
+    tenure.patience(lambda: _write(tenure.folder, status, error), heed, until=until)
 
 
 def _write(folder: Path, status: Ending, error: FailureReport | None) -> None:

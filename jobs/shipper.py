@@ -305,7 +305,8 @@ class Shipper:
         name = self._name(path)
         self._guard()
         try:
-            stamp = (path.stat().st_size, path.stat().st_mtime_ns)
+            state = path.stat()
+            stamp = (state.st_size, state.st_mtime_ns)
             if self._stamps.get(name) == stamp:
                 return self._sent[name]
             sha256, size = self._store.upload(path, self._prefix + name)

@@ -57,7 +57,8 @@ def list_datasets(*, limit: int = 20, cursor: str | None = None, json: AsJson = 
 
 def delete(dataset_id: str, /, *, yes: Yes = False, json: AsJson = False) -> None:
     """Delete a data set that no unfinished job names. There is no way back; jobs keep the completions they drew."""
-    confirm(f"Delete {dataset_id}?", yes=yes)
+    if not yes:
+        confirm(f"Delete {dataset_id}?")
     with connected() as client:
         client.delete_dataset(dataset_id)
     if json:

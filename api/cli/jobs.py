@@ -92,7 +92,7 @@ def delete(job_id: str, /, *, yes: Yes = False, json: AsJson = False) -> None:
     with connected() as client:
         if not yes:
             job = client.get(job_id)
-            confirm(f"Delete {job_id} ({job['name'] or 'no name'}, {job['status']}) and all it left?", yes=yes)
+            confirm(f"Delete {job_id} ({job['name'] or 'no name'}, {job['status']}) and all it left?")
         client.delete(job_id)
     if json:
         print_json({"job": job_id, "deleted": True})

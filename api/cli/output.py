@@ -73,10 +73,8 @@ def _write(stream: TextIO, text: str) -> None:
     stream.flush()
 
 
-def confirm(question: str, *, yes: bool) -> None:
+def confirm(question: str) -> None:
     """Ask before what cannot be undone; where nobody can answer, only `--yes` says so."""
-    if yes:
-        return
     if not sys.stdin.isatty():
         raise CommandError("This cannot be undone, and nobody is there to ask: add --yes.", EXIT_REFUSED)
     sys.stderr.write(f"{question} [y/N] ")

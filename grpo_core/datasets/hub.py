@@ -179,11 +179,12 @@ def _as_dataset_error(name: str, reason: Exception) -> DatasetError:
         return error("dataset_not_found", f"{name} was not found on the hub ({said})", remedy, "/data/dataset")
     if isinstance(reason, DataFilesNotFoundError | EmptyDatasetError):
         return error("no_data_files", f"{name} holds no data files", "Use Parquet, JSONL or CSV.", "/data/dataset")
-    if isinstance(reason, ConnectionError) or hub.is_away(reason):
+    is_away = hub.is_away(reason)
+    if is_away or isinstance(reason, ConnectionError):
         detail = f"{name} is not on this worker, and the hub does not answer ({said})"
         remedy = f"Try again later, put the data set in the worker's {DATASET_DIR_VARIABLE}, or upload it as JSONL."
         # One that is turned off on purpose will be so at the next try.
-        kind = DatasetUnreachableError if hub.is_away(reason) else DatasetError
+        kind = DatasetUnreachableError if is_away else DatasetError
         return kind([problem("hub_unreachable", detail, remedy, "/data/dataset")])
     if isinstance(reason, ValueError) and "onfig" in said:
         detail = f"{name} has no such subset ({said})"

@@ -35,8 +35,6 @@ EARLIER: Final = Path("inputs") / "earlier"
 """In a run folder: `rollouts/*.parquet` of runs before this one, and `events.jsonl`, the job's so far as its service
 numbers them. `metrics.jsonl` only where the run itself has none and no checkpoint that holds them."""
 
-ORDERS: Final = {"reward": "reward_total", "advantage": "advantage", "length": "completion_tokens"}
-
 Json = dict[str, Any]
 
 

@@ -159,9 +159,9 @@ def test_where_it_has_to_be_quick_half_of_the_time_is_for_writing(
     given: list[float | None] = []
     patience = tenure.patience
 
-    def noted(action: Any, heed: Any, *, seconds: float | None = None) -> Any:
-        given.append(seconds)
-        return patience(action, heed, seconds=seconds)
+    def noted(action: Any, heed: Any, *, seconds: float | None = None, until: float | None = None) -> Any:
+        given.append(seconds if until is None else until - time.monotonic())
+        return patience(action, heed, seconds=seconds, until=until)
 
     monkeypatch.setattr(tenure, "patience", noted)
     monkeypatch.setattr(report, "FETCH_SECONDS", 50.0)

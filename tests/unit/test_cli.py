@@ -615,10 +615,10 @@ def test_only_a_yes_deletes(answer: str, deletes: bool, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(sys, "stdin", Terminal(answer))
     if deletes:
-        confirm("Delete?", yes=False)
+        confirm("Delete?")
     else:
         with pytest.raises(CommandError, match="Nothing was deleted"):
-            confirm("Delete?", yes=False)
+            confirm("Delete?")
 
 
 def test_data_sets_are_listed_and_deleted(run: Run, online: FakeJobService, tmp_path: Path) -> None:

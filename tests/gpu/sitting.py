@@ -554,9 +554,9 @@ def _stack(host: Host) -> dict[str, str]:
 
 
 def _stack_down(host: Host) -> None:
-    from deploy.local import stack
+    with contextlib.suppress(Exception):  # such as the packages that are not there yet
+        from deploy.local import stack
 
-    with contextlib.suppress(Exception):
         stack.down(host.work / "stack", stop_s=30)
 
 
@@ -762,7 +762,8 @@ def _memory_used() -> int:
 
 def _smi(query: str) -> str:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        argv = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+        card = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        argv = ["nvidia-smi", f"--id={card}", f"--query-gpu={query}", "--format=csv,noheader"]
         return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     return ""
 
@@ -804,7 +805,7 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=1500, help="seconds this command's stages have in all")
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.PATH=VALUE", help="change a stage's spec")
     parser.add_argument("--dry-run", action="store_true", help="the tiny model on the CPU")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     work = arguments.work.resolve()
     host = Host(work, work / "tools", arguments.dry_run, _overrides(arguments.set), time.time() + arguments.budget)
     if arguments.verb == "stages":

@@ -5,7 +5,7 @@ themselves and with `checkpoints`, `tensor_tree`, `selftest`, `probes` and `stoc
 
     asked for by     spec, estimates
     made from        datasets, prompts, models, hub, rewards
-    trained by       training, engines, micro_batch, lifetime
+    trained by       training, engines, micro_batch, activations, lifetime
     written down by  step_recorder, records, runfolder, strict_json, trackers, model_card
     gone on from     checkpoints, saved_run, tensor_tree
     judged by        guards, audits, evaluation, held_out, comparison, selftest, probes, stock

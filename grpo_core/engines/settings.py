@@ -91,7 +91,7 @@ def unsloth_adapter_settings(spec: JobSpec) -> Settings:
 def unsloth_checkpointing(spec: JobSpec) -> str | bool:
     """Gradient checkpointing in Unsloth's words."""
     wanted = spec.lora.gradient_checkpointing
-    return wanted if wanted == "unsloth" else wanted == "standard"
+    return {"off": False, "standard": True}.get(wanted, "unsloth")
 
 
 def sequences_at_once(spec: JobSpec) -> int:

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl.trainer.grpo_config import GRPOConfig
 
 from grpo_core import strict_json, trackers
+from grpo_core.activations import Checkpointing, choose_checkpointing
 from grpo_core.checkpoints import continue_adapter, load_adapter, read_state, set_random_states, write_adapter
 from grpo_core.datasets import Row
 from grpo_core.engines import EngineName, RunContext, logprobs
@@ -52,6 +54,7 @@ class TrlEngine:
 
     files: ModelFiles
     precision: Precision
+    checkpointing: Checkpointing
     tokenizer: Any
 
     def __init__(self, context: RunContext) -> None:
@@ -74,6 +77,7 @@ class TrlEngine:
             f"{self.files.name}: {self.files.parameters / 1e6:.1f} M parameters, weights in "
             f"{self.precision.weights} ({self.precision.reason})"
         )
+        self._choose_checkpointing()
         self.tokenizer = load_tokenizer(self.files)
         self._prompts = build_prompts(rows, self._spec, self.tokenizer)
         self._warn_of_dropped_prompts()
@@ -133,6 +137,7 @@ class TrlEngine:
                 "trained_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             },
             "precision": self.precision.as_dict(),
+            "gradient_checkpointing": asdict(self.checkpointing),
             "prompts": {
                 "kept": len(self._prompts.prompts),
                 "dropped": self._prompts.dropped,
@@ -161,6 +166,13 @@ class TrlEngine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _choose_checkpointing(self) -> None:
+        hardware = find_hardware(self._spec)
+        self.checkpointing = choose_checkpointing(self._spec, self.files, self.precision, hardware, self.name)
+        self._context.events.log(f"gradient checkpointing: {self.checkpointing.way} ({self.checkpointing.reason})")
+        lora = self._spec.lora.model_copy(update={"gradient_checkpointing": self.checkpointing.way})
+        self._spec = self._spec.model_copy(update={"lora": lora})
 
     def _build_trainer(self) -> RecordingTrainer:
         spec = self._spec

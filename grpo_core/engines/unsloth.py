@@ -186,7 +186,6 @@ class UnslothEngine(TrlEngine):
             "start_up_seconds": self._start_up.seconds,
             "device_memory_gb": {"used": round((total - free) / 1e9, 2), "total": round(total / 1e9, 2)},
             "rollout_server": _held_by_server(self._llm),
-            "gradient_checkpointing": str(getattr(self.model, "_unsloth_gradient_checkpointing", None)),
             "libraries": {name: importlib.metadata.version(name) for name in ("unsloth", "unsloth_zoo", "vllm")},
         }
 

@@ -93,8 +93,8 @@ class LoraSection(Section):
         default=PROJECTIONS, min_length=1, max_length=len(PROJECTIONS)
     )
     """The projections that get an adapter."""
-    gradient_checkpointing: Literal["unsloth", "standard", "off"] = "unsloth"
-    """`unsloth` is the engine's own; the `trl` engine takes it as `standard`."""
+    gradient_checkpointing: Literal["auto", "unsloth", "standard", "off"] = "auto"
+    """`auto`: off where the card has room, which is faster; `unsloth` is that engine's own, `standard` for `trl`."""
     seed: int = Field(default=3407, ge=0, le=2**31 - 1)
     """Seeds the adapter's initial weights."""
 

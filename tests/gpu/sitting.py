@@ -286,6 +286,7 @@ def _recipe(host: Host, preset: str, *, steps: int, share: float | None = None) 
     spec["model"] = {**spec.get("model", {}), "name": host.model(MODEL_7B)}
     if share is not None:
         spec["model"]["gpu_memory_share"] = share
+        spec["lora"] = {"gradient_checkpointing": "unsloth"}  # as on a card of that size
     spec["training"] = {**spec.get("training", {}), "steps": steps}
     spec["rewards"] = {"mode": "published"}
     spec["guards"] = {"no_signal_steps": 0}

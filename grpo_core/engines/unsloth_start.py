@@ -28,8 +28,6 @@ _DEFAULTS: Final = {
     "UNSLOTH_DISABLE_STATISTICS": "1",
     # Merging the adapter into 16-bit weights would lose most of the recipe's small updates: it is served as it is.
     "UNSLOTH_VLLM_MERGED_ROLLOUT": "0",
-    # A token's time is mostly reading the base's weights; the adapter's many small kernels run beside that.
-    "VLLM_LORA_ENABLE_DUAL_STREAM": "1",
     # Sleep mode overrides model.gpu_memory_share.
     "UNSLOTH_VLLM_STANDBY": "0",
 }

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from grpo_core.estimates import SpecWarning
+from grpo_core.estimates import Estimate, SpecWarning
 from grpo_core.rewards import RewardInfo
 from jobs.datasets import DatasetRecord
 from jobs.record import TERMINAL, JobRecord, JobStatus, Phase
@@ -118,6 +118,7 @@ class DryRun(Struct, frozen=True, kw_only=True):
     object: Literal["dry_run"] = "dry_run"
     spec: Annotated[dict[str, Any], Meta(description="The resolved spec, every value explicit")]
     spec_sha256: Sha256
+    estimate: Annotated[Estimate, Meta(description="Its size by arithmetic; tokens are upper bounds")]
     warnings: list[Warning]
 
 

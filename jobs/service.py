@@ -18,7 +18,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from grpo_core.datasets import DatasetSummary
-from grpo_core.estimates import SpecWarning
+from grpo_core.estimates import Estimate, SpecWarning, estimate
 from grpo_core.estimates import warnings as suspicious_settings
 from grpo_core.spec import JobSpec
 from jobs import metrics
@@ -82,6 +82,15 @@ class Page(Generic[T]):
 
     items: list[T]
     next_cursor: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What a job would be."""
+
+    estimate: Estimate
+    warnings: list[SpecWarning]
+    """Settings that are legal and probably not meant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,9 +196,13 @@ class JobService:
         """
         return self._submission.submit(spec, owner, request)
 
-    def warnings(self, spec: JobSpec, owner: str) -> list[SpecWarning]:
-        """What a dry run tells: settings that are legal and probably not meant. Raises `Rejected` as `submit` does."""
+    def preview(self, spec: JobSpec, owner: str) -> Preview:
+        """What a dry run tells. Raises `Rejected` as `submit` does."""
         self._references.check(spec, owner)
+        rows = self.datasets.get(spec.data.dataset, owner).rows if spec.data.source == "upload" else None
+        return Preview(estimate=estimate(spec, rows=rows), warnings=self._warnings(spec))
+
+    def _warnings(self, spec: JobSpec) -> list[SpecWarning]:
         found = list(suspicious_settings(spec))
         queue = queue_for(spec, self._queue_settings.prefix)
         if not self.workers.serving(queue):

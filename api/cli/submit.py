@@ -126,4 +126,14 @@ def _show_dry_run(result: dict[str, Any], *, as_json: bool) -> None:
     say(json.dumps(result["spec"], indent=2, ensure_ascii=False))
     for warning in result["warnings"]:
         say(f"warning {warning['pointer']}: {warning['message']}")
+    note(_size(result["estimate"]))
     note(f"The spec is accepted, with {len(result['warnings']) or 'no'} warnings; nothing was stored.")
+
+
+def _size(estimate: dict[str, Any]) -> str:
+    share = estimate["epoch_share"]
+    epochs = "" if share is None else f", {share:g} times through the data set"
+    return (
+        f"{estimate['completions']:,} completions to {estimate['prompts']:,} questions{epochs}; "
+        f"at most {estimate['max_completion_tokens']:,} tokens are drawn."
+    )

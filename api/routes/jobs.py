@@ -46,6 +46,7 @@ from api.streams import HEADERS, MEDIA_TYPE, EventStreams
 from grpo_core.spec import JOB_ID, JobSpec
 from jobs.errors import NotFound
 from jobs.record import JobStatus
+from jobs.service import Preview
 
 EventType = Literal["status", "metric", "sample", "checkpoint", "evaluation", "warning", "log", "error"]
 
@@ -109,7 +110,7 @@ def submit(
 ) -> Response[Job]:
     """Store a job and queue it, or with `dry_run` check it and store nothing."""
     if dry_run:
-        return _dry_run(spec, service.warnings(spec, owner))
+        return _dry_run(spec, service.preview(spec, owner))
     record, replayed = service.submit_once(spec, owner, once) if once else (service.submit(spec, owner), False)
     job = job_of(record)
     headers = {"Location": job.links.self, **(REPLAYED if replayed else {})}
@@ -342,9 +343,12 @@ def list_artifacts(job_id: JobId, owner: Owner, service: Service) -> ArtifactLis
     return artifacts_of(service.artifacts(job_id, owner), record)
 
 
-def _dry_run(spec: JobSpec, warnings: list[Any]) -> Response[Any]:
+def _dry_run(spec: JobSpec, preview: Preview) -> Response[Any]:
     body = DryRun(
-        spec=spec.as_dict(), spec_sha256=spec.digest(), warnings=[warning_of(warning) for warning in warnings]
+        spec=spec.as_dict(),
+        spec_sha256=spec.digest(),
+        estimate=preview.estimate,
+        warnings=[warning_of(warning) for warning in preview.warnings],
     )
     return Response(body, status_code=200)
 

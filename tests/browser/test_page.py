@@ -242,6 +242,7 @@ def test_a_form_names_every_field_that_is_wrong(visit: Visit, stack: Stack) -> N
     page.locator("#field-data-source").select_option("hub")
     page.get_by_role("button", name="Check only").click()
     page.get_by_text("This spec would be accepted").wait_for()
+    page.get_by_text(re.compile("completions to .* questions, at most .* tokens drawn")).wait_for()
     resolved = json.loads(page.locator(".outcome pre").text_content() or "")
     assert resolved["sampling"]["generations"] == 8
     page.get_by_role("button", name="JSON").click()

@@ -112,8 +112,15 @@ def test_an_upload_must_exist_and_have_the_columns(service: JobService, tmp_path
         submit(service, data={"source": "file", "dataset": "/etc/passwd"})
 
 
+def test_a_dry_run_knows_the_size_of_the_data_set(service: JobService, tmp_path: Path) -> None:
+    dataset = upload(service, tmp_path)
+    spec = parse_spec({**CPU, "training": {"steps": 6}, "data": {"source": "upload", "dataset": dataset.id}})
+    assert service.preview(spec, "ann").estimate.epoch_share == 6 / dataset.rows
+    assert service.preview(parse_spec(CPU), "ann").estimate.epoch_share is None, "nobody counts the hub's rows"
+
+
 def test_a_dry_run_says_that_no_worker_would_take_it(service: JobService) -> None:
-    assert "no_worker" in [warning.code for warning in service.warnings(parse_spec(CPU), "ann")]
+    assert "no_worker" in [warning.code for warning in service.preview(parse_spec(CPU), "ann").warnings]
 
 
 def test_keys_open_until_they_are_revoked_and_survive_the_loss_of_valkey(service: JobService) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from ulid import ULID
 
 from grpo_core.datasets import DatasetSummary
-from grpo_core.estimates import SpecWarning
+from grpo_core.estimates import SpecWarning, estimate
 from grpo_core.spec import JobSpec, Problem
 from jobs.admission import KeyReused, RequestKey
 from jobs.datasets import DatasetRecord
@@ -22,7 +22,7 @@ from jobs.keys import SCOPES, KeyRecord
 from jobs.record import TERMINAL, JobRecord, JobStatus, new_job_id
 from jobs.rollout_query import RolloutQuery, decode_cursor
 from jobs.rollout_store import Rollout, StepRollouts
-from jobs.service import Artifact, LinkedCheckpoint, Page
+from jobs.service import Artifact, LinkedCheckpoint, Page, Preview
 from jobs.sessions import Session, TooManyAttempts
 from jobs.telemetry import QueueState, Telemetry
 
@@ -90,7 +90,7 @@ class FakeJobService:
         self.sessions.pop(token, None)
 
     def submit(self, spec: JobSpec, owner: str) -> JobRecord:
-        self.warnings(spec, owner)
+        self.preview(spec, owner)
         record = make_record(owner=owner, spec=spec)
         self.jobs[record.id] = record
         return record
@@ -106,14 +106,15 @@ class FakeJobService:
             raise KeyReused
         return self.jobs[known[1]], True
 
-    def warnings(self, spec: JobSpec, owner: str) -> list[SpecWarning]:
+    def preview(self, spec: JobSpec, owner: str) -> Preview:
         self._check()
         if spec.data.source == "upload" and spec.data.dataset not in self.uploads:
             remedy = "Upload it first."
             raise Rejected(
                 Problem(pointer="/data/dataset", code="no_such_dataset", detail="does not exist", remedy=remedy)
             )
-        return [SpecWarning(pointer="/resources", code="no_worker", message="No worker is connected.")]
+        warning = SpecWarning(pointer="/resources", code="no_worker", message="No worker is connected.")
+        return Preview(estimate=estimate(spec), warnings=[warning])
 
     def get(self, job_id: str, owner: str) -> JobRecord:
         self._check()

@@ -7,7 +7,8 @@ from litestar import Litestar
 from litestar.testing import TestClient
 
 from api.app import create_app
-from grpo_core.spec import JobSpec, json_schema
+from grpo_core.estimates import estimate
+from grpo_core.spec import JobSpec, json_schema, parse_spec
 from jobs.admission import InProgress, KeyReused, TooManyJobs
 from jobs.errors import Unavailable
 from jobs.ratelimit import RateLimited
@@ -66,6 +67,7 @@ def test_a_dry_run_stores_nothing(client: Client, service: FakeJobService) -> No
     assert answer.status_code == 200
     assert answer.json()["object"] == "dry_run"
     assert answer.json()["spec"]["training"]["steps"] == 3
+    assert answer.json()["estimate"] == estimate(parse_spec({"training": {"steps": 3}})).as_dict()
     assert answer.json()["warnings"] == [
         {"pointer": "/resources", "code": "no_worker", "message": "No worker is connected."}
     ]

@@ -210,6 +210,7 @@ def test_a_refused_spec_prints_every_field_with_its_remedy(run: Run, online: Fak
 def test_dry_run(run: Run, online: FakeJobService, spec: str) -> None:
     result = run("submit", spec, "--dry-run")
     assert "warning /resources: No worker is connected." in result.out
+    assert "completions to 20 questions" in result.err
     assert run("submit", spec, "--dry-run", "--json").json["spec"]["training"]["steps"] == 20
     assert online.jobs == {}
 

@@ -78,6 +78,10 @@ export function number(value, digits = 4) {
 }
 
 /** A number with a fixed count of decimals, for columns. */
+export function compact(value) {
+  return format({ notation: "compact", maximumSignificantDigits: 3 }).format(value);
+}
+
 export function fixed(value, decimals = 3) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   return format({ minimumFractionDigits: decimals, maximumFractionDigits: decimals }).format(value);

@@ -2,7 +2,7 @@
 
 import { get, post, request, specSchema, Problem } from "./api.js";
 import { fill, h, raw } from "./dom.js";
-import { fieldWords, t, has } from "./i18n.js";
+import { compact, fieldWords, number, t, has } from "./i18n.js";
 import { busy, problemCard, prose, toast } from "./parts.js";
 import { defaultsOf, flatten, resolve, shown } from "./spec.js";
 
@@ -202,7 +202,7 @@ export async function submitView(_, query, holder) {
   function checked(answer, body) {
     const asked = flatten(body);
     return [
-      h("div", { class: "card good" }, h("p", { class: "strong" }, t("submit.valid")), answer.warnings.length ? null : h("p", { class: "hint" }, t("submit.no.warnings"))),
+      h("div", { class: "card good" }, h("p", { class: "strong" }, t("submit.valid")), answer.warnings.length ? null : h("p", { class: "hint" }, t("submit.no.warnings")), h("p", { class: "hint" }, size(answer.estimate))),
       answer.warnings.map((one) => h("div", { class: "card warning" }, h("p", {}, raw(one.pointer, { class: "code" }), " ", raw(one.code, { class: "code" })), h("p", {}, raw(one.message, { lang: "en" })))),
       h("details", { class: "card" }, h("summary", {}, t("submit.resolved"), " ", h("span", { class: "hint" }, t("submit.changed", { n: asked.size }))), h("pre", { class: "code", tabindex: "0", translate: "no" }, JSON.stringify(answer.spec, null, 2))),
     ];
@@ -210,6 +210,13 @@ export async function submitView(_, query, holder) {
 
   draw();
   return { element };
+}
+
+function size(estimate) {
+  const numbers = { completions: compact(estimate.completions), questions: compact(estimate.prompts), tokens: compact(estimate.max_completion_tokens) };
+  const parts = [t("submit.size", numbers)];
+  if (estimate.epoch_share !== null) parts.push(t("submit.epochs", { n: number(estimate.epoch_share) }));
+  return parts.join(" ");
 }
 
 function badJson(error) {

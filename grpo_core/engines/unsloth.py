@@ -207,7 +207,15 @@ class UnslothEngine(TrlEngine):
                 processing_class=tokenizer,
             )
         with_adapter: Any = trainer.model
-        require_same({"adapters": ["default"]}, {"adapters": [*with_adapter.peft_config]}, "The model")
+        require_same(
+            {"adapters": ["default"], "gradient_checkpointing": settings["gradient_checkpointing"]},
+            {
+                "adapters": [*with_adapter.peft_config],
+                # What Unsloth goes by when it trains; it takes "unsloth" for True where sequences are short.
+                "gradient_checkpointing": bool(getattr(with_adapter, "_unsloth_gradient_checkpointing", None)),
+            },
+            "The model",
+        )
         if self._llm.llm_engine.vllm_config.use_v2_model_runner:
             # The older model runner draws seeded requests one by one; there one seed a step has to do.
             self._llm.generate = seeded = SeededGeneration(self._llm.generate)

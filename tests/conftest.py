@@ -15,6 +15,7 @@ from deploy.local.ports import pick_port, pick_s3_port
 from deploy.local.process import Child, Service
 from deploy.local.seaweedfs import SeaweedFS
 from deploy.local.valkey import Valkey
+from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
 
 
@@ -122,3 +123,12 @@ def storage_settings(seaweedfs: SeaweedFSServer) -> StorageSettings:
             "secret_key": seaweedfs.secret_key,
         }
     )
+
+
+@pytest.fixture
+def service(storage_settings: StorageSettings, queue_settings: QueueSettings) -> Iterator[JobService]:
+    """The facade, with its threads running."""
+    service = JobService(storage_settings, queue_settings)
+    service.start()
+    yield service
+    service.close()

@@ -28,14 +28,6 @@ def queue_settings(queue_settings: QueueSettings) -> QueueSettings:
     return queue_settings.model_copy(update={"lease_seconds": 3.0})
 
 
-@pytest.fixture
-def service(storage_settings: StorageSettings, queue_settings: QueueSettings) -> Iterator[JobService]:
-    service = JobService(storage_settings, queue_settings)
-    service.start()
-    yield service
-    service.close()
-
-
 class WorkerProcess:
     """One `python -m jobs`."""
 

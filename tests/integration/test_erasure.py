@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,24 @@ from jobs.outbox import Outbox
 from jobs.queue import Doorbell
 from jobs.record import JobStatus
 from jobs.service import JobService
-from jobs.settings import QueueSettings, StorageSettings
+from jobs.settings import QueueSettings
 from jobs.unfinished import Unfinished
 from tests.integration.test_service import CPU, end, submit, upload
 
 
-@pytest.fixture
-def service(storage_settings: StorageSettings, queue_settings: QueueSettings) -> Iterator[JobService]:
-    service = JobService(storage_settings, queue_settings)
-    service.start()
-    yield service
-    service.close()
+@contextmanager
+def cut_off_at(service: JobService, last: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Object storage goes away as this object is to be deleted."""
+    delete = service.store.delete
+
+    def fails(key: str) -> None:
+        if key == last:
+            raise Unavailable("Object storage", "a test")
+        delete(key)
+
+    with monkeypatch.context() as broken, pytest.raises(Unavailable):
+        broken.setattr(service.store, "delete", fails)
+        yield
 
 
 @pytest.fixture
@@ -65,17 +73,8 @@ def test_a_deletion_that_was_cut_off_is_finished_by_asking_again(
 ) -> None:
     job = submit(service)
     end(service, job.id)
-    delete = service.store.delete
-
-    def fails(key: str) -> None:
-        if key == layout.outcome(job.id):
-            raise Unavailable("Object storage", "a test")
-        delete(key)
-
-    with monkeypatch.context() as broken:
-        broken.setattr(service.store, "delete", fails)
-        with pytest.raises(Unavailable):
-            service.delete(job.id, "ann")
+    with cut_off_at(service, layout.outcome(job.id), monkeypatch):
+        service.delete(job.id, "ann")
     assert service.get(job.id, "ann").status is JobStatus.CANCELLED
     service.delete(job.id, "ann")
     assert list(service.store.list(layout.folder(job.id))) == []
@@ -150,17 +149,8 @@ def test_a_data_set_whose_deletion_was_cut_off_is_found_no_more_and_goes_later(
 ) -> None:
     owner = f"deleter-{tmp_path.name}"
     dataset = upload(service, tmp_path, owner)
-    delete = service.store.delete
-
-    def fails(key: str) -> None:
-        if key == layout.dataset_rows(dataset.id):
-            raise Unavailable("Object storage", "a test")
-        delete(key)
-
-    with monkeypatch.context() as broken:
-        broken.setattr(service.store, "delete", fails)
-        with pytest.raises(Unavailable):
-            service.delete_dataset(dataset.id, owner)
+    with cut_off_at(service, layout.dataset_rows(dataset.id), monkeypatch):
+        service.delete_dataset(dataset.id, owner)
     assert service.list_datasets(owner, limit=10).items == []
     with pytest.raises(NotFound):
         service.get_dataset(dataset.id, owner)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,8 @@ from jobs import layout
 from jobs.errors import Conflict, NotFound, Rejected
 from jobs.record import JobStatus
 from jobs.service import JobService
-from jobs.settings import QueueSettings, StorageSettings
 
 CPU = {"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}}
-
-
-@pytest.fixture
-def service(storage_settings: StorageSettings, queue_settings: QueueSettings) -> Iterator[JobService]:
-    service = JobService(storage_settings, queue_settings)
-    service.start()
-    yield service
-    service.close()
 
 
 def submit(service: JobService, owner: str = "ann", **fields: object):

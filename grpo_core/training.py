@@ -146,8 +146,14 @@ def _run(spec: JobSpec, records: _Records, stop: StopRequest, resume: Path | Non
         **engine.report(),
         "evaluation": held_out.report() if held_out else None,
     }
-    report["selftest"] = _test_adapter(context, engine, rows.train)
-    write_json(records.folder.report, {**report, "seconds": round(time.perf_counter() - began, 3)})
+
+    def write_report(selftest: dict[str, Any] | None) -> None:
+        seconds = round(time.perf_counter() - began, 3)
+        write_json(records.folder.report, {**report, "selftest": selftest, "seconds": seconds})
+
+    # A job whose adapter is refused still tells what it learnt.
+    write_report(None)
+    write_report(_test_adapter(context, engine, rows.train))
     return EXIT_DONE
 
 

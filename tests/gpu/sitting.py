@@ -289,7 +289,8 @@ def _recipe(host: Host, preset: str, *, steps: int, share: float | None = None) 
         spec["lora"] = {"gradient_checkpointing": "unsloth"}  # as on a card of that size
     spec["training"] = {**spec.get("training", {}), "steps": steps}
     spec["rewards"] = {"mode": "published"}
-    spec["guards"] = {"no_signal_steps": 0}
+    # Such weights make of the smallest difference in rounding a large one in log-probability.
+    spec["guards"] = {"no_signal_steps": 0, "max_logprob_diff": 0}
     spec["evaluation"] = {"questions": 0}
     spec["data"] = {"source": "upload", "question_column": "question", "answer_column": "answer"}
     return _for_host(host, spec)

@@ -375,7 +375,8 @@ def test_evaluation_leaves_training_as_it_is(evaluated: Run, finish: Callable[..
 def test_an_adapter_that_fails_its_test_is_put_aside(finish: Callable[..., Run], tmp_path: Path) -> None:
     run = finish(tmp_path / "run", spec_with(training={"steps": 2}), fault=spoil_the_saved_adapter)
     assert (run.folder.root / "adapter.rejected" / "adapter_model.safetensors").exists()
-    assert not run.folder.report.exists()
+    report = json.loads(run.folder.report.read_text())
+    assert (report["steps"], report["selftest"]) == (2, None), "what was learnt is told all the same"
 
 
 def test_a_run_that_changed_nothing_is_no_signal(finish: Callable[..., Run], tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ A job is one JSON object, posted to `/jobs` or given to `python -m grpo_core tra
 unless it is marked as required: `{}` is the published recipe, with two departures (`rewards.mode` is `fixed`,
 `model.precision` is `auto`). What is accepted is strict: no unknown fields, no text for numbers, no `32.0` for a whole
 number, no NaN, no key twice. A refused spec is answered with every problem at once, each with a JSON pointer to its
-field and a remedy. `POST /jobs?dry_run=true` gives the resolved spec and every warning, and starts nothing.
+field and a remedy. `POST /jobs?dry_run=true` gives the resolved spec, its size and every warning, and starts nothing.
 
 Ready specs are in [examples/specs](../examples/specs); the schema itself is served at `/schema/job`. How to bring
 data: [datasets.md](datasets.md).

@@ -41,7 +41,8 @@ def test_valkey_is_away(stage: Stage, oracle: Oracle, tell: Tell, how: str, seco
     recovered = time.monotonic() - began
     oracle.check(job, epochs=1, attempts=0, follower=follower)
     for one in waiting:
-        oracle.check(one, epochs=1)
+        # A worker that was about to claim it has taken an epoch in the bucket, and the next claim takes another.
+        oracle.check(one, epochs=range(1, 3), attempts=0)
     data = ", started again with its append-only file" if how == "killed" else " (SIGSTOP)"
     tell(
         f"Valkey {how} for {seconds:.0f} s ({seconds / 3:.1f} leases){data}",
@@ -71,7 +72,8 @@ def test_valkey_is_lost_whole(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     stage.until_step(paused, 4)
     stage.client.pause(paused)
     stage.until_status(paused, JobStatus.PAUSED)
-    running = [stage.submit(steps=120), stage.submit(steps=120)]
+    # Long enough that the first still runs when a busy machine has started the second.
+    running = [stage.submit(steps=200), stage.submit(steps=200)]
     for job in running:
         stage.until_step(job, 12)
     queued = stage.submit(steps=3)
@@ -234,7 +236,8 @@ def test_everything_is_killed(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     stage.until_run(jobs[0], 2)
     seconds = time.monotonic() - began
     for job in jobs:
-        oracle.check(job, epochs=range(1, 3), attempts=0)
+        # Up to three: a claim can meet a server that is not back yet, and the next one takes another epoch.
+        oracle.check(job, epochs=range(1, 4), attempts=0)
     tell(
         "power cut: workers, API, Valkey and object storage killed at once, all started again",
         "two running jobs went on from their last checkpoints, a queued one ran",

@@ -72,12 +72,13 @@ class TrlEngine:
         transformers.logging.disable_progress_bar()
         warnings.filterwarnings("ignore", module=r"(transformers|trl|peft|accelerate|torch)\b")
         self.files = files
-        self.precision = choose_precision(self._spec.model, self.files.parameters, find_hardware(self._spec))
+        hardware = find_hardware(self._spec)
+        self.precision = choose_precision(self._spec.model, self.files.parameters, hardware)
         self._context.events.log(
             f"{self.files.name}: {self.files.parameters / 1e6:.1f} M parameters, weights in "
             f"{self.precision.weights} ({self.precision.reason})"
         )
-        self._choose_checkpointing()
+        self._choose_checkpointing(hardware)
         self.tokenizer = load_tokenizer(self.files)
         self._prompts = build_prompts(rows, self._spec, self.tokenizer)
         self._warn_of_dropped_prompts()
@@ -167,8 +168,7 @@ class TrlEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _choose_checkpointing(self) -> None:
-        hardware = find_hardware(self._spec)
+    def _choose_checkpointing(self, hardware: Hardware) -> None:
         self.checkpointing = choose_checkpointing(self._spec, self.files, self.precision, hardware, self.name)
         self._context.events.log(f"gradient checkpointing: {self.checkpointing.way} ({self.checkpointing.reason})")
         lora = self._spec.lora.model_copy(update={"gradient_checkpointing": self.checkpointing.way})

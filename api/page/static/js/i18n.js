@@ -77,11 +77,12 @@ export function number(value, digits = 4) {
   return format({ maximumSignificantDigits: Math.max(digits, Math.ceil(Math.log10(Math.abs(value) + 1))) }).format(value);
 }
 
-/** A number with a fixed count of decimals, for columns. */
+/** A large count in few characters, for sentences. */
 export function compact(value) {
   return format({ notation: "compact", maximumSignificantDigits: 3 }).format(value);
 }
 
+/** A number with a fixed count of decimals, for columns. */
 export function fixed(value, decimals = 3) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   return format({ minimumFractionDigits: decimals, maximumFractionDigits: decimals }).format(value);

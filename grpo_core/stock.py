@@ -66,8 +66,8 @@ def ask_stock(request: StockRequest) -> StockAnswer:
     """Load base and adapter afresh, as a user of the result would, and compute with them."""
     model = PeftModel.from_pretrained(load_base(request.base, request.precision), request.adapter)
     with model.disable_adapter():
-        base = token_logprobs(model, request.probes)
-    return StockAnswer(base=base, adapter=token_logprobs(model, request.probes))
+        base = token_logprobs(model, request.probes, request.precision)
+    return StockAnswer(base=base, adapter=token_logprobs(model, request.probes, request.precision))
 
 
 def ask_stock_apart(request: StockRequest) -> StockAnswer:

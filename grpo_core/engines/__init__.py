@@ -106,7 +106,7 @@ class Engine(Protocol):
         ...
 
     def logprobs(self, probes: Sequence[Probe]) -> LogProbs:
-        """What the model in training computes: `probes.token_logprobs`, unless its forward pass is not as usual."""
+        """What the model in training computes, by `probes.token_logprobs`."""
         ...
 
     def served_logprobs(self, probes: Sequence[Probe], adapter: Path | None) -> LogProbs | None:

@@ -151,7 +151,7 @@ class TrlEngine:
         }
 
     def logprobs(self, probes: Sequence[Probe]) -> LogProbs:
-        return token_logprobs(self.model, probes)
+        return token_logprobs(self.model, probes, self.precision)
 
     def served_logprobs(self, probes: Sequence[Probe], adapter: Path | None) -> LogProbs | None:  # noqa: ARG002
         return None

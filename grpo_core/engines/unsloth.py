@@ -39,7 +39,7 @@ from grpo_core.errors import JobFailure
 from grpo_core.evaluation import Answer
 from grpo_core.micro_batch import NO_ROOM_FOR_ROLLOUTS
 from grpo_core.models import ModelFiles
-from grpo_core.probes import LogProbs, Probe, token_logprobs
+from grpo_core.probes import LogProbs, Probe
 from grpo_core.prompts import messages_for
 
 ANSWERS_AT_ONCE = 2
@@ -146,11 +146,6 @@ class UnslothEngine(TrlEngine):
             batch = prompts[start : start + at_once]
             for told in self._llm.generate(batch, params, use_tqdm=False, lora_request=request):
                 yield self._read(told.outputs[0])
-
-    def logprobs(self, probes: Sequence[Probe]) -> LogProbs:
-        # As in training, where the adapter's 32 bits meet activations of 16.
-        with torch.autocast("cuda", getattr(torch, self.precision.dtype)):
-            return token_logprobs(self.model, probes)
 
     def served_logprobs(self, probes: Sequence[Probe], adapter: Path | None) -> LogProbs | None:
         params = import_module("vllm").SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0)

@@ -28,6 +28,8 @@ _DEFAULTS: Final = {
     "UNSLOTH_DISABLE_STATISTICS": "1",
     # Merging the adapter into 16-bit weights would lose most of the recipe's small updates: it is served as it is.
     "UNSLOTH_VLLM_MERGED_ROLLOUT": "0",
+    # The adapter's kernels run beside the base's instead of after them: 5% of a small rollout on an H100.
+    "VLLM_LORA_ENABLE_DUAL_STREAM": "1",
     # Sleep mode overrides model.gpu_memory_share.
     "UNSLOTH_VLLM_STANDBY": "0",
 }

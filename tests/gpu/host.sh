@@ -12,13 +12,6 @@ sitting=tests/gpu/sitting.py
 work=${SITTING_WORK:-/tmp/sitting}
 unset PYTHONDONTWRITEBYTECODE
 
-# wait_for SECONDS FILE: until it is there; says so if it never is.
-wait_for() {
-    for _ in $(seq "$1"); do [ -e "$2" ] && return 0; sleep 1; done
-    echo "host.sh: no $2 after $1 s" >&2
-    return 1
-}
-
 # background NAME COMMAND...: outlives this shell whole, not only its first process.
 background() {
     local name=$1
@@ -44,9 +37,8 @@ start)
     export PYTHONPATH=$site
     # As an installation would have done: without bytecode each start takes tens of seconds more.
     python3 -m compileall -q -j 0 "$site" $(python3 -c 'import site; print(*site.getsitepackages())') >/dev/null 2>&1
-    # A process of its own, for it takes less of the machine than of the time.
+    # In the background too: the stages that need a model wait for it.
     background small python3 $sitting run small
-    [ -n "${SITTING_DRY:-}" ] || wait_for 90 "$work/models/random-qwen2.5-7b/config.json" || exit 1
     python3 $sitting start --work "$work" "$@"
     ;;
 look)

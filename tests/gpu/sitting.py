@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -43,6 +44,17 @@ TO_CANCEL, TO_TELL = 40, 12
 SETTLED = 3
 """First steps left out of every median: they compile."""
 ARCHIVE_BYTES = 14_000_000
+SMALL_CARD_GIB = 14
+"""What a card of 16 GB leaves to a job at the least."""
+HOLD_MEMORY = """
+import sys, torch
+torch.zeros(1, device="cuda")
+free, _ = torch.cuda.mem_get_info()
+held = torch.empty(free - int(sys.argv[1]), dtype=torch.uint8, device="cuda")
+print("held", flush=True)
+sys.stdin.read()
+"""
+"""Run with the bytes that are to be left; ends with its standard input."""
 SMALL = ROOT / "examples" / "smollm2"
 """Real word problems, and a prompt with worked examples: without them the small model never meets the format."""
 
@@ -118,37 +130,48 @@ def check(host: Host) -> dict[str, Any]:
 @stage(200)
 def model7b(host: Host) -> dict[str, Any]:
     """A model of Qwen2.5-7B-Instruct's shape with random weights, and its tokenizer."""
-    target = host.models / MODEL_7B
-    if host.dry or (target / "config.json").is_file():
-        return {"model": host.model(MODEL_7B), "made": False}
-    began = time.monotonic()
-    tokenizer = host.work / "qwen-tokenizer"
-    if not (tokenizer / "tokenizer.json").is_file():
-        carried = host.tools / "qwen-tokenizer"
-        if carried.is_dir():
-            shutil.copytree(carried, tokenizer)
-        else:
-            _call([sys.executable, str(host.tools / "make_qwen_tokenizer.py"), str(tokenizer)])
-    part = target.with_name(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    _call([sys.executable, str(host.tools / "random_qwen_7b.py"), str(part), str(tokenizer)])
-    part.rename(target)
-    return {"model": MODEL_7B, "made": True, "seconds": round(time.monotonic() - began, 1)}
+
+    def make(folder: Path) -> None:
+        tokenizer = host.work / "qwen-tokenizer"
+        if not (tokenizer / "tokenizer.json").is_file():
+            carried = host.tools / "qwen-tokenizer"
+            if carried.is_dir():
+                shutil.copytree(carried, tokenizer)
+            else:
+                _call([sys.executable, str(host.tools / "make_qwen_tokenizer.py"), str(tokenizer)])
+        _call([sys.executable, str(host.tools / "random_qwen_7b.py"), str(folder), str(tokenizer)])
+
+    return _made(host, MODEL_7B, make)
 
 
 @stage(120)
 def small(host: Host) -> dict[str, Any]:
     """SmolLM2-135M-Instruct as a model folder, from its GGUF file or the parts of it."""
-    target = host.models / MODEL_SMALL
-    if host.dry or (target / "config.json").is_file():
-        return {"model": host.model(MODEL_SMALL), "made": False}
-    gguf = host.work / "smollm2.gguf"
-    if not gguf.is_file():
+
+    def make(folder: Path) -> None:
+        gguf = host.work / "smollm2.gguf"
         with gguf.open("wb") as whole:
             for piece in sorted(host.tools.glob("*.gguf")) or sorted(host.tools.glob("gguf.*")):
                 whole.write(piece.read_bytes())
-    _call([sys.executable, str(host.tools / "gguf_to_safetensors.py"), str(gguf), str(target)])
-    return {"model": MODEL_SMALL, "made": True}
+        _call([sys.executable, str(host.tools / "gguf_to_safetensors.py"), str(gguf), str(folder)])
+
+    return _made(host, MODEL_SMALL, make)
+
+
+def _made(host: Host, name: str, make: Callable[[Path], None]) -> dict[str, Any]:
+    """A model's folder, whole or not there; another process that makes it already is waited for."""
+    if host.dry:
+        return {"model": host.model(name), "made": False}
+    target, part = host.models / name, host.models / f".{name}.part"
+    with (host.models / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.is_dir():
+            return {"model": name, "made": False}
+        began = time.monotonic()
+        shutil.rmtree(part, ignore_errors=True)
+        make(part)
+        part.rename(target)
+    return {"model": name, "made": True, "seconds": round(time.monotonic() - began, 1)}
 
 
 # What a user would run instead
@@ -229,8 +252,9 @@ def resume16(host: Host) -> dict[str, Any]:
 
 @stage(480)
 def recipe4(host: Host) -> dict[str, Any]:
-    """The recipe as published, 4-bit, in the memory of a 16 GB card."""
-    return _job(host, "recipe4", _recipe(host, "recipe.json", steps=20, share=0.11))
+    """The recipe as published, 4-bit, on a card that has no more than 14 GiB left."""
+    with _left_on_card(host, SMALL_CARD_GIB):
+        return _job(host, "recipe4", _recipe(host, "recipe.json", steps=20, share=0.11))
 
 
 @stage(300)
@@ -282,6 +306,7 @@ def pytest(host: Host) -> dict[str, Any]:
 
 def _recipe(host: Host, preset: str, *, steps: int, share: float | None = None) -> dict[str, Any]:
     """A shipped preset on the 7B shape; random weights need published rewards and no guard against silence."""
+    model7b(host)
     spec = json.loads((SPECS / preset).read_text())
     spec["model"] = {**spec.get("model", {}), "name": host.model(MODEL_7B)}
     if share is not None:
@@ -296,8 +321,25 @@ def _recipe(host: Host, preset: str, *, steps: int, share: float | None = None) 
     return _for_host(host, spec)
 
 
+@contextlib.contextmanager
+def _left_on_card(host: Host, gib: int) -> Iterator[None]:
+    """All but so much of the card's memory is held by another process meanwhile, as if there were no more of it."""
+    if host.dry:
+        yield
+        return
+    argv = [sys.executable, "-c", HOLD_MEMORY, str(gib << 30)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            if not (holder.stdout and holder.stdout.readline()):
+                raise RuntimeError("the card's memory could not be held: see the stage's log")
+            yield
+        finally:
+            holder.kill()
+
+
 def _small_spec(host: Host, *, steps: int, questions: int) -> dict[str, Any]:
     """The small chat model on word problems, as its example for a GPU has it."""
+    small(host)
     spec: dict[str, Any] = json.loads((SMALL / "cuda.json").read_text("utf-8"))
     spec["model"] |= {"name": host.model(MODEL_SMALL)}
     spec["training"] |= {"steps": steps, "save_steps": steps}
@@ -401,7 +443,8 @@ def _job(
             raise
         memory.phase = "ended"
         result = _summary(job, events, client.metrics(job["id"]), submitted)
-        result |= {**told, "device_peak_mib": memory.peak_mib, "device_idle_mib": idle}
+        peaks = {phase: peak - idle for phase, peak in memory.peak_mib.items()}
+        result |= {**told, "device_peak_mib": peaks, "device_idle_mib": idle}
         metrics = json.dumps(result.pop("metrics"), ensure_ascii=False)
         (host.work / "jobs" / f"{name}.metrics.json").write_text(metrics)
         if job["status"] in ENDED:

@@ -28,6 +28,7 @@ REWARDS = {"start": 0.0, "end": 1.0, "steps_averaged": 1}
 SAME = Difference(0.0, 0.0)
 MODEL = Path("examples/models/tiny-arithmetic").resolve()
 FP32 = Precision("auto", "fp32", "float32", "a CPU trains in 32-bit")
+BF16 = Precision("16bit", "16bit", "bfloat16", "as requested")
 TEXTS = [("1+1=?", "答案是2。"), ("1+1=?", "2"), ("小明有3个苹果，又买了4个，一共几个？", "答案是7。")]
 SPEC: JobSpec = parse_spec(
     {"model": {"name": "tiny-arithmetic"}, "lora": {"rank": 4, "alpha": 4}, "data": {"system_prompt": ""}}
@@ -59,7 +60,7 @@ class Trained:
         write_adapter(self.adapter, self.model, self.tokenizer, SPEC, steps=1, rewards=REWARDS)
 
     def logprobs(self, probes: Sequence[Probe]) -> LogProbs:
-        return token_logprobs(self.model, probes)
+        return token_logprobs(self.model, probes, self.precision)
 
     def served_logprobs(self, probes: Sequence[Probe], adapter: Path | None) -> LogProbs | None:
         return None if self.served is None else self.served[adapter is not None]
@@ -78,6 +79,11 @@ class Trained:
         return caught.value.report.code
 
 
+def in_16_bits(path: Path, precision: Precision) -> Any:
+    """What `load_base` does on a GPU, on a CPU."""
+    return stock.AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, precision.dtype))
+
+
 @pytest.fixture
 def trained(tmp_path: Path) -> Trained:
     engine = Trained(tmp_path)
@@ -94,6 +100,22 @@ def test_a_whole_result_passes(trained: Trained) -> None:
     assert found["peft"]["bound"] == 1e-4
     assert found["adapter_effect"]["mean"] > 0.01
     json.dumps(found, allow_nan=False)
+
+
+def test_in_16_bits_stock_peft_is_asked_in_the_arithmetic_of_training(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stock, "load_base", in_16_bits)
+    trained.precision = BF16
+    for parameter in trained.model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    probes = make_probes(TEXTS, SPEC.data, trained.tokenizer)
+    adapter_in_32_bits = token_logprobs(trained.model, probes, FP32)
+    assert selftest.difference(trained.logprobs(probes), adapter_in_32_bits).mean > 1e-3, "it does make a difference"
+    found = trained.test()
+    assert found["peft"]["mean"] == 0.0
+    assert found["peft"]["bound"] == 0.02
 
 
 def test_one_flipped_bit_in_the_saved_file_fails(trained: Trained) -> None:

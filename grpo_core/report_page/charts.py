@@ -28,8 +28,7 @@ class Curve:
     values: Sequence[float | None]
     band: Sequence[tuple[float, float] | None] = ()
     other: Sequence[float | None] = ()
-    other_name: str = ""
-    name: str = ""
+    """The second line, in grey; the note says what it is."""
     least: float | None = None
     """The axis reaches down to this at least."""
     most: float | None = None
@@ -68,10 +67,12 @@ def svg(curve: Curve, *, width: int = 460, height: int = 170) -> str:
 
 def describe(curve: Curve) -> str:
     """The chart in a sentence, for those who do not see it."""
-    known = [value for value in curve.values if value is not None]
+    known = [(step, value) for step, value in zip(curve.steps, curve.values, strict=False) if value is not None]
+    (first, begin), (last, end) = known[0], known[-1]
+    values = [value for _, value in known]
     return (
-        f"{curve.title}: {number(known[0])} at step {curve.steps[0]:g}, {number(known[-1])} at step "
-        f"{curve.steps[-1]:g}; lowest {number(min(known))}, highest {number(max(known))}."
+        f"{curve.title}: {number(begin)} at step {first:g}, {number(end)} at step {last:g}; "
+        f"lowest {number(min(values))}, highest {number(max(values))}."
     )
 
 

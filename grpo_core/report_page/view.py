@@ -276,9 +276,22 @@ def _curves(metrics: Sequence[Json], marks: Sequence[int]) -> list[Curve]:
         curve("Loss", "loss"),
         curve("Gradient norm", "grad_norm", least=0.0, note="before clipping"),
         curve("Learning rate", "learning_rate", least=0.0),
-        curve("Seconds a step", "seconds", "total", least=0.0),
+        curve(
+            "Seconds a step",
+            "seconds",
+            "total",
+            other=_series(metrics, "seconds", "generation"),
+            least=0.0,
+            note="grey: of it drawing completions",
+        ),
         curve("Completions a second", "completions_per_s", least=0.0),
         curve("GPU memory", "gpu_memory_gb", least=0.0, note="GB, peak so far"),
+        curve(
+            "Rollout engine against trainer",
+            "logprob_diff_mean",
+            least=0.0,
+            note="mean difference of log-probabilities, looked at every few steps",
+        ),
     ]
 
 

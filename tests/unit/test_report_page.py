@@ -469,5 +469,8 @@ def test_a_chart_says_what_it_shows() -> None:
     drawing = svg(curve)
     assert "<b>" not in drawing
     assert "polyline" in drawing
+    now_and_then = Curve(title="A", steps=[1, 2, 3], values=[None, 0.5, None], other=[2.0, None, 4.0])
+    assert describe(now_and_then) == "A: 0.5 at step 2, 0.5 at step 2; lowest 0.5, highest 0.5."
+    assert 'class="other"' in svg(now_and_then)
     assert svg(Curve(title="", steps=[1], values=[None])) == ""
     assert "circle" in svg(Curve(title="", steps=[1], values=[2.0]))

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from grpo_core.errors import JobFailure
 from grpo_core.spec import JobSpec
@@ -56,10 +56,6 @@ class Estimate:
     weight_bytes: dict[str, int] | None
     """The base model's weights alone, for each precision."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class SpecWarning:
@@ -68,10 +64,6 @@ class SpecWarning:
     pointer: str
     code: str
     message: str
-
-    def as_dict(self) -> dict[str, str]:
-        """The JSON form."""
-        return asdict(self)
 
 
 def estimate(spec: JobSpec, *, rows: int | None = None) -> Estimate:

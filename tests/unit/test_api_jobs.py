@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 import pytest
@@ -67,7 +68,7 @@ def test_a_dry_run_stores_nothing(client: Client, service: FakeJobService) -> No
     assert answer.status_code == 200
     assert answer.json()["object"] == "dry_run"
     assert answer.json()["spec"]["training"]["steps"] == 3
-    assert answer.json()["estimate"] == estimate(parse_spec({"training": {"steps": 3}})).as_dict()
+    assert answer.json()["estimate"] == asdict(estimate(parse_spec({"training": {"steps": 3}})))
     assert answer.json()["warnings"] == [
         {"pointer": "/resources", "code": "no_worker", "message": "No worker is connected."}
     ]

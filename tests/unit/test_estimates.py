@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Literal
 
 import pytest
@@ -20,7 +21,7 @@ GIB = 1024**3
 
 
 def test_the_recipe_in_numbers() -> None:
-    assert estimate(parse_spec({}), rows=7473).as_dict() == {
+    assert asdict(estimate(parse_spec({}), rows=7473)) == {
         "completions_per_step": 6,
         "micro_batch": 6,
         "prompts": 250,
@@ -126,7 +127,7 @@ def test_weights_shrink_with_precision() -> None:
 
 def found(data: dict[str, Any]) -> list[tuple[str, str]]:
     result = warnings(parse_spec(data))
-    assert all(warning.as_dict()["message"].endswith(".") for warning in result)
+    assert all(warning.message.endswith(".") for warning in result)
     return [(warning.pointer, warning.code) for warning in result]
 
 

@@ -298,10 +298,11 @@ def learn(host: Host) -> dict[str, Any]:
 @stage(500)
 def pytest(host: Host) -> dict[str, Any]:
     """The GPU tests of the repository, where pytest is installed."""
-    model = host.models / MODEL_SMALL
-    env = {**os.environ, "GRPO_TEST_MODEL": str(model)} if model.is_dir() else dict(os.environ)
-    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"]
-    return {"exit": subprocess.run(argv, cwd=ROOT, env=env, check=False).returncode}
+    small(host)
+    env = dict(os.environ) if host.dry else {**os.environ, "GRPO_TEST_MODEL": str(host.models / MODEL_SMALL)}
+    argv = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/gpu"]
+    ended = subprocess.run(argv, cwd=ROOT, env=env, check=False)
+    return {"status": "failed" if ended.returncode else "succeeded", "exit": ended.returncode}
 
 
 def _recipe(host: Host, preset: str, *, steps: int, share: float | None = None) -> dict[str, Any]:

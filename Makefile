@@ -29,7 +29,7 @@ $(VENV)/.ready: pyproject.toml uv.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement $(VENV)/requirements.txt --editable .
 	@touch $@
 
-# tiny, or smollm2: SmolLM2-135M-Instruct on real word problems, a few honest steps.
+# tiny, or smollm2: SmolLM2-135M-Instruct, a real chat model, learns to answer real word problems in the format.
 MODEL ?= tiny
 
 .PHONY: demo

@@ -2,8 +2,8 @@
 
 Starts a local stack of its own, uploads a lesson's problems, submits its `job.json`, shows it train, downloads the
 adapter, loads it with plain PEFT and asks base and adapter the same unseen questions with the same seeds. The tiny
-model must become clearly better, or this exits 1, loudly; a real chat model on a CPU takes a few honest steps and
-promises nothing. Everything that was started is stopped again.
+model must answer clearly more of them, and a real chat model keep to the format, or this exits 1, loudly. Everything
+that was started is stopped again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +29,6 @@ from deploy.local import ports, stack
 from grpo_core import strict_json
 
 EXAMPLES = Path(__file__).resolve().parent
-MIN_STRICT_GAIN = 0.30
-MAX_LENIENT_LOSS = 0.05
-
 console = Console(width=None if sys.stdout.isatty() else 110)
 
 
@@ -45,7 +42,8 @@ class Lesson:
     """The worker's model directory."""
     questions: int
     samples: int
-    must_learn: bool
+    must_change: Mapping[str, float]
+    """By figure of the sampled answers' summary, how much the adapter must add at least."""
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -59,9 +57,20 @@ class Lesson:
 
 
 LESSONS = {
-    "tiny": Lesson(folder=EXAMPLES / "tiny", models=EXAMPLES / "models", questions=200, samples=4, must_learn=True),
+    "tiny": Lesson(
+        folder=EXAMPLES / "tiny",
+        models=EXAMPLES / "models",
+        questions=200,
+        samples=4,
+        must_change={"strict_accuracy": 0.30, "lenient_accuracy": -0.05},
+    ),
+    # So small a model learns the form in minutes, and arithmetic never.
     "smollm2": Lesson(
-        folder=EXAMPLES / "smollm2", models=Path(".grpo/models"), questions=4, samples=2, must_learn=False
+        folder=EXAMPLES / "smollm2",
+        models=Path(".grpo/models"),
+        questions=24,
+        samples=2,
+        must_change={"strict_format_share": 0.50},
     ),
 }
 
@@ -216,19 +225,15 @@ def show_problems(before: Answers, after: Answers) -> None:
 
 
 def verdict(lesson: Lesson, before: Answers, after: Answers, seconds: float) -> int:
-    """0 when the adapter is clearly better, where it must be; else say loudly what fell short."""
-    if not lesson.must_learn:
-        console.print(f"The whole path ran, in {seconds:.0f} s. So few steps on a CPU prove no learning.")
-        return 0
+    """0 when the adapter is as much better as it must be; else say loudly what fell short."""
     old, new = before.sampled.summary, after.sampled.summary
-    gain, lenient = new.strict_accuracy - old.strict_accuracy, new.lenient_accuracy - old.lenient_accuracy
-    if gain < MIN_STRICT_GAIN or lenient < -MAX_LENIENT_LOSS:
-        console.print(
-            f"[bold red]FAILED:[/] strict accuracy {gain * 100:+.1f} points (at least +30 expected), "
-            f"lenient accuracy {lenient * 100:+.1f} points (at least -5 expected)."
-        )
+    changes = {name: getattr(new, name) - getattr(old, name) for name in lesson.must_change}
+    said = ", ".join(f"{name.replace('_', ' ')} {change * 100:+.1f} points" for name, change in changes.items())
+    if any(changes[name] < least for name, least in lesson.must_change.items()):
+        expected = ", ".join(f"{least * 100:+.0f}" for least in lesson.must_change.values())
+        console.print(f"[bold red]FAILED:[/] {said}; at least {expected} expected.")
         return 1
-    console.print(f"[bold green]It learnt:[/] strict accuracy {gain * 100:+.1f} points, in {seconds:.0f} s all told.")
+    console.print(f"[bold green]It learnt:[/] {said}, in {seconds:.0f} s all told.")
     return 0
 
 

@@ -292,7 +292,7 @@ def trl4(host: Host) -> dict[str, Any]:
 @stage(900)
 def learn(host: Host) -> dict[str, Any]:
     """A real chat model on real word problems: strict format on 300 held-out problems before and after."""
-    return _job(host, "learn", _small_spec(host, steps=160, questions=300))
+    return _job(host, "learn", _small_spec(host, steps=100, questions=300))
 
 
 @stage(500)

@@ -253,8 +253,9 @@ def resume16(host: Host) -> dict[str, Any]:
 @stage(480)
 def recipe4(host: Host) -> dict[str, Any]:
     """The recipe as published, 4-bit, on a card that has no more than 14 GiB left."""
+    spec = _recipe(host, "recipe.json", steps=20, share=0.11)  # first, as making the model takes the card too
     with _left_on_card(host, SMALL_CARD_GIB):
-        return _job(host, "recipe4", _recipe(host, "recipe.json", steps=20, share=0.11))
+        return _job(host, "recipe4", spec)
 
 
 @stage(300)

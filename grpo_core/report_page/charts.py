@@ -67,7 +67,7 @@ def svg(curve: Curve, *, width: int = 460, height: int = 170) -> str:
 
 def describe(curve: Curve) -> str:
     """The chart in a sentence, for those who do not see it."""
-    known = [(step, value) for step, value in zip(curve.steps, curve.values, strict=False) if value is not None]
+    known = _known(curve.steps, curve.values)
     (first, begin), (last, end) = known[0], known[-1]
     values = [value for _, value in known]
     return (
@@ -85,7 +85,7 @@ def number(value: float) -> str:
 
 def thin(steps: Sequence[float], values: Sequence[float | None]) -> list[Point]:
     """At most `MAX_POINTS` points: neighbours are averaged, so that none of them is chosen by luck."""
-    known = [(step, value) for step, value in zip(steps, values, strict=False) if value is not None]
+    known = _known(steps, values)
     if len(known) <= MAX_POINTS:
         return known
     cuts = [len(known) * i // MAX_POINTS for i in range(MAX_POINTS + 1)]
@@ -147,6 +147,10 @@ def _line(frame: _Frame, points: Sequence[Point], name: str) -> str:
         x, y = points[0]
         return f'<circle class="{name} dot" cx="{frame.across(x)}" cy="{frame.down(y)}" r="3"/>'
     return f'<polyline class="{name}" points="{" ".join(frame.at(x, y) for x, y in points)}"/>'
+
+
+def _known(steps: Sequence[float], values: Sequence[float | None]) -> list[Point]:
+    return [(step, value) for step, value in zip(steps, values, strict=False) if value is not None]
 
 
 def _thin_band(curve: Curve) -> list[tuple[float, float, float]]:

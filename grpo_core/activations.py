@@ -47,13 +47,11 @@ def choose_checkpointing(
     if each is None:
         return Checkpointing(saving, "the model's config.json does not tell its size")
     needed = each * spec.micro_batch * (spec.sampling.max_prompt_tokens + spec.sampling.max_completion_tokens)
-    memory = hardware.gpu_memory_bytes
+    free = hardware.gpu_free_bytes
     held = (
-        spec.model.gpu_memory_share * memory
-        if engine == "unsloth"
-        else weight_bytes(files.parameters, precision.weights)
+        spec.model.gpu_memory_share * free if engine == "unsloth" else weight_bytes(files.parameters, precision.weights)
     )
-    room = (1 - SPARE) * memory - held
+    room = free - SPARE * hardware.gpu_memory_bytes - held
     fits = needed <= room
     return Checkpointing(
         "off" if fits else saving,

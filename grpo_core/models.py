@@ -49,6 +49,8 @@ class Hardware:
     gpu_memory_bytes: int = 0
     """Of the smallest card."""
     bf16: bool = False
+    gpu_free_bytes: int = 0
+    """What nobody else has of that card's memory."""
 
 
 @dataclass(frozen=True, slots=True)

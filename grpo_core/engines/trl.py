@@ -278,8 +278,8 @@ def find_hardware(spec: JobSpec) -> Hardware:
     """The GPU a job may use; none for a job that asks for none."""
     if spec.resources.gpus == 0:
         return Hardware()
-    memory = torch.cuda.get_device_properties(0).total_memory
-    return Hardware(gpus=1, gpu_memory_bytes=memory, bf16=torch.cuda.is_bf16_supported())
+    free, memory = torch.cuda.mem_get_info(0)
+    return Hardware(gpus=1, gpu_memory_bytes=memory, bf16=torch.cuda.is_bf16_supported(), gpu_free_bytes=free)
 
 
 def load_tokenizer(files: ModelFiles) -> Any:

@@ -218,6 +218,8 @@ class UnslothEngine(TrlEngine):
         return trainer
 
     def _load_model(self, fast: Any) -> tuple[Any, Any]:
+        bits = 4 if self.precision.weights == "4bit" else 16
+        require_room(self._spec.model.gpu_memory_share, torch.cuda.mem_get_info()[0], self.files.parameters * bits // 8)
         times = VllmTimes(self._start_up)
         import_module("vllm.logger")  # sets up the logger, and would drop a handler it has
         logging.getLogger("vllm").addHandler(times)
@@ -277,6 +279,18 @@ class UnslothEngine(TrlEngine):
     def _read(self, told: Any) -> Answer:
         text = self.tokenizer.decode(told.token_ids, skip_special_tokens=True)
         return Answer(text, len(told.token_ids), "stop" if told.finish_reason == "stop" else "length")
+
+
+def require_room(share: float, free: int, weights: int) -> None:
+    """Fail the job where the weights alone have at least so many bytes, more than `share` of those that are `free`.
+
+    vLLM would find it out too, but after minutes of loading and compiling, and could not say by how much.
+    """
+    if weights > share * free:
+        raise _no_room(
+            f"the weights take at least {weights / 1e9:.1f} GB, and model.gpu_memory_share {share:g} of the "
+            f"{free / 1e9:.1f} GB free on the card is {share * free / 1e9:.1f} GB"
+        )
 
 
 def score_in_equal_parts() -> None:

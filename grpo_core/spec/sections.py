@@ -75,7 +75,7 @@ class ModelSection(Section):
     max_sequence: int = Field(default=1024, ge=32, le=131_072)
     """Longest prompt plus completion, in tokens."""
     gpu_memory_share: float = Field(default=0.6, ge=0.05, le=0.95)
-    """Share of the card that the rollout engine may fill."""
+    """Share of the memory free on the card at the start that the rollout engine may fill."""
     precision: Literal["auto", "4bit", "16bit"] = "auto"
     """`auto`: fp32 on a CPU; 16-bit where the weights take at most 0.4 of the card, else 4-bit."""
 

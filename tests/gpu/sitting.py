@@ -253,7 +253,7 @@ def resume16(host: Host) -> dict[str, Any]:
 @stage(480)
 def recipe4(host: Host) -> dict[str, Any]:
     """The recipe as published, 4-bit, on a card that has no more than 14 GiB left."""
-    spec = _recipe(host, "recipe.json", steps=20, share=0.11)  # first, as making the model takes the card too
+    spec = _recipe(host, "recipe.json", steps=20)  # first, as making the model takes the card too
     with _left_on_card(host, SMALL_CARD_GIB):
         return _job(host, "recipe4", spec)
 
@@ -306,14 +306,11 @@ def pytest(host: Host) -> dict[str, Any]:
     return {"status": "failed" if ended.returncode else "succeeded", "exit": ended.returncode}
 
 
-def _recipe(host: Host, preset: str, *, steps: int, share: float | None = None) -> dict[str, Any]:
+def _recipe(host: Host, preset: str, *, steps: int) -> dict[str, Any]:
     """A shipped preset on the 7B shape; random weights need published rewards and no guard against silence."""
     model7b(host)
     spec = json.loads((SPECS / preset).read_text())
     spec["model"] = {**spec.get("model", {}), "name": host.model(MODEL_7B)}
-    if share is not None:
-        spec["model"]["gpu_memory_share"] = share
-        spec["lora"] = {"gradient_checkpointing": "unsloth"}  # as on a card of that size
     spec["training"] = {**spec.get("training", {}), "steps": steps}
     spec["rewards"] = {"mode": "published"}
     # Such weights make of the smallest difference in rounding a large one in log-probability.

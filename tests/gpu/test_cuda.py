@@ -25,6 +25,8 @@ from grpo_core.records import read_rollouts
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "examples" / "models" / "tiny-arithmetic"
 MODEL = os.environ.get("GRPO_TEST_MODEL")
+UPLOADED = "ds-00000000000000000000000000"
+"""What a worker has put into the run's folder; nobody looks it up."""
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,7 +55,12 @@ def spec_of(folder: Path, engine: str, precision: str, **changes: Any) -> dict[s
         "rewards": {"mode": "published"},
         "guards": {"no_signal_steps": 0},
         "evaluation": {"questions": 8, "max_completion_tokens": 32},
-        "data": {"source": "upload", "question_column": "question", "answer_column": "answer"},
+        "data": {
+            "source": "upload",
+            "dataset": UPLOADED,
+            "question_column": "question",
+            "answer_column": "answer",
+        },
     }
     return {**spec, **changes}
 

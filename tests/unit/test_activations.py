@@ -14,7 +14,13 @@ from grpo_core.models import Hardware, ModelFiles, choose_precision
 from grpo_core.spec import parse_spec
 
 QWEN_7B = {"num_hidden_layers": 28, "hidden_size": 3584, "intermediate_size": 18944}
-H100, A10, T4 = (Hardware(1, int(size * 1e9), bf16=True) for size in (85.0, 24.1, 15.6))
+
+
+def card(size: float, free: float | None = None) -> Hardware:
+    return Hardware(1, int(size * 1e9), bf16=True, gpu_free_bytes=int((size if free is None else free) * 1e9))
+
+
+H100, A10, T4 = map(card, (85.0, 24.1, 15.6))
 
 
 def choose(
@@ -70,6 +76,12 @@ def test_smaller_parts_need_less(tmp_path: Path, parts: int, way: str) -> None:
 def test_what_rollouts_may_fill_is_not_free(tmp_path: Path) -> None:
     assert choose(tmp_path, H100, model={"gpu_memory_share": 0.8})[0] == "unsloth"
     assert choose(tmp_path, H100, "trl", model={"gpu_memory_share": 0.8})[0] == "off"
+
+
+@pytest.mark.parametrize("engine", ["unsloth", "trl"])
+def test_nor_is_what_somebody_else_has(tmp_path: Path, engine: EngineName) -> None:
+    assert choose(tmp_path, card(85, free=80), engine)[0] == "off"
+    assert choose(tmp_path, card(85, free=35), engine)[0] != "off"
 
 
 @pytest.mark.parametrize("asked", ["unsloth", "standard", "off"])

@@ -28,6 +28,19 @@ TABLE_ROWS: Final = 25
 CLEAR_ERRORS: Final = 3.0
 """Standard errors beyond which the reward is said to have changed."""
 
+_HEADLINES: Final = {
+    (1, 1): ("good", "It learnt: more unseen questions are answered right, in the asked format"),
+    (1, 0): ("good", "It learnt the format: its answers are right as often as before, and more of them in the form"),
+    (1, -1): ("open", "It learnt the format, and fewer unseen questions are answered right"),
+    (0, 1): ("open", "More answers are right by their last number, and not more in the asked format"),
+    (0, 0): ("open", "No change that could not be chance"),
+    (0, -1): ("bad", "It got worse: fewer unseen questions are answered right"),
+    (-1, 1): ("bad", "It lost the format, and more answers are right by their last number"),
+    (-1, 0): ("bad", "It lost the format: its answers are right as often as before, and fewer of them in the form"),
+    (-1, -1): ("bad", "It got worse: fewer unseen questions are answered right, in the asked format"),
+}
+"""Tone and words for where strict and lenient accuracy went: rewards pay the form first, and the form is not the goal."""
+
 Series = list[float | None]
 
 
@@ -84,16 +97,13 @@ def _compared(evaluation: Json) -> Json:
     """What asking before and after has shown."""
     paired, strict = evaluation["paired"], evaluation["paired"]["strict"]
     low, high = strict["interval"]
-    headlines = {
-        1: ("good", "It learnt: more unseen questions are answered right, in the asked format"),
-        0: ("open", "No change that could not be chance"),
-        -1: ("bad", "It got worse: fewer unseen questions are answered right, in the asked format"),
-    }
     significant = strict["p_value"] < SIGNIFICANCE
-    tone, headline = headlines[(strict["difference"] > 0) - (strict["difference"] < 0) if significant else 0]
+    tone, headline = _HEADLINES[_direction(strict), _direction(paired["lenient"])]
     counts = strict["counts"]
+    before, after = (evaluation[stage]["strict_format_share"] for stage in ("before", "after"))
     sentences = [
-        paired["strict"]["verdict"],
+        strict["verdict"],
+        f"In the asked format, right or wrong: {before:.1%} of the answers before, {after:.1%} after.",
         f"Of {evaluation['questions']} questions that were not trained on, {counts['gained']} were wrong before and "
         f"right after, {counts['lost']} right before and wrong after. The change is between {low * 100:+.1f} and "
         f"{high * 100:+.1f} points with 95 % confidence"
@@ -101,6 +111,12 @@ def _compared(evaluation: Json) -> Json:
         f"Taking the last number anywhere in the text as the answer: {paired['lenient']['verdict']}",
     ]
     return {**_said(tone, headline, sentences), "bars": _bars(evaluation)}
+
+
+def _direction(comparison: Json) -> int:
+    """1 for a rise, -1 for a fall, 0 for what may be chance."""
+    rise: float = comparison["difference"]
+    return (rise > 0) - (rise < 0) if comparison["p_value"] < SIGNIFICANCE else 0
 
 
 def _bars(evaluation: Json) -> list[Json]:

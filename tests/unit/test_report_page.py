@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from grpo_core import report_page
+from grpo_core.comparison import compare
 from grpo_core.records import Completion, write_rollouts
 from grpo_core.report_page.charts import Curve, describe, svg, thin, ticks
 from grpo_core.report_page.run_files import RunFiles
+from grpo_core.report_page.view import verdict
 from grpo_core.runfolder import RunFolder
 from tests.unit.test_audits import SICK, completion, steps_of
 from tests.unit.traces import LEARNING, spec_of, trace
@@ -79,9 +81,9 @@ def add_rollouts(folder: RunFolder, step: int, count: int = 8, text: str = "x") 
 EVALUATION: dict[str, Any] = {
     "questions": 120,
     "before": {"strict_accuracy": 0.1, "strict_interval": [0.06, 0.17], "lenient_accuracy": 0.9}
-    | {"lenient_interval": [0.83, 0.94]},
+    | {"lenient_interval": [0.83, 0.94], "strict_format_share": 0.15},
     "after": {"strict_accuracy": 0.9, "strict_interval": [0.83, 0.94], "lenient_accuracy": 0.9}
-    | {"lenient_interval": [0.83, 0.94]},
+    | {"lenient_interval": [0.83, 0.94], "strict_format_share": 0.975},
     "paired": {
         "strict": {
             "counts": {"both": 10, "lost": 2, "gained": 98, "neither": 10},
@@ -90,7 +92,13 @@ EVALUATION: dict[str, Any] = {
             "p_value": 1e-20,
             "verdict": "Strict accuracy rose: 10.0% before, 90.0% after.",
         },
-        "lenient": {"verdict": "No significant change in lenient accuracy."},
+        "lenient": {
+            "counts": {"both": 98, "lost": 10, "gained": 10, "neither": 2},
+            "difference": 0.0,
+            "interval": [-0.07, 0.07],
+            "p_value": 1.0,
+            "verdict": "No significant change in lenient accuracy.",
+        },
     },
     "samples": [
         {"row": n, "question": f"Q{n} {HOSTILE}", "answer": "4", "before": "", "after": HOSTILE} for n in range(12)
@@ -118,7 +126,8 @@ def test_a_finished_run_begins_with_its_verdict(tmp_path: Path) -> None:
         *(
             "night run",
             "succeeded",
-            "It learnt",
+            "It learnt the format",
+            "15.0% of the answers before, 97.5% after",
             "98 were wrong before and right after, 2 right before and wrong after",
         ),
         *("between +70.0 and +86.0 points", "1 h 7 min", "trl 1.15.0", "sampling.prompts_per_step"),
@@ -173,6 +182,38 @@ def test_hostile_text_stays_text_wherever_it_stands(tmp_path: Path) -> None:
     for character in ("\x00", "\x1b", "\u202e"):
         assert character not in text
     assert "\\u202e" in page.text, "what turns text round is shown, not obeyed"
+
+
+def compared(name: str, right: int) -> dict[str, Any]:
+    """100 questions, half of them right before; as many more or fewer right after as given, no other flipped."""
+    before = [n < 50 for n in range(100)]
+    return compare(name, before, [n < 50 + right for n in range(100)]).as_dict()
+
+
+@pytest.mark.parametrize(
+    ("strict", "lenient", "tone", "headline"),
+    [
+        (30, 20, "good", "It learnt: more"),
+        (30, 3, "good", "It learnt the format: its answers are right as often as before"),
+        (30, -20, "open", "It learnt the format, and fewer"),
+        (-2, 20, "open", "More answers are right by their last number"),
+        (2, -2, "open", "No change"),
+        (0, -20, "bad", "It got worse"),
+        (-20, 0, "bad", "It lost the format: its answers are right as often"),
+        (-20, 20, "bad", "It lost the format, and more"),
+        (-20, -20, "bad", "It got worse"),
+    ],
+)
+def test_the_form_is_told_apart_from_the_answers(
+    tmp_path: Path, strict: int, lenient: int, tone: str, headline: str
+) -> None:
+    paired = {"strict": compared("strict accuracy", strict), "lenient": compared("lenient accuracy", lenient)}
+    spec = spec_of(8, 8, steps=3)
+    folder = run_folder(tmp_path, list(trace(spec, LEARNING, 1)), spec, [])
+    folder.report.write_text(json.dumps({"evaluation": {**EVALUATION, "paired": paired}}))
+    said = verdict(RunFiles(folder.root, status="succeeded", error=None))
+    assert said["tone"] == tone
+    assert said["headline"].startswith(headline)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ _HEADLINES: Final = {
     (-1, 0): ("bad", "It lost the format: its answers are right as often as before, and fewer of them in the form"),
     (-1, -1): ("bad", "It got worse: fewer unseen questions are answered right, in the asked format"),
 }
-"""Tone and words for where strict and lenient accuracy went: rewards pay the form first, and the form is not the goal."""
+"""Tone and words for where strict and lenient accuracy went: the form is paid for too, and is not the goal."""
 
 Series = list[float | None]
 

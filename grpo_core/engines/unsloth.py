@@ -25,6 +25,7 @@ from trl.trainer.grpo_config import GRPOConfig
 
 from grpo_core.datasets import Row
 from grpo_core.engines import EngineName, RunContext, unsloth_start
+from grpo_core.engines.room import no_room, require_room
 from grpo_core.engines.settings import (
     Settings,
     require_same,
@@ -35,9 +36,7 @@ from grpo_core.engines.settings import (
 )
 from grpo_core.engines.trainer import RecordingTrainer
 from grpo_core.engines.trl import TrlEngine, as_dataset, raise_if_module_missing, require_context_length
-from grpo_core.errors import JobFailure
 from grpo_core.evaluation import Answer
-from grpo_core.micro_batch import NO_ROOM_FOR_ROLLOUTS
 from grpo_core.models import ModelFiles
 from grpo_core.probes import LogProbs, Probe
 from grpo_core.prompts import messages_for
@@ -218,8 +217,8 @@ class UnslothEngine(TrlEngine):
         return trainer
 
     def _load_model(self, fast: Any) -> tuple[Any, Any]:
-        bits = 4 if self.precision.weights == "4bit" else 16
-        require_room(self._spec.model.gpu_memory_share, torch.cuda.mem_get_info()[0], self.files.parameters * bits // 8)
+        free, _ = torch.cuda.mem_get_info()
+        require_room(self._spec.model.gpu_memory_share, free, self.files.parameters, self.precision.weights)
         times = VllmTimes(self._start_up)
         import_module("vllm.logger")  # sets up the logger, and would drop a handler it has
         logging.getLogger("vllm").addHandler(times)
@@ -233,7 +232,7 @@ class UnslothEngine(TrlEngine):
             said = str(error).lower()
             if "memory" not in said or "illegal memory access" in said:
                 raise
-            raise _no_room(error) from error
+            raise no_room(error, self.precision.weights) from error
         finally:
             logging.getLogger("vllm").removeHandler(times)
         ends = getattr(model.generation_config, "eos_token_id", None)
@@ -268,7 +267,8 @@ class UnslothEngine(TrlEngine):
             spec.evaluation.max_completion_tokens if spec.evaluation.questions else 0,
         )
         if held["max_sequence"] < longest:
-            raise _no_room(f"{held['max_sequence']} tokens fit of the {longest} a sequence may have")
+            fits = f"{held['max_sequence']} tokens fit of the {longest} a sequence may have"
+            raise no_room(fits, self.precision.weights)
 
     def _after_step(self, step: int) -> bool:
         if "first_step" not in self._start_up.seconds:
@@ -279,18 +279,6 @@ class UnslothEngine(TrlEngine):
     def _read(self, told: Any) -> Answer:
         text = self.tokenizer.decode(told.token_ids, skip_special_tokens=True)
         return Answer(text, len(told.token_ids), "stop" if told.finish_reason == "stop" else "length")
-
-
-def require_room(share: float, free: int, weights: int) -> None:
-    """Fail the job where the weights alone have at least so many bytes, more than `share` of those that are `free`.
-
-    vLLM would find it out too, but after minutes of loading and compiling, and could not say by how much.
-    """
-    if weights > share * free:
-        raise _no_room(
-            f"the weights take at least {weights / 1e9:.1f} GB, and model.gpu_memory_share {share:g} of the "
-            f"{free / 1e9:.1f} GB free on the card is {share * free / 1e9:.1f} GB"
-        )
 
 
 def score_in_equal_parts() -> None:
@@ -341,13 +329,3 @@ def _for_rollout(params: Any, seed: int) -> Any:
 
 def _logprob(position: Any, token: int) -> float:
     return float(position[token].logprob)
-
-
-def _no_room(reason: object) -> JobFailure:
-    return JobFailure(
-        "oom",
-        NO_ROOM_FOR_ROLLOUTS,
-        f"vLLM has too little memory for the model and its sequences: {str(reason).splitlines()[0][:300]}",
-        hint="Set model.precision to 4bit, raise model.gpu_memory_share (or lower it, if something else uses the GPU), "
-        "or lower model.max_sequence.",
-    )

@@ -21,11 +21,9 @@ from grpo_core.engines.unsloth import (
     VllmTimes,
     _held_by_server,
     empty,
-    require_room,
     score_in_equal_parts,
     tensors_of_server,
 )
-from grpo_core.errors import JobFailure
 
 
 @dataclass
@@ -201,13 +199,3 @@ def test_another_version_of_unsloth_is_found_out(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "unsloth_zoo.rl_replacements", SimpleNamespace())
     with pytest.raises(AttributeError):
         score_in_equal_parts()
-
-
-def test_weights_that_can_never_fit_are_said_before_anything_is_loaded() -> None:
-    require_room(0.6, int(14e9), 4 * 7_615_600_000 // 8)
-    with pytest.raises(JobFailure) as failed:
-        require_room(0.11, int(14e9), 4 * 7_615_600_000 // 8)
-    assert (failed.value.report.failure_class, failed.value.report.code) == ("oom", "no_room_for_rollouts")
-    for said in ("at least 3.8 GB", "gpu_memory_share 0.11", "14.0 GB free", "is 1.5 GB"):
-        assert said in failed.value.report.message
-    assert "raise model.gpu_memory_share" in failed.value.report.hint

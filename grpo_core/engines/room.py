@@ -51,5 +51,5 @@ def no_room(reason: object, weights: Precision) -> JobFailure:
         "oom",
         NO_ROOM_FOR_ROLLOUTS,
         f"vLLM has too little memory for the model and its sequences: {str(reason).splitlines()[0][:300]}",
-        hint=f"Raise model.gpu_memory_share, lower model.max_sequence{smaller}.",
+        hint=f"Raise model.gpu_memory_share or lower model.max_sequence{smaller}.",
     )

@@ -30,13 +30,13 @@ CLEAR_ERRORS: Final = 3.0
 
 _HEADLINES: Final = {
     (1, 1): ("good", "It learnt: more unseen questions are answered right, in the asked format"),
-    (1, 0): ("good", "It learnt the format: its answers are right as often as before, and more of them in the form"),
+    (1, 0): ("good", "It learnt the format; how many answers are right did not clearly change"),
     (1, -1): ("open", "It learnt the format, and fewer unseen questions are answered right"),
     (0, 1): ("open", "More answers are right by their last number, and not more in the asked format"),
     (0, 0): ("open", "No change that could not be chance"),
     (0, -1): ("bad", "It got worse: fewer unseen questions are answered right"),
     (-1, 1): ("bad", "It lost the format, and more answers are right by their last number"),
-    (-1, 0): ("bad", "It lost the format: its answers are right as often as before, and fewer of them in the form"),
+    (-1, 0): ("bad", "It lost the format; how many answers are right did not clearly change"),
     (-1, -1): ("bad", "It got worse: fewer unseen questions are answered right, in the asked format"),
 }
 """Tone and words for where strict and lenient accuracy went: the form is paid for too, and is not the goal."""

@@ -97,8 +97,8 @@ def _compared(evaluation: Json) -> Json:
     """What asking before and after has shown."""
     paired, strict = evaluation["paired"], evaluation["paired"]["strict"]
     low, high = strict["interval"]
-    significant = strict["p_value"] < SIGNIFICANCE
-    tone, headline = _HEADLINES[_direction(strict), _direction(paired["lenient"])]
+    direction = _direction(strict)
+    tone, headline = _HEADLINES[direction, _direction(paired["lenient"])]
     counts = strict["counts"]
     before, after = (evaluation[stage]["strict_format_share"] for stage in ("before", "after"))
     sentences = [
@@ -107,7 +107,7 @@ def _compared(evaluation: Json) -> Json:
         f"Of {evaluation['questions']} questions that were not trained on, {counts['gained']} were wrong before and "
         f"right after, {counts['lost']} right before and wrong after. The change is between {low * 100:+.1f} and "
         f"{high * 100:+.1f} points with 95 % confidence"
-        + ("; chance alone would hardly ever give as much." if significant else "; chance alone may give as much."),
+        + ("; chance alone would hardly ever give as much." if direction else "; chance alone may give as much."),
         f"Taking the last number anywhere in the text as the answer: {paired['lenient']['verdict']}",
     ]
     return {**_said(tone, headline, sentences), "bars": _bars(evaluation)}

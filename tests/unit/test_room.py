@@ -39,9 +39,8 @@ def test_weights_that_cannot_fit_are_turned_away_with_what_helps(
     assert f"model.gpu_memory_share {share:g} of the {free / 1e9:.1f} GB" in report.message
 
 
-def test_the_remedy_of_a_failed_start_is_not_what_the_job_has_already() -> None:
-    reason = ValueError("No available memory for the cache blocks.\nSee the manual.")
-    for weights, remedy in (("4bit", False), ("16bit", True)):
-        report = no_room(reason, weights).report  # type: ignore[arg-type]
-        assert report.message.endswith("its sequences: No available memory for the cache blocks.")
-        assert ("precision to 4bit" in report.hint) is remedy
+@pytest.mark.parametrize(("weights", "remedy"), [("4bit", False), ("16bit", True)])
+def test_the_remedy_of_a_failed_start_is_not_what_the_job_has_already(weights: Precision, remedy: bool) -> None:
+    report = no_room(ValueError("No available memory for the cache blocks.\nSee the manual."), weights).report
+    assert report.message.endswith("its sequences: No available memory for the cache blocks.")
+    assert ("precision to 4bit" in report.hint) is remedy

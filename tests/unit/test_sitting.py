@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def test_the_gpu_tests_specs(tmp_path: Path, engine: str, precision: str) -> Non
 def test_the_stages_specs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, dict[str, Any]] = {}
     monkeypatch.setattr(sitting, "_made", lambda *_: {})
-    monkeypatch.setattr(sitting, "_left_on_card", lambda *_: sitting.contextlib.nullcontext())
+    monkeypatch.setattr(sitting, "_left_on_card", lambda *_: nullcontext())
     monkeypatch.setattr(sitting, "_job", lambda _, name, spec, **__: asked.update({name: spec}) or {"asked": name})
     host = sitting.Host(tmp_path, tmp_path, False, {}, time.time() + 1000)
     jobs = [name for name in sitting.STAGES if not name.startswith(("baseline", *WITHOUT_A_JOB))]

@@ -12,6 +12,7 @@ import re
 import socket
 import struct
 import threading
+import weakref
 from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -50,6 +51,8 @@ class Network:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.servers: set[asyncio.Server] = set()
+        self.transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
+        """Of every connection; the loop keeps those that are open, or that have bytes to send."""
         self._thread = threading.Thread(target=self.loop.run_forever, name="network", daemon=True)
         self._thread.start()
 
@@ -58,15 +61,21 @@ class Network:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
 
     def close(self) -> None:
-        """End the thread with all that still runs in it."""
+        """End the thread with all that still runs in it, and every connection.
+
+        One that were left open, or had bytes to send yet, would be closed when its memory is reclaimed: with a warning
+        that fails whatever test runs then.
+        """
 
         async def end() -> None:
-            for server in self.servers:
-                server.close()
+            await _close(self.servers)
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for transport in list(self.transports):
+                transport.abort()
+            await asyncio.sleep(0)  # a transport closes its socket in the loop's next round
 
         self.run(end())
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -131,7 +140,7 @@ class Proxy:
         else:
             self._flowing.set()
         if mode == "refused" and self._server is not None:
-            self._server.close()
+            await _close({self._server})
             self._network.servers.discard(self._server)
             self._server = None
             await self._reset_all()
@@ -144,12 +153,18 @@ class Proxy:
             _reset(writer)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.CancelledError):  # asyncio would print it
+            await self._join(reader, writer)
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._network.transports.add(writer.transport)
         await self._flowing.wait()
         try:
             there, onward = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
             _reset(writer)
             return
+        self._network.transports.add(onward.transport)
         link = _Link(self, writer, onward)
         self._writers |= {writer, onward}
         try:
@@ -228,6 +243,13 @@ class _Link:
             async with asyncio.timeout(1):
                 while await reader.read(_CHUNK):
                     pass
+
+
+async def _close(servers: set[asyncio.Server]) -> None:
+    """Listen no longer."""
+    await asyncio.sleep(0.05)  # a server that is closed drops what it has just accepted, and leaves its socket open
+    for server in servers:
+        server.close()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

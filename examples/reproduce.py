@@ -106,7 +106,7 @@ def evaluation_lines(evaluation: dict[str, Any] | None) -> list[str]:
         for name, pair in paired.items()
     ]
     verdicts = [f"- {pair['verdict']}" for pair in paired.values()]
-    head = ["| accuracy | before | after | points | 95 % interval | exact McNemar p |", "|---|---|---|---|---|---|"]
+    head = ["| share | before | after | points | 95 % interval | exact McNemar p |", "|---|---|---|---|---|---|"]
     return ["## The same held-out questions, before and after", "", *head, *rows, "", *verdicts]
 
 

@@ -167,6 +167,11 @@ class HeldOutEvaluation:
         return {
             "strict": compare("strict accuracy", [i.strict for i in before], [i.strict for i in after]).as_dict(),
             "lenient": compare("lenient accuracy", [i.lenient for i in before], [i.lenient for i in after]).as_dict(),
+            "format": compare(
+                "the share of answers in the asked format",
+                [i.strict_format for i in before],
+                [i.strict_format for i in after],
+            ).as_dict(),
         }
 
     def _samples(self) -> list[dict[str, Any]]:

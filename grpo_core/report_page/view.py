@@ -30,16 +30,25 @@ CLEAR_ERRORS: Final = 3.0
 
 _HEADLINES: Final = {
     (1, 1): ("good", "It learnt: more unseen questions are answered right, in the asked format"),
-    (1, 0): ("good", "It learnt the format; how many answers are right did not clearly change"),
-    (1, -1): ("open", "It learnt the format, and fewer unseen questions are answered right"),
+    (1, 0): ("good", "More unseen questions are answered right in the asked format, not clearly by their last number"),
+    (1, -1): ("open", "More answers are right in the asked format, and fewer by their last number"),
     (0, 1): ("open", "More answers are right by their last number, and not more in the asked format"),
     (0, 0): ("open", "No change that could not be chance"),
     (0, -1): ("bad", "It got worse: fewer unseen questions are answered right"),
-    (-1, 1): ("bad", "It lost the format, and more answers are right by their last number"),
-    (-1, 0): ("bad", "It lost the format; how many answers are right did not clearly change"),
+    (-1, 1): ("bad", "Fewer answers are right in the asked format, and more by their last number"),
+    (-1, 0): ("bad", "It got worse: fewer unseen questions are answered right in the asked format"),
     (-1, -1): ("bad", "It got worse: fewer unseen questions are answered right, in the asked format"),
 }
-"""Tone and words for where strict and lenient accuracy went: the form is paid for too, and is not the goal."""
+"""Tone and words for where strict and lenient accuracy went."""
+_FORMAT_HEADLINES: Final = {
+    (1, 1): ("good", "It learnt the format, and more answers are right by their last number"),
+    (1, 0): ("good", "It learnt the format; how many answers are right did not clearly change"),
+    (1, -1): ("open", "It learnt the format, and fewer unseen questions are answered right"),
+    (-1, 1): ("bad", "It lost the format, and more answers are right by their last number"),
+    (-1, 0): ("bad", "It lost the format; how many answers are right did not clearly change"),
+    (-1, -1): ("bad", "It lost the format, and fewer unseen questions are answered right"),
+}
+"""The same for where the format and lenient accuracy went: the form is paid for too, and is not the goal."""
 
 Series = list[float | None]
 
@@ -98,19 +107,30 @@ def _compared(evaluation: Json) -> Json:
     paired, strict = evaluation["paired"], evaluation["paired"]["strict"]
     low, high = strict["interval"]
     direction = _direction(strict)
-    tone, headline = _HEADLINES[direction, _direction(paired["lenient"])]
+    tone, headline = _headline(_direction(paired["format"]), direction, _direction(paired["lenient"]))
     counts = strict["counts"]
-    before, after = (evaluation[stage]["strict_format_share"] for stage in ("before", "after"))
     sentences = [
         strict["verdict"],
-        f"In the asked format, right or wrong: {before:.1%} of the answers before, {after:.1%} after.",
         f"Of {evaluation['questions']} questions that were not trained on, {counts['gained']} were wrong before and "
         f"right after, {counts['lost']} right before and wrong after. The change is between {low * 100:+.1f} and "
         f"{high * 100:+.1f} points with 95 % confidence"
         + ("; chance alone would hardly ever give as much." if direction else "; chance alone may give as much."),
         f"Taking the last number anywhere in the text as the answer: {paired['lenient']['verdict']}",
+        f"Right or wrong: {paired['format']['verdict']}",
     ]
     return {**_said(tone, headline, sentences), "bars": _bars(evaluation)}
+
+
+def _headline(form: int, strict: int, lenient: int) -> tuple[str, str]:
+    """Tone and words for where the format and both accuracies went (-1, 0 or 1 each).
+
+    Where both readings say the same, the answers are the news; else the format is, if it moved and strict accuracy
+    did not go against it.
+    """
+    agree = strict == lenient != 0
+    if agree or not form or strict == -form:
+        return _HEADLINES[strict, lenient]
+    return _FORMAT_HEADLINES[form, lenient]
 
 
 def _direction(comparison: Json) -> int:

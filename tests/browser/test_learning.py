@@ -107,6 +107,9 @@ def test_a_person_sees_a_model_learn(visit: Callable[..., Visitor], stack: Stack
     with stack.http() as http:
         report = http.get(f"/page/reports/{job_id}").json()["evaluation"]
     assert report["paired"]["strict"]["verdict"] in page.locator(".verdict").first.inner_text()
+    form = report["paired"]["format"]["counts"]
+    row = page.get_by_role("region", name="Question by question").locator("tr", has_text="In the asked format")
+    assert row.locator("td").all_inner_texts()[:2] == [str(form["both"]), str(form["gained"])]
     assert page.locator(".samples .group").count() == 10
     assert page.locator(".samples .completion").nth(1).inner_text().split() == report["samples"][0]["after"].split()
     visitor.photograph("page-report")

@@ -234,16 +234,18 @@ class MadeUpRun:
 
         before, after = [i % 100 < 31 for i in range(200)], [i % 100 < 31 or i % 4 == 0 for i in range(200)]
         lenient = [i % 100 < 52 for i in range(200)], [i % 100 < 54 for i in range(200)]
+        form = [i % 100 < 43 for i in range(200)], [i % 100 < 68 for i in range(200)]
         return {
             "questions": 200,
             "dropped": 0,
             "held_out": "last rows",
             "max_completion_tokens": 512,
-            "before": self._side(sum(before) / 200, sum(lenient[0]) / 200),
-            "after": self._side(sum(after) / 200, sum(lenient[1]) / 200),
+            "before": self._side(sum(before) / 200, sum(lenient[0]) / 200, sum(form[0]) / 200),
+            "after": self._side(sum(after) / 200, sum(lenient[1]) / 200, sum(form[1]) / 200),
             "paired": {
                 "strict": compare("strict accuracy", before, after).as_dict(),
                 "lenient": compare("lenient accuracy", *lenient).as_dict(),
+                "format": compare("the share of answers in the asked format", *form).as_dict(),
             },
             "samples": [self._sample(row) for row in range(10)],
         }
@@ -261,13 +263,13 @@ class MadeUpRun:
         }
 
     @staticmethod
-    def _side(strict: float, lenient: float) -> dict[str, Any]:
+    def _side(strict: float, lenient: float, form: float) -> dict[str, Any]:
         from grpo_core.comparison import wilson_interval
 
         return {
             "strict_accuracy": strict,
             "lenient_accuracy": lenient,
-            "strict_format_share": min(1.0, strict * 1.4),
+            "strict_format_share": form,
             "truncated_share": 0.04,
             "reward": 4 * strict,
             "completion_tokens": 96.4,

@@ -314,16 +314,20 @@ def test_the_report_compares_both_models(evaluated: Run) -> None:
     records = read_rollouts(evaluated.folder.root / "evaluation.parquet")
     found = report["evaluation"]
     assert (report["rows"], found["questions"], found["dropped"], found["held_out"]) == (180, 20, 0, "last rows")
-    for name in ("strict", "lenient"):
-        pairs = [(record[f"{name}_before"], record[f"{name}_after"]) for record in records]
+    for name, column, share in (
+        ("strict", "strict", "strict_accuracy"),
+        ("lenient", "lenient", "lenient_accuracy"),
+        ("format", "strict_format", "strict_format_share"),
+    ):
+        pairs = [(record[f"{column}_before"], record[f"{column}_after"]) for record in records]
         assert found["paired"][name]["counts"] == {
             "both": pairs.count((True, True)),
             "lost": pairs.count((True, False)),
             "gained": pairs.count((False, True)),
             "neither": pairs.count((False, False)),
         }
-        assert found["before"][f"{name}_accuracy"] == found["paired"][name]["before"]
-        assert found["after"][f"{name}_accuracy"] == found["paired"][name]["after"]
+        assert found["before"][share] == found["paired"][name]["before"]
+        assert found["after"][share] == found["paired"][name]["after"]
     assert [sample["row"] for sample in found["samples"]] == list(range(180, 200, 2))
     stages = [(event["data"]["stage"], event["data"].get("questions")) for event in evaluated.of_type("evaluation")]
     assert stages == [("before", 20), ("after", 20), ("selftest", None)]

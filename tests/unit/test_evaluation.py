@@ -238,6 +238,10 @@ def test_both_models_are_asked_the_same_and_compared(tmp_path: Path, events: Eve
     assert strict["p_value"] == 2 / 2**16
     assert lenient["counts"] == {"both": 15, "lost": 0, "gained": 1, "neither": 4}
     assert lenient["verdict"].startswith("No significant change in lenient accuracy")
+    form = report["paired"]["format"]
+    assert form["counts"] == {"both": 0, "lost": 0, "gained": 16, "neither": 4}
+    assert form["verdict"].startswith("The share of answers in the asked format rose: 0.0% before, 80.0% after (")
+    assert form["after"] == report["after"]["strict_format_share"]
     assert [sample["row"] for sample in report["samples"]] == list(range(100, 120, 2))
     assert report["samples"][0] == {
         "row": 100,
@@ -281,6 +285,7 @@ def test_every_answer_is_recorded_and_told(tmp_path: Path, events: EventWriter) 
     assert [event["data"]["message"][:20] for event in told if event["type"] == "log"] == [
         "Strict accuracy rose",
         "No significant chang",
+        "The share of answers",
     ]
 
 

@@ -99,6 +99,13 @@ EVALUATION: dict[str, Any] = {
             "p_value": 1.0,
             "verdict": "No significant change in lenient accuracy.",
         },
+        "format": {
+            "counts": {"both": 16, "lost": 2, "gained": 101, "neither": 1},
+            "difference": 0.825,
+            "interval": [0.74, 0.88],
+            "p_value": 1e-20,
+            "verdict": "The share of answers in the asked format rose: 15.0% before, 97.5% after.",
+        },
     },
     "samples": [
         {"row": n, "question": f"Q{n} {HOSTILE}", "answer": "4", "before": "", "after": HOSTILE} for n in range(12)
@@ -127,7 +134,7 @@ def test_a_finished_run_begins_with_its_verdict(tmp_path: Path) -> None:
             "night run",
             "succeeded",
             "It learnt the format",
-            "15.0% of the answers before, 97.5% after",
+            "Right or wrong: The share of answers in the asked format rose: 15.0% before, 97.5% after.",
             "98 were wrong before and right after, 2 right before and wrong after",
         ),
         *("between +70.0 and +86.0 points", "1 h 7 min", "trl 1.15.0", "sampling.prompts_per_step"),
@@ -191,23 +198,34 @@ def compared(name: str, right: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("strict", "lenient", "tone", "headline"),
+    ("form", "strict", "lenient", "tone", "headline"),
     [
-        (30, 20, "good", "It learnt: more"),
-        (30, 3, "good", "It learnt the format; how many answers are right did not"),
-        (30, -20, "open", "It learnt the format, and fewer"),
-        (-2, 20, "open", "More answers are right by their last number"),
-        (2, -2, "open", "No change"),
-        (0, -20, "bad", "It got worse"),
-        (-20, 0, "bad", "It lost the format; how many answers are right did not"),
-        (-20, 20, "bad", "It lost the format, and more"),
-        (-20, -20, "bad", "It got worse"),
+        (30, 30, 20, "good", "It learnt: more"),
+        (0, 30, 20, "good", "It learnt: more"),
+        (30, 30, 3, "good", "It learnt the format; how many answers are right did not"),
+        (30, 0, 3, "good", "It learnt the format; how many answers are right did not"),
+        (30, 0, 20, "good", "It learnt the format, and more answers are right by their last number"),
+        (30, 30, -20, "open", "It learnt the format, and fewer"),
+        (3, 7, 4, "good", "More unseen questions are answered right in the asked format, not clearly by their last"),
+        (-20, 7, 4, "good", "More unseen questions are answered right in the asked format, not clearly by their last"),
+        (3, 7, -20, "open", "More answers are right in the asked format, and fewer by their last number"),
+        (-2, -2, 20, "open", "More answers are right by their last number, and not more in the asked format"),
+        (2, 2, -2, "open", "No change"),
+        (0, 0, -20, "bad", "It got worse: fewer unseen questions are answered right"),
+        (0, -20, 0, "bad", "It got worse: fewer unseen questions are answered right in the asked format"),
+        (20, -20, 0, "bad", "It got worse: fewer unseen questions are answered right in the asked format"),
+        (0, -20, 20, "bad", "Fewer answers are right in the asked format, and more by their last number"),
+        (-20, -20, 0, "bad", "It lost the format; how many answers are right did not"),
+        (-20, -20, 20, "bad", "It lost the format, and more"),
+        (-20, 0, -20, "bad", "It lost the format, and fewer"),
+        (-20, -20, -20, "bad", "It got worse"),
     ],
 )
 def test_the_form_is_told_apart_from_the_answers(
-    tmp_path: Path, strict: int, lenient: int, tone: str, headline: str
+    tmp_path: Path, form: int, strict: int, lenient: int, tone: str, headline: str
 ) -> None:
-    paired = {"strict": compared("strict accuracy", strict), "lenient": compared("lenient accuracy", lenient)}
+    moved = {"format": form, "strict": strict, "lenient": lenient}
+    paired = {reading: compared(f"the {reading} share", by) for reading, by in moved.items()}
     spec = spec_of(8, 8, steps=3)
     folder = run_folder(tmp_path, list(trace(spec, LEARNING, 1)), spec, [])
     folder.report.write_text(json.dumps({"evaluation": {**EVALUATION, "paired": paired}}))

@@ -140,10 +140,11 @@ function pairs(evaluation) {
 function pairTable(evaluation) {
   const columns = ["both", "gained", "lost", "neither"];
   const head = h("tr", {}, h("td", {}), columns.map((name) => h("th", { scope: "col", class: "number" }, t(`pairs.${name}`))), h("th", { scope: "col", class: "number" }, t("report.difference")), h("th", { scope: "col", class: "number" }, t("report.interval")), h("th", { scope: "col", class: "number" }, t("report.p")));
-  const rows = READINGS.filter((reading) => evaluation.paired[reading]).map((reading) => {
+  const readings = [...READINGS.map((reading) => [reading, t(`evaluation.${reading}`)]), ["format", t("report.format")]];
+  const rows = readings.filter(([reading]) => evaluation.paired[reading]).map(([reading, name]) => {
     const paired = evaluation.paired[reading];
     const cell = (text) => h("td", { class: "number", translate: "no" }, text);
-    return h("tr", {}, h("th", { scope: "row" }, t(`evaluation.${reading}`)), columns.map((name) => cell(number(paired.counts[name]))), cell(points(paired.difference)), cell(paired.interval.map(points).join(" … ")), cell(number(paired.p_value, 2)));
+    return h("tr", {}, h("th", { scope: "row" }, name), columns.map((name) => cell(number(paired.counts[name]))), cell(points(paired.difference)), cell(paired.interval.map(points).join(" … ")), cell(number(paired.p_value, 2)));
   });
   return h("table", { class: "plain" }, h("thead", {}, head), h("tbody", {}, rows));
 }

@@ -66,6 +66,7 @@ class Ledger:
 
     def __init__(self, settings: QueueSettings) -> None:
         self.prefix = settings.prefix
+        self._broker_prefix = settings.broker_prefix
         self._url = settings.redis_url.get_secret_value()
 
     @cached_property
@@ -256,8 +257,13 @@ class Ledger:
         """Ids of queued jobs not rung for so long."""
         return self._due("queued", seconds, limit)
 
+    def missing_wakeups(self, queue: str) -> int:
+        """How many jobs more wait in a queue than wake-ups lie in its list, whichever jobs these are for."""
+        jobs = self._call(lambda: self.client.zcard(f"{self.prefix}:waiting:{queue}"))
+        return int(jobs) - int(self._call(lambda: self.client.llen(f"{self._broker_prefix}{queue}")))
+
     def mark_rung(self, job_id: str) -> None:
-        """Note that a worker was woken for a queued job just now."""
+        """Note that a queued job was looked at just now, and a worker woken where none was yet."""
         now = self.now_ms()
         self._call(lambda: self.client.zadd(f"{self.prefix}:queued", {job_id: now}, xx=True))
 

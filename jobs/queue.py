@@ -59,7 +59,7 @@ def make_celery(settings: QueueSettings) -> Celery:
             "socket_timeout": SOCKET_SECONDS,
             "socket_connect_timeout": SOCKET_SECONDS,
             "socket_keepalive": True,
-            "global_keyprefix": f"{settings.prefix}:celery:",
+            "global_keyprefix": settings.broker_prefix,
         },
         task_acks_late=False,
         task_create_missing_queues=True,

@@ -34,3 +34,8 @@ class QueueSettings(BaseSettings):
     """First part of every key, so that several services can share one server."""
     lease_seconds: float = Field(default=60.0, ge=1.0, le=3600.0, validation_alias="GRPO_LEASE_SECONDS")
     """How long a silent worker keeps its job. It beats six times in that span."""
+
+    @property
+    def broker_prefix(self) -> str:
+        """First part of the key of each list of wake-ups; the queue's name follows."""
+        return f"{self.prefix}:celery:"

@@ -88,13 +88,23 @@ class Sweeper:
         return True
 
     def ring_again(self, seconds: float = RING_AGAIN_SECONDS) -> None:
-        """Wake workers for jobs that have waited unclaimed."""
+        """Wake workers for jobs that have waited unclaimed, as far as a queue holds fewer wake-ups than jobs.
+
+        While all workers are busy nobody takes any: rung for without end they would fill Valkey, and start machines
+        where a cluster counts them. What is there in place of a missing one is used up by the next free worker.
+        """
+        missing: dict[str, int] = {}
         for job_id in self._ledger.unclaimed(seconds):
             with apart(job_id):
                 record = self._ledger.get(job_id)
-                if record is not None and record.status is JobStatus.QUEUED:
+                if record is None or record.status is not JobStatus.QUEUED:
+                    continue
+                if record.queue not in missing:
+                    missing[record.queue] = self._ledger.missing_wakeups(record.queue)
+                if missing[record.queue] > 0:
+                    missing[record.queue] -= 1
                     self._outbox.add(job_id, record.queue)
-                    self._ledger.mark_rung(job_id)
+                self._ledger.mark_rung(job_id)
 
     def take_over_expired(self) -> None:
         """Requeue, or end, every job whose worker fell silent."""

@@ -8,6 +8,7 @@ checkpoint is read before its size and hash are those of the manifest, and no fi
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,11 @@ class SavedRun:
 
 def open_saved_run(folder: Path, spec: JobSpec) -> SavedRun:
     """Verify the checkpoint in `folder`; raises `JobFailure` with the code `checkpoint_unreadable`."""
-    manifest = _read_object(folder / MANIFEST_NAME, "it has no manifest, so it was never finished")
+    try:
+        found = strict_json.loads((folder / MANIFEST_NAME).read_bytes())
+    except (OSError, strict_json.StrictJsonError):
+        found = None
+    manifest = _object(found, folder, "it has no manifest, so it was never finished")
     version = manifest.get("v")
     if not isinstance(version, int) or version < 1:
         _damaged(folder, "its manifest has no version")
@@ -77,7 +82,7 @@ def open_saved_run(folder: Path, spec: JobSpec) -> SavedRun:
     step, epoch = manifest.get("step"), manifest.get("epoch")
     if not isinstance(step, int) or not isinstance(epoch, int) or not 0 < step <= spec.training.steps:
         _damaged(folder, f"its manifest names step {step!r}")
-    return SavedRun(folder, step, epoch, _read_object(folder / PROGRESS_NAME, "what its run knew cannot be read"))
+    return SavedRun(folder, step, epoch, _progress(folder))
 
 
 def write_manifest(folder: Path, *, step: int, epoch: int, spec_digest: str) -> None:
@@ -121,13 +126,18 @@ def _entries(folder: Path, listed: object) -> dict[str, tuple[object, object]]:
     return found
 
 
-def _read_object(file: Path, otherwise: str) -> dict[str, Any]:
+def _progress(folder: Path) -> dict[str, Any]:
+    """Our own bytes, by their hash; completions in it may hold what is refused of others, as NUL."""
     try:
-        value = strict_json.loads(file.read_bytes())
-    except (OSError, strict_json.StrictJsonError):
-        _damaged(file.parent, otherwise)
+        value = json.loads((folder / PROGRESS_NAME).read_bytes())
+    except (OSError, ValueError):
+        value = None
+    return _object(value, folder, "what its run knew cannot be read")
+
+
+def _object(value: object, folder: Path, otherwise: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        _damaged(file.parent, otherwise)
+        _damaged(folder, otherwise)
     return cast("dict[str, Any]", value)
 
 

@@ -40,6 +40,15 @@ def test_a_whole_checkpoint_says_where_it_was(checkpoint: Path) -> None:
     assert saved.metrics.read_text("utf-8") == "metrics.jsonl of step 50"
 
 
+def test_a_completion_may_hold_what_no_request_may(checkpoint: Path) -> None:
+    """A base of bytes draws NUL like any other token."""
+    said = {"recorder": {"completions": [{"completion": "a\0b"}]}}
+    (checkpoint / "progress.json").write_text(json.dumps(said), "utf-8")
+    (checkpoint / MANIFEST_NAME).unlink()
+    write_manifest(checkpoint, step=50, epoch=3, spec_digest=SPEC.digest())
+    assert open_saved_run(checkpoint, SPEC).progress == said
+
+
 def test_what_a_library_adds_later_is_verified_too(checkpoint: Path) -> None:
     (checkpoint / "more.json").write_text("{}", "utf-8")
     (checkpoint / MANIFEST_NAME).unlink()

@@ -18,8 +18,8 @@ _DRAWING: Final = frozenset({NO_ROOM_TO_DRAW, NO_ROOM_FOR_ROLLOUTS})
 
 def splits(spec: JobSpec) -> list[int]:
     """The numbers of equal parts that a step of this job can be trained on in, from one part up."""
-    total, gpus = spec.completions_per_step, max(1, spec.resources.gpus)
-    return [parts for parts in range(1, total + 1) if total % parts == 0 and total // parts % gpus == 0]
+    total = spec.completions_per_step
+    return [parts for parts in range(1, total + 1) if total % parts == 0]
 
 
 def keeps_objective(spec: JobSpec) -> bool:

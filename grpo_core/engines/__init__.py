@@ -128,13 +128,6 @@ def choose_engine(spec: JobSpec, cuda_count: int) -> EngineName:
             f"The job asks for {spec.resources.gpus} GPU(s) and this machine has {cuda_count}.",
             hint="Set resources.gpus to 0 (with optimizer.name adamw_torch) to train on a CPU, or use a GPU worker.",
         )
-    if spec.resources.gpus > 1:
-        raise JobFailure(
-            "user_config",
-            "one_gpu_only",
-            f"The job asks for {spec.resources.gpus} GPUs; this version trains on one.",
-            hint="Set resources.gpus to 1.",
-        )
     if spec.engine == "trl" or spec.resources.gpus == 0:
         return "trl"
     if _unsloth_is_ready():

@@ -37,10 +37,6 @@ class Problem:
     detail: str
     remedy: str
 
-    def as_dict(self) -> dict[str, str]:
-        """The JSON form used in problem documents."""
-        return {"pointer": self.pointer, "code": self.code, "detail": self.detail, "remedy": self.remedy}
-
 
 class SpecError(GrpoError):
     """A spec with problems; `problems` holds every one of them, up to `MAX_PROBLEMS`."""

@@ -66,7 +66,7 @@ def _evaluation_fits(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _accumulation_divides(spec: JobSpec) -> Iterator[Problem]:
-    """`sampling.gradient_accumulation` divides the step's completions, and the GPUs share each part evenly."""
+    """`sampling.gradient_accumulation` divides the step's completions."""
     total, parts = spec.completions_per_step, spec.sampling.gradient_accumulation
     if total % parts:
         divisors = [str(n) for n in range(1, total + 1) if total % n == 0]
@@ -75,13 +75,6 @@ def _accumulation_divides(spec: JobSpec) -> Iterator[Problem]:
             code="indivisible_batch",
             detail=f"{parts} does not divide the {total} completions of a step",
             remedy=f"Use one of {', '.join(divisors[:12])}.",
-        )
-    elif (total // parts) % max(1, spec.resources.gpus):
-        yield Problem(
-            pointer="/resources/gpus",
-            code="indivisible_batch",
-            detail=f"{spec.resources.gpus} GPUs cannot share {total // parts} completions evenly",
-            remedy="Change prompts_per_step, generations or gradient_accumulation so that each GPU gets as many.",
         )
 
 
@@ -221,17 +214,6 @@ def _cpu_jobs_ask_for_nothing_of_cuda(spec: JobSpec) -> Iterator[Problem]:
         )
 
 
-def _unsloth_takes_one_gpu(spec: JobSpec) -> Iterator[Problem]:
-    """Engine `unsloth` takes one GPU."""
-    if spec.engine == "unsloth" and spec.resources.gpus > 1:
-        yield Problem(
-            pointer="/engine",
-            code="one_gpu_only",
-            detail=f"unsloth trains on one GPU, and resources.gpus is {spec.resources.gpus}",
-            remedy="Use trl for several GPUs, or set resources.gpus to 1.",
-        )
-
-
 def _lora_scale_is_sane(spec: JobSpec) -> Iterator[Problem]:
     """`lora.alpha` is at most 64 × `lora.rank`."""
     if spec.lora.alpha > 64 * spec.lora.rank:
@@ -253,6 +235,5 @@ RULES: tuple[Callable[[JobSpec], Iterator[Problem]], ...] = (
     _dataset_name_fits_source,
     _columns_differ,
     _cpu_jobs_ask_for_nothing_of_cuda,
-    _unsloth_takes_one_gpu,
     _lora_scale_is_sane,
 )

@@ -311,8 +311,8 @@ class AuditsSection(Section):
 class ResourcesSection(Section):
     """What the worker must have."""
 
-    gpus: int = Field(default=1, ge=0, le=8)
-    """0 runs on a CPU worker."""
+    gpus: int = Field(default=1, ge=0, le=1)
+    """0 runs on a CPU worker; a job trains on one GPU at most."""
     min_gpu_memory_gb: int | None = Field(default=None, ge=1, le=1024)
     """Memory each GPU must have; null is any."""
 

@@ -29,10 +29,6 @@ def test_parts_are_equal_and_each_split_is_a_legal_spec() -> None:
         assert parse_spec({"sampling": sampling}).micro_batch * parts == 20
 
 
-def test_gpus_share_each_part_evenly() -> None:
-    assert splits(spec_of(2, 6, resources={"gpus": 4})) == [1, 3]
-
-
 @pytest.mark.parametrize(("accumulation", "following"), [(1, 2), (2, 3), (3, 4), (4, 6), (5, 6), (6, 12), (12, None)])
 def test_the_next_split_is_the_next_divisor(accumulation: int, following: int | None) -> None:
     assert smaller(spec_of(3, 4), accumulation) == following

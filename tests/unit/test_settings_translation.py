@@ -144,7 +144,6 @@ def test_the_engine_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None
     [
         ({}, 0, "too_few_gpus"),
         ({"engine": "unsloth"}, 1, "engine_not_available"),
-        ({"resources": {"gpus": 2}}, 2, "one_gpu_only"),
     ],
 )
 def test_what_a_machine_cannot_run_is_refused(

@@ -120,7 +120,7 @@ def test_another_name_is_answered_with_ours(data: dict[str, Any], remedy: str) -
         ({"lora": 16.5}, 'Write an object, {"rank": ...}. Give a whole number from 1 to 256'),
         ({"lora": 4096}, 'Write an object, {"rank": ...}. Give a whole number from 1 to 256'),
         ({"training": 250.0}, 'Write an object, {"steps": ...}. Write it without a decimal point: 250.'),
-        ({"resources": 99}, 'Write an object, {"gpus": ...}. Give a whole number from 0 to 8'),
+        ({"resources": 99}, 'Write an object, {"gpus": ...}. Give a whole number from 0 to 1'),
         ({"data": "s3://bucket/x.jsonl"}, 'Write an object, {"dataset": ...}. It is an object in S3: set data.source'),
         ({"from_checkpoint": "7"}, 'Write an object, {"job": ..., "step": ...}. Give the id of a job: '),
         ({"from_checkpoint": {"job": 5, "step": 1}}, "Give the id of a job: "),

@@ -86,9 +86,12 @@ def revoke(key_id: str, /, *, json: AsJson = False) -> None:
 @contextmanager
 def _keys() -> Generator[KeyStore]:
     with service_errors("service"):
-        from jobs.service import JobService
+        from jobs.keys import KeyStore
+        from jobs.ledger import Ledger
+        from jobs.settings import QueueSettings, StorageSettings
+        from jobs.storage import ObjectStore
 
-        yield JobService.from_settings().keys
+        yield KeyStore(ObjectStore(StorageSettings()), Ledger(QueueSettings()))
 
 
 def _fields(record: KeyRecord) -> dict[str, Any]:

@@ -494,10 +494,7 @@ class FakeKeys:
 def keys(monkeypatch: pytest.MonkeyPatch) -> FakeKeys:
     store = FakeKeys()
 
-    class Stand:
-        keys = store
-
-    monkeypatch.setattr("jobs.service.JobService.from_settings", Stand)
+    monkeypatch.setattr("jobs.keys.KeyStore", lambda _store, _ledger: store)
     return store
 
 

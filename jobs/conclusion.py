@@ -24,8 +24,6 @@ from jobs.shipper import Shipper
 from jobs.tenure import Tenure
 from jobs.verdict import Ended, broken_machine
 
-KEEP_EVENTS_SECONDS = 7 * 24 * 3600.0
-"""How long a finished job's events stay in Valkey; the bucket keeps them for good."""
 CANCEL_SHIP_SECONDS = 2.0
 CANCEL_WRITE_SECONDS = 1.0
 """What a cancel may spend on the artifacts, and then on its outcome, before the record says that it is done."""
@@ -182,8 +180,7 @@ class Conclusion:
         """Bring the record to its end. A worker that has no more time leaves it to the sweeper: the outcome stands."""
 
         def write() -> None:
-            keep = KEEP_EVENTS_SECONDS
-            settle(self._tools.ledger, self._job_id, standing, tell_error=True, expire_events_seconds=keep)
+            settle(self._tools.ledger, self._job_id, standing, tell_error=True)
 
         with contextlib.suppress(Interrupted):
             return self._patience(write, ("deadline",))

@@ -28,6 +28,8 @@ log = structlog.get_logger()
 
 MAX_ATTEMPTS = 3
 """Runs in a row that may be lost without a new checkpoint before the job fails."""
+KEEP_EVENTS_SECONDS = 7 * 24 * 3600.0
+"""How long the events of an ended job stay in Valkey, where its manifest lists them too: the bucket keeps them."""
 
 SILENCE = FailureReport(
     failure_class="infra",
@@ -127,11 +129,11 @@ def settle(
     outcome: Outcome,
     *,
     tell_error: bool = False,
-    expire_events_seconds: float | None = None,
 ) -> None:
     """Bring a record to the state its outcome names; the outcome is the stronger truth.
 
-    `tell_error` adds the error as an event, for failures the run itself could not tell of.
+    `tell_error` adds the error as an event, for failures the run itself could not tell of. Where there is a manifest
+    readers find the events in the bucket, and those in Valkey go after a while.
     """
     final = JobStatus(outcome.status)
     events = [JobEvent(type="error", data=outcome.error)] if outcome.error and tell_error else []
@@ -141,7 +143,7 @@ def settle(
         to=final,
         fields={"error": outcome.error, "manifest": outcome.manifest, "phase": None, "worker": None},
         events=[*events, JobEvent(type="status", data={"status": final.value})],
-        expire_events_seconds=expire_events_seconds,
+        expire_events_seconds=KEEP_EVENTS_SECONDS if outcome.manifest else None,
         settles=True,
     )
 

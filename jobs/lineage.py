@@ -7,7 +7,6 @@ and a commit is deleted before any object it needs for resuming.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -174,10 +173,9 @@ def run_logs(store: ObjectStore, job_id: str, before: int) -> list[ManifestEntry
     entries: list[ManifestEntry] = []
     for epoch in range(max(1, before - RUN_LOGS), before):
         key = f"{layout.run(job_id, epoch)}stderr.log"
-        body = store.get(key)
-        if body is not None:
-            sha256 = hashlib.sha256(body).hexdigest()
-            entries.append(ManifestEntry(path=f"stderr-e{epoch}.log", key=key, sha256=sha256, size=len(body)))
+        if found := store.digest(key):
+            sha256, size = found
+            entries.append(ManifestEntry(path=f"stderr-e{epoch}.log", key=key, sha256=sha256, size=size))
     return entries
 
 

@@ -174,6 +174,21 @@ class ObjectStore:
         except BotoCoreError as error:
             raise _unavailable(error) from error
 
+    def digest(self, key: str) -> tuple[str, int] | None:
+        """The SHA-256 (hex) and size of an object as it can be read now, None where there is none; never held whole."""
+        hasher, size = hashlib.sha256(), 0
+        try:
+            for chunk in self._client.get_object(Bucket=self.bucket, Key=key)["Body"].iter_chunks(CHUNK_BYTES):
+                hasher.update(chunk)
+                size += len(chunk)
+        except ClientError as error:
+            if _status(error) == 404:
+                return None
+            raise _unavailable(error) from error
+        except BotoCoreError as error:
+            raise _unavailable(error) from error
+        return hasher.hexdigest(), size
+
     def get_json(self, key: str) -> dict[str, Any] | None:
         """A JSON object this service wrote, or None where there is none."""
         body = self.get(key)

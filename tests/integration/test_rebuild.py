@@ -107,7 +107,7 @@ def finish(service: JobService, job: JobRecord, epoch: int, **outcome: Any) -> N
     manifest = Manifest(job=job.id, epoch=epoch, objects=ship(service, job, epoch))
     ended = Outcome(job=job.id, epoch=epoch, time=LONG_AGO, by="w", **outcome)
     ended = replace(ended, manifest=service.archive.put_manifest(manifest))
-    settle(service.ledger, job.id, service.archive.put_outcome(ended), tell_error=True, expire_events_seconds=60)
+    settle(service.ledger, job.id, service.archive.put_outcome(ended), tell_error=True)
 
 
 def comparable(record: JobRecord) -> dict[str, Any]:

@@ -59,3 +59,34 @@ def test_a_job_ends_though_its_commit_cannot_be_read(service: JobService, sweepe
     assert ended.status is JobStatus.FAILED
     assert ended.error is not None
     assert ended.error["code"] == "attempts_used_up"
+
+
+def test_wake_ups_do_not_pile_up_while_every_worker_is_busy(
+    service: JobService, sweeper: Sweeper, queue_settings: QueueSettings
+) -> None:
+    jobs = [service.submit(SPEC, "ann") for _ in range(3)]
+    broker, wakeups = service.ledger.client, f"{queue_settings.broker_prefix}{jobs[0].queue}"
+
+    def sweep() -> int:
+        sweeper.ring_again(0)
+        sweeper._outbox.start()
+        sweeper._outbox.close()
+        sweeper._outbox = Outbox(Doorbell(queue_settings), service.ledger)
+        return broker.llen(wakeups)
+
+    broker.delete(wakeups)
+    assert [sweep() for _ in range(4)] == [3, 3, 3, 3]
+    broker.lpop(wakeups)
+    assert sweep() == 3, "one that was taken in vain is rung for again"
+
+
+def test_events_of_a_job_that_was_ended_for_its_worker_leave_valkey(service: JobService, sweeper: Sweeper) -> None:
+    lost, waiting = lost_job(service, attempts=2), service.submit(SPEC, "ann")
+    sweeper.take_over_expired()
+    service.cancel(waiting.id, "ann")
+    client, prefix = service.ledger.client, service.ledger.prefix
+    for job_id in (lost, waiting.id):
+        outcome = service.archive.outcome(job_id)
+        assert outcome is not None
+        kept_for = client.pttl(f"{prefix}:events:{job_id}")
+        assert (kept_for > 0) is (outcome.manifest is not None)

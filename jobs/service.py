@@ -239,11 +239,13 @@ class JobService:
             ids = self.ledger.list_ids(owner, limit=wanted, before=before, status=status)
             records = self.ledger.get_many(ids)
             found += [record for record in records if _has_metadata(record, metadata)]
-            if len(found) > limit or len(ids) < wanted:
-                break
+            if len(found) > limit:
+                return Page(items=found[:limit], next_cursor=found[limit - 1].id)
+            if len(ids) < wanted:
+                return Page(items=found, next_cursor=None)
             before = ids[-1]
-        page = found[:limit]
-        return Page(items=page, next_cursor=page[-1].id if len(found) > limit else None)
+        # Fewer than asked for among as many as are looked at for one page: the next one looks further.
+        return Page(items=found, next_cursor=before)
 
     def cancel(self, job_id: str, owner: str) -> JobRecord:
         """End a job: at once where no worker has it, else as soon as its worker hears. Raises `Conflict`."""

@@ -25,8 +25,10 @@ if memory then
   end
 end
 
--- What was admitted and has no record yet counts too, so that many at once do not pass the last free place.
+-- What was admitted and has no record yet counts too, so that many at once do not pass the last free place. This very
+-- submission does not: it may ask again where the first answer was lost on its way.
 local function admitted(set)
+  redis.call('ZREM', set, id)
   redis.call('ZREMRANGEBYSCORE', set, 0, now)
   return redis.call('ZCARD', set)
 end

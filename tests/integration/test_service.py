@@ -50,6 +50,18 @@ def test_another_owner_sees_nothing(service: JobService, tmp_path: Path) -> None
     assert service.list_jobs("bob", limit=10).items == []
 
 
+def test_a_page_that_finds_too_few_leads_on(service: JobService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.service.MAX_SCANS", 2)
+    monkeypatch.setattr("jobs.service.LIST_SCAN", 2)
+    ids = [submit(service, metadata={"first": str(number == 0)}).id for number in range(9)]
+    seen, cursor = [], None
+    for _ in range(3):
+        page = service.list_jobs("ann", limit=3, cursor=cursor, metadata={"first": "True"})
+        seen.append([job.id for job in page.items])
+        cursor = page.next_cursor
+    assert (seen, cursor) == ([[], [], [ids[0]]], None)
+
+
 def test_lists_page_newest_first_and_filter(service: JobService) -> None:
     ids = [submit(service, metadata={"parity": str(number % 2)}).id for number in range(7)]
     seen, cursor = [], None

@@ -406,7 +406,9 @@ class _ReadToTheEnd(Exception):
 
 def _is_passing(error: UnreachableError | ProblemError) -> bool:
     """Whether the same question may be answered later: it is no refusal."""
-    return isinstance(error, UnreachableError) or error.status >= 500 or error.status == TOO_MANY
+    if isinstance(error, UnreachableError):
+        return error.may_pass
+    return error.status >= 500 or error.status == TOO_MANY
 
 
 def _job(job_id: str, *rest: str) -> str:

@@ -125,7 +125,7 @@ def draw(seen: Seen, width: int) -> RenderableType:
         parts += [Text(), _numbers(seen, max(8, width - 46))]
     hidden = len(seen.notes) - WARNINGS_SHOWN
     if hidden > 0:
-        parts.append(Text(f"{hidden} more above; see them with: grpo show {seen.job['id']}", style="dim"))
+        parts.append(Text(f"{hidden} earlier; all of them: grpo watch {seen.job['id']} | cat", style="dim"))
     styles = {"warning": "yellow", "error": "bold red", "result": "bold green"}
     parts += [Text(text, style=styles[kind]) for kind, text in seen.notes[-WARNINGS_SHOWN:]]
     title = Text(printable(f"{seen.job['id']}  {seen.job.get('name') or ''}".rstrip()))

@@ -190,6 +190,13 @@ def test_only_what_may_pass_is_tried_again_and_not_for_ever(
     assert len(service.requests) == times
 
 
+def test_nobody_waits_for_what_is_not_this_api(client: GrpoClient, service: Service) -> None:
+    service.on("GET", "/jobs/job-1/events", httpx.Response(200, content=b"<html>"))
+    with pytest.raises(UnreachableError, match="not this API"):
+        client.wait("job-1", patience=900)
+    assert len(service.requests) == 1
+
+
 def test_an_upload_is_streamed_with_its_length(client: GrpoClient, service: Service, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b'{"question": "1", "answer": "1"}\n' * 100_000)

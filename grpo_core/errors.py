@@ -13,7 +13,7 @@ wrote no error event.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 FailureClass = Literal[
     "user_config",
@@ -27,7 +27,6 @@ FailureClass = Literal[
     "infra",
     "internal",
 ]
-FAILURE_CLASSES: tuple[FailureClass, ...] = get_args(FailureClass)
 
 EXIT_DONE = 0
 EXIT_CHECKPOINTED = 75

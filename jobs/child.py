@@ -1,7 +1,8 @@
 """The training process: started in its own session with a clean environment, signalled and killed as a group.
 
-Owns the process and nothing it writes. Invariant: no secret of the worker reaches it, and no process of its
-group outlives `kill`. Start it from the main thread: the child asks to die with the thread that started it.
+Owns the process and nothing it writes. Invariant: its environment holds no key of Valkey or object storage, and no
+process of its group outlives `kill`. Start it from the main thread: the child asks to die with the thread that started
+it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from typing import Any
 from grpo_core import micro_batch
 from grpo_core.errors import (
     EXIT_CHECKPOINTED,
-    EXIT_CODES,
     EXIT_DONE,
     RETRYABLE,
     FailureReport,
@@ -135,7 +134,7 @@ class Verdict:
             )
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
         return FailureReport(
-            failure_class="oom" if code == EXIT_CODES["oom"] else failure_class_of_exit(code),
+            failure_class=failure_class_of_exit(code),
             code="child_died",
             message=f"The training process ended by {how} and gave no reason.",
             hint="Its output is the artifact stderr.log.",

@@ -19,7 +19,6 @@ from grpo_core.models import Precision
 from grpo_core.spec import parse_spec
 
 BF16 = Precision("auto", "16bit", "bfloat16", "")
-REENTRANT = {"use_reentrant": True}
 NF4 = Precision("4bit", "4bit", "bfloat16", "")
 
 

@@ -24,6 +24,7 @@ BYTES_PER_PARAMETER: dict[Precision, float] = {"fp32": 4.0, "16bit": 2.0, "4bit"
 """In 4-bit the projections take about half a byte, but embeddings and the output layer stay in 16-bit."""
 
 _GIB = 1024**3
+"""Cards are sold by it: one of 80 GB has 80 of these. Weights are told in units of 10^9 bytes, as everywhere."""
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([BM])(?![A-Za-z0-9])", re.IGNORECASE)
 _LARGE_MODEL = 100_000_000
 _FORMAT_TOKENS = 24
@@ -302,7 +303,7 @@ def _rewards_can_be_earned(spec: JobSpec) -> Iterator[SpecWarning]:
 
 
 def _gb(size: int) -> str:
-    return f"{size / _GIB:.1f} GB"
+    return f"{size / 1e9:.1f} GB"
 
 
 CHECKS: tuple[Callable[[JobSpec], Iterator[SpecWarning]], ...] = (

@@ -47,14 +47,16 @@ ARCHIVE_BYTES = 14_000_000
 SMALL_CARD_GIB = 14
 """What a card of 16 GB leaves to a job at the least."""
 HOLD_MEMORY = """
-import sys, torch
+import sys, time, torch
 torch.zeros(1, device="cuda")
 free, _ = torch.cuda.mem_get_info()
 held = torch.empty(free - int(sys.argv[1]), dtype=torch.uint8, device="cuda")
-print("held", flush=True)
+time.sleep(2)  # what the stage before it held may come back only now
+print(torch.cuda.mem_get_info()[0], flush=True)
 sys.stdin.read()
 """
-"""Run with the bytes that are to be left; ends with its standard input."""
+"""Run with the bytes that are to be left; says how many are, and ends with its standard input."""
+LOOSE_BYTES = 256 << 20
 SMALL = ROOT / "examples" / "smollm2"
 """Real word problems, and a prompt with worked examples: without them the small model never meets the format."""
 
@@ -252,8 +254,11 @@ def resume16(host: Host) -> dict[str, Any]:
 
 @stage(480)
 def recipe4(host: Host) -> dict[str, Any]:
-    """The recipe as published, 4-bit, on a card that has no more than 14 GiB left."""
+    """The recipe as published, 4-bit, on a card that has no more than 14 GiB left; checkpoints and questions too."""
     spec = _recipe(host, "recipe.json", steps=20)  # first, as making the model takes the card too
+    if not host.dry:
+        spec["training"] |= {"checkpoint_every": 10}
+        spec["evaluation"] = {"questions": 8, "max_completion_tokens": 64}
     with _left_on_card(host, SMALL_CARD_GIB):
         return _job(host, "recipe4", spec)
 
@@ -296,7 +301,7 @@ def learn(host: Host) -> dict[str, Any]:
     return _job(host, "learn", _small_spec(host, steps=100, questions=300))
 
 
-@stage(500)
+@stage(900)
 def pytest(host: Host) -> dict[str, Any]:
     """The GPU tests of the repository, where pytest is installed."""
     small(host)
@@ -329,8 +334,12 @@ def _left_on_card(host: Host, gib: int) -> Iterator[None]:
     argv = [sys.executable, "-c", HOLD_MEMORY, str(gib << 30)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         try:
-            if not (holder.stdout and holder.stdout.readline()):
+            left = int((holder.stdout.readline() if holder.stdout else "") or 0)
+            if not left:
                 raise RuntimeError("the card's memory could not be held: see the stage's log")
+            print(f"{left / 2**30:.2f} GiB of the card are left", flush=True)
+            if left > (gib << 30) + LOOSE_BYTES:
+                raise RuntimeError(f"{left / 2**30:.2f} GiB of the card are left, more than the {gib} asked for")
             yield
         finally:
             holder.kill()
@@ -419,8 +428,8 @@ def _job(
                     events.append(event)
                     memory.phase = event["data"].get("phase", memory.phase)
                     _tell(event)
-                    if not told and event["data"].get("code") == "run_lost":
-                        # The time on such a host is dear: no second try of what cannot work.
+                    if not told and event["data"].get("code") in ("run_lost", "micro_batch_lowered"):
+                        # The time on such a host is dear: no second try of what cannot work as it was asked for.
                         told["failure"] = event["data"]["message"]
                         print(_end_of(host.work / "stack/logs/worker.log"), flush=True)
                         client.cancel(job["id"])
@@ -448,6 +457,8 @@ def _job(
         (host.work / "jobs" / f"{name}.metrics.json").write_text(metrics)
         if job["status"] in ENDED:
             result |= _files(client, job["id"], host.work / "jobs" / name)
+            if used := (result.get("device_memory_gb") or {}).get("used"):
+                result["device_memory_gb"]["used"] = round(used - idle * 2**20 / 1e9, 2)  # less what others hold
     return result
 
 

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,26 @@ def finish(run: Path, spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     return json.loads((run / "report.json").read_text())
 
 
+Ran = Callable[[str, str], tuple[Path, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """A finished run of an engine and a precision, with its report; one of each, as a start takes a minute or two."""
+    done: dict[tuple[str, str], tuple[Path, dict[str, Any]]] = {}
+
+    def of(engine: str, precision: str) -> tuple[Path, dict[str, Any]]:
+        if (engine, precision) not in done:
+            folder, run = Path(MODEL) if MODEL else TINY, tmp_path_factory.mktemp(f"{engine}-{precision}")
+            done[engine, precision] = run, finish(run, spec_of(folder, engine, precision), folder)
+        return done[engine, precision]
+
+    return of
+
+
 @pytest.mark.parametrize("precision", ["16bit", "4bit"])
-def test_plain_trl(tmp_path: Path, precision: str) -> None:
-    folder = Path(MODEL) if MODEL else TINY
-    report = finish(tmp_path / "run", spec_of(folder, "trl", precision), folder)
+def test_plain_trl(ran: Ran, precision: str) -> None:
+    _, report = ran("trl", precision)
     assert report["engine"] == "trl"
     assert report["precision"]["weights"] == precision
     assert report["selftest"]["peft"]["mean"] <= 0.02
@@ -100,10 +117,8 @@ def test_plain_trl(tmp_path: Path, precision: str) -> None:
 
 @needs_unsloth
 @pytest.mark.parametrize("precision", ["16bit", "4bit"])
-def test_unsloth_with_vllm(tmp_path: Path, precision: str) -> None:
-    assert MODEL is not None
-    run = tmp_path / "run"
-    report = finish(run, spec_of(Path(MODEL), "unsloth", precision), Path(MODEL))
+def test_unsloth_with_vllm(ran: Ran, precision: str) -> None:
+    run, report = ran("unsloth", precision)
     assert report["engine"] == "unsloth"
     assert report["precision"]["weights"] == precision
     assert report["rollout_server"]["sequences_at_once"] == 8
@@ -117,30 +132,28 @@ def test_unsloth_with_vllm(tmp_path: Path, precision: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["trl", pytest.param("unsloth", marks=needs_unsloth)])
-def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path, engine: str) -> None:
+def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path, ran: Ran, engine: str) -> None:
     """With the paged 8-bit optimizer. Kernels need not repeat themselves to the bit, so numbers are compared."""
     folder = Path(MODEL) if MODEL else TINY
-    spec = spec_of(folder, engine, "16bit")
-    finish(tmp_path / "straight", spec, folder)
-    shutil.copytree(tmp_path / "straight" / "checkpoints" / "step-000002", tmp_path / "run" / "inputs" / "resume")
-    report = finish(tmp_path / "run", spec, folder)
+    (whole, _), run = ran(engine, "16bit"), tmp_path / "run"
+    shutil.copytree(whole / "checkpoints" / "step-000002", run / "inputs" / "resume")
+    report = finish(run, spec_of(folder, engine, "16bit"), folder)
     assert report["resumed"] == {"epoch": 1, "step": 2}
-    assert not {"base_differs", "data_changed"} & warnings_of(tmp_path / "run")
-    straight, resumed = (lines_of(tmp_path / name / "metrics.jsonl") for name in ("straight", "run"))
+    assert not {"base_differs", "data_changed"} & warnings_of(run)
+    straight, resumed = (lines_of(folder / "metrics.jsonl") for folder in (whole, run))
     assert resumed[:2] == straight[:2]
     assert resumed[2]["learning_rate"] == straight[2]["learning_rate"]
     assert resumed[2]["grad_norm"] == pytest.approx(straight[2]["grad_norm"], rel=0.5)
-    one, other = (read_rollouts(tmp_path / name / "rollouts" / "step-000003.parquet") for name in ("straight", "run"))
+    one, other = (read_rollouts(folder / "rollouts" / "step-000003.parquet") for folder in (whole, run))
     assert [(row["prompt_id"], row["seed"]) for row in one] == [(row["prompt_id"], row["seed"]) for row in other]
     same = sum(a["completion"] == b["completion"] for a, b in zip(one, other, strict=True))
     assert same >= len(one) // 2, f"{same} of {len(one)} completions are the same"
 
 
 @needs_unsloth
-def test_the_recipes_loss_has_a_kl_term(tmp_path: Path) -> None:
-    assert MODEL is not None
-    run = tmp_path / "run"
-    finish(run, spec_of(Path(MODEL), "unsloth", "16bit", loss={"beta": 0.04}), Path(MODEL))
+def test_the_recipes_loss_has_a_kl_term(ran: Ran) -> None:
+    run, _ = ran("unsloth", "16bit")
+    assert json.loads((run / "spec.json").read_text()).get("loss") is None, "the recipe's"
     kl = [json.loads(line)["kl"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert kl[0] == pytest.approx(0, abs=1e-3), "the reference is the base, which the adapter starts as"
     assert kl[-1] > 0

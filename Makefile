@@ -108,4 +108,4 @@ down: setup  ## Stop the local stack; what it stored stays
 
 .PHONY: clean
 clean:  ## Remove what the targets made, the local stack's data included
-	rm -rf $(VENV) .grpo .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .grpo .grpo-demo .grpo-models .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -32,6 +32,10 @@ EXAMPLES = Path(__file__).resolve().parent
 console = Console(width=None if sys.stdout.isatty() else 110)
 
 
+DATA = Path(".grpo-demo")
+"""Beside the folder of `grpo up`, not in it: that takes none that holds something else."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
     """What is taught to whom, and how it is examined."""
@@ -67,7 +71,7 @@ LESSONS = {
     # So small a model learns the form in minutes, and arithmetic never.
     "smollm2": Lesson(
         folder=EXAMPLES / "smollm2",
-        models=Path(".grpo/models"),
+        models=Path(".grpo-models"),
         questions=24,
         samples=2,
         must_change={"strict_format_share": 0.50},
@@ -86,7 +90,7 @@ class Answers:
 def main() -> int:
     """Run the demo; returns the exit status."""
     parser = argparse.ArgumentParser(description="Train a model through the service and show what it learnt.")
-    parser.add_argument("--data", type=Path, default=Path(".grpo/demo"), help="folder of the demo's stack, made anew")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the demo's stack, made anew")
     parser.add_argument("--model", choices=LESSONS, default="tiny")
     arguments = parser.parse_args()
     lesson = LESSONS[arguments.model]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from api.cli import stack
+from examples import demo
 from grpo_core import strict_json
 from grpo_core.estimates import warnings
 from grpo_core.spec import JobSpec, parse_spec
@@ -59,3 +61,9 @@ def test_the_reference_page_has_every_field_and_rule() -> None:
     # A rule without a sentence, or a field without one, would leave an empty line or cell.
     assert "\n- \n" not in page
     assert "|  |" not in page
+
+
+def test_the_demo_stays_out_of_the_folder_of_grpo_up() -> None:
+    """That takes no folder that holds something else, and comes next in the README."""
+    folders = [demo.DATA, *(lesson.models for lesson in demo.LESSONS.values())]
+    assert not any(folder.is_relative_to(stack.DATA) for folder in folders)

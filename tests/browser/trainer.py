@@ -63,7 +63,7 @@ class MadeUpRun:
         self.event("status", {"phase": "loading"})
         first = self._resumed() + 1
         self.event("status", {"phase": "evaluating"})
-        self.event("evaluation", {"stage": "before", **self._side(0.31, 0.52)})
+        self.event("evaluation", {"stage": "before", **self._side(0.31, 0.52, 0.43)})
         self.event("status", {"phase": "training"})
         for step in range(first, self.steps + 1):
             time.sleep(self.seconds)

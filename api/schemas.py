@@ -112,6 +112,12 @@ class Warning(Struct, frozen=True, kw_only=True):  # noqa: A001 - the name in th
     message: str
 
 
+class SubmittedJob(Job, frozen=True, kw_only=True):
+    """A job that was accepted just now."""
+
+    warnings: Annotated[list[Warning], Meta(description="What may surprise, as a dry run tells it")]
+
+
 class DryRun(Struct, frozen=True, kw_only=True):
     """What a spec would become; nothing was stored."""
 
@@ -313,6 +319,13 @@ def job_of(record: JobRecord) -> Job:
         error=_error_of(record.error),
         links=JobLinks(self=here, **{name: f"{here}/{name}" for name in JobLinks.__struct_fields__ if name != "self"}),
     )
+
+
+def submitted_job(record: JobRecord, warnings: list[SpecWarning]) -> SubmittedJob:
+    """The public form of a job that was just accepted."""
+    job = job_of(record)
+    fields = {name: getattr(job, name) for name in job.__struct_fields__}
+    return SubmittedJob(**fields, warnings=[warning_of(warning) for warning in warnings])
 
 
 def warning_of(warning: SpecWarning) -> Warning:

@@ -200,9 +200,10 @@ class JobService:
         """What a dry run tells. Raises `Rejected` as `submit` does."""
         self._references.check(spec, owner)
         rows = self.datasets.get(spec.data.dataset, owner).rows if spec.data.source == "upload" else None
-        return Preview(estimate=estimate(spec, rows=rows), warnings=self._warnings(spec))
+        return Preview(estimate=estimate(spec, rows=rows), warnings=self.warnings(spec))
 
-    def _warnings(self, spec: JobSpec) -> list[SpecWarning]:
+    def warnings(self, spec: JobSpec) -> list[SpecWarning]:
+        """What is accepted and may surprise, such as that no worker is there to run it. Raises `Unavailable`."""
         found = list(suspicious_settings(spec))
         queue = queue_for(spec, self._queue_settings.prefix)
         if not self.workers.serving(queue):

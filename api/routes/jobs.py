@@ -36,10 +36,12 @@ from api.schemas import (
     Job,
     JobList,
     MetricList,
+    SubmittedJob,
     artifacts_of,
     checkpoint_of,
     event_of,
     job_of,
+    submitted_job,
     warning_of,
 )
 from api.streams import HEADERS, MEDIA_TYPE, EventStreams
@@ -107,12 +109,13 @@ def submit(
     owner: Owner,
     service: Service,
     dry_run: Annotated[bool, QueryParameter(description="Only check the spec and say what it would become")] = False,
-) -> Response[Job]:
+) -> Response[SubmittedJob]:
     """Store a job and queue it, or with `dry_run` check it and store nothing."""
     if dry_run:
         return _dry_run(spec, service.preview(spec, owner))
+    warnings = service.warnings(spec)  # first: a job that was accepted is always answered
     record, replayed = service.submit_once(spec, owner, once) if once else (service.submit(spec, owner), False)
-    job = job_of(record)
+    job = submitted_job(record, warnings)
     headers = {"Location": job.links.self, **(REPLAYED if replayed else {})}
     return Response(job, status_code=201, headers=headers)
 

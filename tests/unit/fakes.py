@@ -106,6 +106,10 @@ class FakeJobService:
             raise KeyReused
         return self.jobs[known[1]], True
 
+    def warnings(self, _spec: JobSpec) -> list[SpecWarning]:
+        self._check()
+        return [SpecWarning(pointer="/resources", code="no_worker", message="No worker is connected.")]
+
     def preview(self, spec: JobSpec, owner: str) -> Preview:
         self._check()
         if spec.data.source == "upload" and spec.data.dataset not in self.uploads:
@@ -113,8 +117,7 @@ class FakeJobService:
             raise Rejected(
                 Problem(pointer="/data/dataset", code="no_such_dataset", detail="does not exist", remedy=remedy)
             )
-        warning = SpecWarning(pointer="/resources", code="no_worker", message="No worker is connected.")
-        return Preview(estimate=estimate(spec), warnings=[warning])
+        return Preview(estimate=estimate(spec), warnings=self.warnings(spec))
 
     def get(self, job_id: str, owner: str) -> JobRecord:
         self._check()

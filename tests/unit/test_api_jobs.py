@@ -34,6 +34,7 @@ def test_submit_stores_the_resolved_job_and_says_where_it_is(client: Client, ser
     assert answer.status_code == 201
     assert answer.headers["location"] == f"/jobs/{job['id']}" == job["links"]["self"]
     assert job["spec"] == service.jobs[job["id"]].spec
+    assert [warning["code"] for warning in job["warnings"]] == ["no_worker"]
     assert job["spec_sha256"] == JobSpec.model_validate(job["spec"] | {"name": "first"}).digest()
     expected = {
         "object": "job",
@@ -54,7 +55,7 @@ def test_submit_stores_the_resolved_job_and_says_where_it_is(client: Client, ser
         "error": None,
     }
     assert expected.items() <= job.items()
-    assert set(job) == set(expected) | {"id", "spec", "spec_sha256", "created_at", "updated_at", "links"}
+    assert set(job) == set(expected) | {"id", "spec", "spec_sha256", "created_at", "updated_at", "links", "warnings"}
     assert job["created_at"].endswith("Z")
     assert datetime.fromisoformat(job["created_at"]).tzinfo is not None
 

@@ -56,7 +56,7 @@ class References:
             remedy = "Upload it first with POST /datasets and use the id that returns."
             return [Problem(pointer="/data/dataset", code="no_such_dataset", detail="does not exist", remedy=remedy)]
         columns = {"question_column": spec.data.question_column, "answer_column": spec.data.answer_column}
-        return [
+        return _too_few_rows(spec, dataset.rows) + [
             Problem(
                 pointer=f"/data/{field}",
                 code="no_such_column",
@@ -99,3 +99,19 @@ def _unordered(value: Any) -> Any:
 
 def _no_checkpoint(field: str, detail: str, remedy: str) -> Problem:
     return Problem(pointer=f"/from_checkpoint/{field}", code="no_such_checkpoint", detail=detail, remedy=remedy)
+
+
+def _too_few_rows(spec: JobSpec, stored: int) -> list[Problem]:
+    """Whether a data set can fill a step, and hold out what is asked for; the rows of `data.max_rows` were counted."""
+    rows, held_out, prompts = stored, spec.held_out_rows, spec.sampling.prompts_per_step
+    if spec.data.max_rows is not None and spec.data.max_rows <= stored:
+        return []
+    if 2 * held_out > rows:
+        detail = f"{held_out} questions would be held out of the data set's {rows} rows, more than half of them"
+        remedy = f"Use at most {rows // 2}, or upload more rows."
+        return [Problem(pointer="/evaluation/questions", code="too_many_held_out", detail=detail, remedy=remedy)]
+    if rows - held_out < prompts:
+        detail = f"is {prompts}, and the data set has {rows - held_out} rows to train on"
+        remedy = f"Use at most {rows - held_out}, or upload more rows."
+        return [Problem(pointer="/sampling/prompts_per_step", code="too_few_rows", detail=detail, remedy=remedy)]
+    return []

@@ -88,3 +88,6 @@ def _stack_errors() -> Generator[None]:
             yield
     except StackError as error:
         raise CommandError(str(error)) from error
+    except OSError as error:
+        message = f"{error.filename or 'The folder'}: {error.strerror or error}. Choose another folder with --data."
+        raise CommandError(message) from error

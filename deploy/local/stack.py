@@ -60,27 +60,30 @@ def up(
     lock = folder.lock()
     if lock is None:
         raise AlreadyRunningError(_already_running(folder))
-    with lock:
-        folder.forget_state()
-        last = folder.config()
-        api_port = api_port or (last.api_port if last else 8080)
-        config = Config(
-            api_port=api_port,
-            valkey_port=valkey_port or (last.valkey_port if last else 6380),
-            s3_port=s3_port or (last.s3_port if last else 8333),
-            worker=worker,
-            model_dir=_find_models(model_dir),
-            start_s=start_s,
-            commands=commands or _default_commands(api_port),
-        )
-        _check_ports(config)
-        folder.save_config(config)
-        _spawn_supervisor(folder, lock.fileno())
-    # Closed here, the lock is the supervisor's alone: it is free again exactly when that has ended.
+    is_spawned = False
     try:
+        with lock:
+            folder.forget_state()
+            last = folder.config()
+            api_port = api_port or (last.api_port if last else 8080)
+            config = Config(
+                api_port=api_port,
+                valkey_port=valkey_port or (last.valkey_port if last else 6380),
+                s3_port=s3_port or (last.s3_port if last else 8333),
+                worker=worker,
+                model_dir=_find_models(model_dir),
+                start_s=start_s,
+                commands=commands or _default_commands(api_port),
+            )
+            _check_ports(config)
+            folder.save_config(config)
+            is_spawned = True  # or may be: an interruption may come at once
+            _spawn_supervisor(folder, lock.fileno())
+        # Closed here, the lock is the supervisor's alone: it is free again exactly when that has ended.
         return _wait_until_running(folder, start_s, on_progress)
     except BaseException:  # Also for Ctrl-C.
-        down(data)
+        if is_spawned:
+            down(data)
         raise
 
 
@@ -263,7 +266,7 @@ def _wait_until_running(folder: Folder, start_s: float, on_progress: Callable[[s
 def _already_running(folder: Folder) -> str:
     config = folder.config()
     where = f" at {config.url}" if config else ""
-    use = f"use it (. {folder.root}/env), or end it with `grpo down`"
+    use = f"use it (. {folder.root}/env), or end it with `grpo down --data {folder.root}`"
     return f"a stack is already running{where} on {folder.root}: {use}"
 
 

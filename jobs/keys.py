@@ -8,6 +8,7 @@ may be a minute behind.
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ OWNER_SCOPES = ("jobs:read", "jobs:write", "datasets:write")
 """What lets an owner work with what is theirs; a key has these unless others are named."""
 SCOPES = (*OWNER_SCOPES, "metrics:read")
 KEY_PREFIX = "grpo_"
+OWNER = r"[\w.@+-]{1,100}"
+"""A name that can be part of a Valkey key, and that an unset shell variable is not."""
 LOADED = "loaded"
 """A field of the Valkey hash that says the bucket's keys were copied into it since it was last empty."""
 
@@ -63,7 +66,9 @@ class KeyStore:
         name: str | None = None,
         expires_at: datetime | None = None,
     ) -> tuple[str, KeyRecord]:
-        """Make a key; returns it with its record. It cannot be read again."""
+        """Make a key; returns it with its record. It cannot be read again. Raises `ValueError`."""
+        if not re.fullmatch(OWNER, owner):
+            raise ValueError(f"The owner {owner!r} is no name: use letters, digits and . _ @ + -, 100 at most.")
         unknown = set(scopes) - set(SCOPES)
         if unknown or not scopes:
             raise ValueError(f"Unknown scopes {sorted(unknown)}; use some of {', '.join(SCOPES)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +61,29 @@ def test_a_page_that_finds_too_few_leads_on(service: JobService, monkeypatch: py
         seen.append([job.id for job in page.items])
         cursor = page.next_cursor
     assert (seen, cursor) == ([[], [], [ids[0]]], None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"sampling": {"prompts_per_step": 4}}, "/sampling/prompts_per_step"),
+        ({"evaluation": {"questions": 2}}, "/evaluation/questions"),
+        ({"evaluation": {"questions": 1}, "sampling": {"prompts_per_step": 3}}, "/sampling/prompts_per_step"),
+        ({"data": {"max_rows": 50}, "sampling": {"prompts_per_step": 4}}, "/sampling/prompts_per_step"),
+        ({"data": {"max_rows": 3}, "sampling": {"prompts_per_step": 3}}, None),
+        ({"evaluation": {"questions": 1}, "sampling": {"prompts_per_step": 2}}, None),
+    ],
+)
+def test_an_upload_must_fill_a_step(
+    service: JobService, tmp_path: Path, changes: dict[str, Any], pointer: str | None
+) -> None:
+    data = {"source": "upload", "dataset": upload(service, tmp_path).id, **changes.get("data", {})}
+    if pointer is None:
+        assert submit(service, **{**changes, "data": data}).status is JobStatus.QUEUED
+        return
+    with pytest.raises(Rejected) as refused:
+        submit(service, **{**changes, "data": data})
+    assert [problem.pointer for problem in refused.value.problems] == [pointer]
 
 
 def test_lists_page_newest_first_and_filter(service: JobService) -> None:
@@ -181,3 +205,9 @@ def test_a_job_starts_only_from_a_checkpoint_that_is_there_and_fits(service: Job
         lora={"rank": 16, "alpha": 16, "target_modules": modules},
     )
     assert again.status is JobStatus.QUEUED
+
+
+@pytest.mark.parametrize("owner", ["", "bob smith", "bob/x", "bob:queued", "b" * 101])
+def test_a_key_needs_an_owner(service: JobService, owner: str) -> None:
+    with pytest.raises(ValueError, match="no name"):
+        service.keys.create(owner)

@@ -109,9 +109,9 @@ class GrpoClient:
         """What a spec would become, with every warning; nothing is stored."""
         return self._call("POST", "/jobs", json=spec, params={"dry_run": "true"})
 
-    def get(self, job_id: str) -> Json:
-        """One job as it is now."""
-        return self._call("GET", _job(job_id))
+    def get(self, job_id: str, *, poll: float = 1.0, patience: float = 0.0) -> Json:
+        """One job as it is now; a service that is away is asked again every `poll` seconds for `patience` seconds."""
+        return self._patiently(lambda: self._call("GET", _job(job_id)), poll, patience)
 
     def list(
         self,
@@ -276,7 +276,7 @@ class GrpoClient:
         for event in self.stream(job_id, poll=poll, patience=patience):
             if on_event is not None:
                 on_event(event)
-        return self._patiently(lambda: self.get(job_id), poll, patience)
+        return self.get(job_id, poll=poll, patience=patience)
 
     def download(
         self, job_id: str, folder: str | Path, on_progress: Progress | None = None, *, only: Collection[str] = ()
@@ -352,7 +352,7 @@ class GrpoClient:
             try:
                 return ask()
             except (UnreachableError, ProblemError) as error:
-                if not _is_passing(error) or time.monotonic() > deadline:
+                if not _is_passing(error) or time.monotonic() >= deadline:
                     raise
             time.sleep(poll)
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from api.cli.output import EXIT_REFUSED, AsJson, CommandError, Yes, confirm, connected, print_json, say
+from api.cli.output import EXIT_REFUSED, AsJson, CommandError, Yes, confirm, connected, note, print_json, say
 from api.cli.progress import show_bytes
 
 DEFAULT_COLUMNS = ("question", "answer")
@@ -48,6 +48,8 @@ def list_datasets(*, limit: int = 20, cursor: str | None = None, json: AsJson = 
     if json:
         print_json(page)
         return
+    if not page["data"]:
+        note("No data sets yet: upload one with grpo datasets upload.")
     for dataset in page["data"]:
         size = f"{dataset['rows']:>8} rows  {dataset['bytes']:>11} bytes"
         say("  ".join([dataset["id"], size, ",".join(dataset["columns"]), dataset["name"] or ""]).rstrip())

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from api.cli.output import EXIT_REFUSED, AsJson, CommandError, Yes, confirm, connected, print_json, say
+from api.cli.output import EXIT_REFUSED, AsJson, CommandError, Yes, confirm, connected, note, print_json, say
 from api.cli.progress import show_bytes
 
 Pairs = Annotated[list[str] | None, Parameter(name="--metadata", negative="", help="Only jobs with this KEY=VALUE.")]
@@ -48,6 +48,8 @@ def list_jobs(
     if json:
         print_json(page)
         return
+    if not page["data"]:
+        note("No such job." if status or metadata or cursor else "No jobs yet: submit one with grpo submit.")
     for job in page["data"]:
         created = job["created_at"][:16].replace("T", " ")
         numbers = f"{_steps(job):>11}  {_reward(job):>7}"

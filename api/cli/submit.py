@@ -26,6 +26,9 @@ Changes = Annotated[
     Parameter(name="--set", negative="", help="Set a field, as training.steps=20; the value is JSON, else text."),
 ]
 
+TEXTS = {("name", 1), ("metadata", 2)}
+"""Fields whose values are texts, by their first name and how many names lead to them."""
+
 
 def submit(
     file: InputFile,
@@ -56,6 +59,8 @@ def submit(
             _show_dry_run(client.dry_run(spec), as_json=json)
             return 0
         job = client.submit(spec, idempotency_key=idempotency_key)
+        for warning in job.get("warnings", []):
+            note(f"warning {warning['pointer']}: {warning['message']}")
         if not wait:
             _show_accepted(job, as_json=json)
             return 0
@@ -101,6 +106,8 @@ def set_field(spec: Any, change: str) -> None:
         value: Any = strict_json.loads(text)
     except strict_json.StrictJsonError:
         value = text
+    if (names[0], len(names)) in TEXTS and not isinstance(value, str | None):
+        value = text  # a shell takes away the quotes that would say so
     section = spec
     for name in names[:-1]:
         if isinstance(section, dict):

@@ -37,7 +37,7 @@ def watch(job_id: str, /, *, json: AsJson = False) -> int:
         Print each event as a line of JSON, and the job as the last line.
     """
     with connected() as client:
-        job = client.get(job_id)
+        job = client.get(job_id, patience=PATIENCE_SECONDS)
         if json:
             with _interruptible(job_id):
                 job = client.wait(job_id, print_json, patience=PATIENCE_SECONDS)

@@ -167,7 +167,8 @@ def test_a_missing_file_is_one_sentence(run: Run) -> None:
 def test_submit_prints_the_job(run: Run, online: FakeJobService, spec: str) -> None:
     result = run("submit", spec, "--json")
     assert (result.code, result.json["total_steps"]) == (0, 20)
-    assert run("submit", spec).out.startswith("job-")
+    told = run("submit", spec)
+    assert (told.out.startswith("job-"), told.err) == (True, "warning /resources: No worker is connected.\n")
     assert len(online.jobs) == 2
 
 
@@ -185,6 +186,12 @@ def test_a_change_that_makes_no_sense_is_refused(run: Run, online: FakeJobServic
     assert result.code == 2
     assert change in result.err
     assert online.jobs == {}
+
+
+def test_a_text_stays_one_though_the_shell_took_its_quotes(run: Run, online: FakeJobService, spec: str) -> None:
+    changes = ["name=5", "metadata.run=7", "metadata.on=true"]
+    job = run("submit", spec, "--json", *[part for change in changes for part in ("--set", change)]).json
+    assert (job["name"], job["metadata"]) == ("5", job["metadata"] | {"run": "7", "on": "true"})
 
 
 def test_submit_reads_standard_input(run: Run, online: FakeJobService) -> None:
@@ -509,6 +516,19 @@ def test_keys(run: Run, keys: FakeKeys) -> None:
     assert "key" not in listed[0]
     assert "carol" in run("keys", "list").out
     assert run("keys", "revoke", "key-carol", "--json").json["id"] == "key-carol"
+
+
+def test_an_empty_list_is_said(run: Run, online: FakeJobService) -> None:
+    assert run("list").err == "No jobs yet: submit one with grpo submit.\n"
+    assert run("list", "--status", "failed").err == "No such job.\n"
+    assert run("datasets", "list").err.startswith("No data sets yet")
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run("up", "--data", str(tmp_path / "file" / "below"))
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "Choose another folder with --data" in result.err
 
 
 def test_a_bad_scope_is_refused(run: Run, keys: FakeKeys) -> None:

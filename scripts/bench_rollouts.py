@@ -28,7 +28,7 @@ from jobs.lineage import Base, put_base
 from jobs.service import JobService
 from tests.integration.rollout_objects import RunOfRollouts, completions
 
-SPEC = {"name": "bench_rollouts", "resources": {"gpus": 6}}
+SPEC = {"name": "bench_rollouts", "resources": {"gpus": 1, "min_gpu_memory_gb": 1024}}
 """For a queue that no worker of a small machine serves."""
 
 

@@ -32,7 +32,7 @@ from jobs.ledger import JobEvent
 from jobs.record import JobStatus
 from jobs.service import JobService
 
-SPEC = {"name": "bench_watchers", "resources": {"gpus": 6}}
+SPEC = {"name": "bench_watchers", "resources": {"gpus": 1, "min_gpu_memory_gb": 1024}}
 """For a queue that no worker of a small machine serves."""
 HANG_UP_EVERY = 5
 """One watcher of so many breaks its connection now and then."""

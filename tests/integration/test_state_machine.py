@@ -7,6 +7,7 @@ and the numbers of events must agree, and at the end every job must be brought t
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -66,6 +67,10 @@ class MemoryStore(ObjectStore):
 
     def get(self, key: str) -> bytes | None:
         return self.objects.get(key)
+
+    def digest(self, key: str) -> tuple[str, int] | None:
+        body = self.objects.get(key)
+        return None if body is None else (hashlib.sha256(body).hexdigest(), len(body))
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         return iter(

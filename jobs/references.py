@@ -101,10 +101,10 @@ def _no_checkpoint(field: str, detail: str, remedy: str) -> Problem:
     return Problem(pointer=f"/from_checkpoint/{field}", code="no_such_checkpoint", detail=detail, remedy=remedy)
 
 
-def _too_few_rows(spec: JobSpec, stored: int) -> list[Problem]:
-    """Whether a data set can fill a step, and hold out what is asked for; the rows of `data.max_rows` were counted."""
-    rows, held_out, prompts = stored, spec.held_out_rows, spec.sampling.prompts_per_step
-    if spec.data.max_rows is not None and spec.data.max_rows <= stored:
+def _too_few_rows(spec: JobSpec, rows: int) -> list[Problem]:
+    """Whether a data set can fill a step, and hold out what is asked for: the spec's own rules know `data.max_rows`."""
+    held_out, prompts = spec.held_out_rows, spec.sampling.prompts_per_step
+    if spec.data.max_rows is not None and spec.data.max_rows <= rows:
         return []
     if 2 * held_out > rows:
         detail = f"{held_out} questions would be held out of the data set's {rows} rows, more than half of them"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -28,7 +28,10 @@ from jobs.errors import Damaged, Denied, Unavailable, UnsafeStorage
 from jobs.settings import StorageSettings
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
+
+T = TypeVar("T")
 
 SINGLE_PUT_BYTES = 64 * 1024 * 1024
 """Larger files go up in parts."""
@@ -165,29 +168,21 @@ class ObjectStore:
 
     def get(self, key: str) -> bytes | None:
         """The bytes of an object, or None where there is none."""
-        try:
-            return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
-        except ClientError as error:
-            if _status(error) == 404:
-                return None
-            raise _unavailable(error) from error
-        except BotoCoreError as error:
-            raise _unavailable(error) from error
+        return self._read(key, lambda body: body.read())
 
     def digest(self, key: str) -> tuple[str, int] | None:
         """The SHA-256 (hex) and size of an object as it can be read now, None where there is none; never held whole."""
-        hasher, size = hashlib.sha256(), 0
+        return self._read(key, _digest)
+
+    def _read(self, key: str, take: Callable[[StreamingBody], T]) -> T | None:
         try:
-            for chunk in self._client.get_object(Bucket=self.bucket, Key=key)["Body"].iter_chunks(CHUNK_BYTES):
-                hasher.update(chunk)
-                size += len(chunk)
+            return take(self._client.get_object(Bucket=self.bucket, Key=key)["Body"])
         except ClientError as error:
             if _status(error) == 404:
                 return None
             raise _unavailable(error) from error
         except BotoCoreError as error:
             raise _unavailable(error) from error
-        return hasher.hexdigest(), size
 
     def get_json(self, key: str) -> dict[str, Any] | None:
         """A JSON object this service wrote, or None where there is none."""
@@ -324,6 +319,14 @@ def file_digest(path: Path) -> tuple[bytes, int]:
     """SHA-256 and size of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest(), path.stat().st_size
+
+
+def _digest(body: StreamingBody) -> tuple[str, int]:
+    hasher, size = hashlib.sha256(), 0
+    for chunk in body.iter_chunks(CHUNK_BYTES):
+        hasher.update(chunk)
+        size += len(chunk)
+    return hasher.hexdigest(), size
 
 
 def _checksum(body: bytes) -> str:

@@ -60,7 +60,7 @@ def submit(
             return 0
         job = client.submit(spec, idempotency_key=idempotency_key)
         for warning in job.get("warnings", []):
-            note(f"warning {warning['pointer']}: {warning['message']}")
+            note(_warned(warning))
         if not wait:
             _show_accepted(job, as_json=json)
             return 0
@@ -132,9 +132,13 @@ def _show_dry_run(result: dict[str, Any], *, as_json: bool) -> None:
         return
     say(json.dumps(result["spec"], indent=2, ensure_ascii=False))
     for warning in result["warnings"]:
-        say(f"warning {warning['pointer']}: {warning['message']}")
+        say(_warned(warning))
     note(_size(result["estimate"]))
     note(f"The spec is accepted, with {len(result['warnings']) or 'no'} warnings; nothing was stored.")
+
+
+def _warned(warning: dict[str, Any]) -> str:
+    return f"warning {warning['pointer']}: {warning['message']}"
 
 
 def _size(estimate: dict[str, Any]) -> str:

@@ -29,6 +29,11 @@ def checkpoint(tmp_path: Path) -> Path:
     return folder
 
 
+def seal_again(folder: Path) -> None:
+    (folder / MANIFEST_NAME).unlink()
+    write_manifest(folder, step=50, epoch=3, spec_digest=SPEC.digest())
+
+
 def change_manifest(folder: Path, **fields: Any) -> None:
     manifest = json.loads((folder / MANIFEST_NAME).read_text("utf-8")) | fields
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest), "utf-8")
@@ -44,15 +49,13 @@ def test_a_completion_may_hold_what_no_request_may(checkpoint: Path) -> None:
     """A base of bytes draws NUL like any other token."""
     said = {"recorder": {"completions": [{"completion": "a\0b"}]}}
     (checkpoint / "progress.json").write_text(json.dumps(said), "utf-8")
-    (checkpoint / MANIFEST_NAME).unlink()
-    write_manifest(checkpoint, step=50, epoch=3, spec_digest=SPEC.digest())
+    seal_again(checkpoint)
     assert open_saved_run(checkpoint, SPEC).progress == said
 
 
 def test_what_a_library_adds_later_is_verified_too(checkpoint: Path) -> None:
     (checkpoint / "more.json").write_text("{}", "utf-8")
-    (checkpoint / MANIFEST_NAME).unlink()
-    write_manifest(checkpoint, step=50, epoch=3, spec_digest=SPEC.digest())
+    seal_again(checkpoint)
     assert open_saved_run(checkpoint, SPEC).step == 50
     (checkpoint / "more.json").write_text("[]", "utf-8")
     with pytest.raises(JobFailure):

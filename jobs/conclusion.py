@@ -14,7 +14,7 @@ from collections.abc import Collection
 from grpo_core.errors import FailureReport
 from jobs import journal, layout, lineage
 from jobs.archive import Ending, Manifest, Outcome
-from jobs.ending import Lapse, hand_back, settle
+from jobs.ending import Lapse, hand_back, last_failure, settle
 from jobs.errors import Fenced, Unavailable
 from jobs.lineage import Base
 from jobs.patience import Interrupted, Order, TooSlow
@@ -98,8 +98,8 @@ class Conclusion:
         """For a run that ended before it knew its base: what earlier runs committed stays valid all the same."""
         store, before = self._tools.store, self._epoch - 1
         commit = self._patience(lambda: lineage.newest_commit(store, self._job_id, before), heed, until=until)
-        base = Base(job=self._job_id, epoch=self._epoch, resumed=None, objects=commit.objects if commit else [])
-        return self._tenure.ship_from(base)
+        left = self._patience(lambda: lineage.inherited(store, self._job_id, self._epoch, commit), heed, until=until)
+        return self._tenure.ship_from(Base(job=self._job_id, epoch=self._epoch, resumed=None, objects=left))
 
     def _give_back(self, ended: Ended) -> None:
         """Send what a later run needs, then return the job."""
@@ -113,7 +113,16 @@ class Conclusion:
         if ended.unreadable and base is not None and base.resumed is not None:
             store, resumed = self._tools.store, base.resumed
             self._patience(lambda: lineage.put_rejected(store, self._job_id, self._epoch, resumed), heed)
-        self._release(ended.lapse)
+        # A job that has no attempt left ends here, with all that this run did, rather than with what it committed.
+        error = self._patience(lambda: self._last_failure(ended.lapse), heed)
+        if error is not None:
+            self._finish("failed", error)
+        else:
+            self._release(ended.lapse)
+
+    def _last_failure(self, lapse: Lapse) -> FailureReport | None:
+        record = self._tools.ledger.get(self._job_id)
+        return last_failure(self._tools.archive, record, lapse) if record is not None else None
 
     def _release(self, lapse: Lapse) -> None:
         """Return the job: to the queue, to its pause, or to its end where it was lost too often or cancelled."""

@@ -70,6 +70,12 @@ def attempts_after(record: JobRecord, lapse: Lapse, *, progressed: bool) -> int:
     return record.attempts + (1 if lapse.counts and not asked else 0)
 
 
+def last_failure(archive: Archive, record: JobRecord, lapse: Lapse) -> FailureReport | None:
+    """How the job fails, if this run was its last attempt; all that the run commits must be in the bucket."""
+    progressed = lineage.made_progress(archive.store, record.id, record.epoch)
+    return _used_up(attempts_after(record, lapse, progressed=progressed), lapse)
+
+
 def hand_back(
     ledger: Ledger,
     archive: Archive,
@@ -91,9 +97,9 @@ def hand_back(
     standing = archive.outcome(record.id)
     if standing is None and record.status is JobStatus.CANCELLING:
         standing = close(archive, record.id, "cancelled", by=by, ledger=ledger)
-    if standing is None and attempts >= MAX_ATTEMPTS:
-        error = _used_up(attempts, lapse.report or SILENCE).as_dict()
-        standing = close(archive, record.id, "failed", by=by, error=error, ledger=ledger)
+    error = _used_up(attempts, lapse)
+    if standing is None and error is not None:
+        standing = close(archive, record.id, "failed", by=by, error=error.as_dict(), ledger=ledger)
     if standing is not None:
         settle(ledger, record.id, standing, tell_error=True)
         return True
@@ -174,9 +180,8 @@ def close(
 def _put_committed(archive: Archive, ledger: Ledger | None, job_id: str, epoch: int) -> str:
     """A manifest of what the runs before `epoch` have left for good."""
     store = archive.store
-    commit = lineage.newest_commit(store, job_id, epoch)
-    objects = {entry.path: entry for entry in lineage.without_pruned(store, commit.objects)} if commit else {}
-    objects |= {entry.path: entry for entry in lineage.run_logs(store, job_id, epoch)}
+    left = lineage.inherited(store, job_id, epoch, lineage.newest_commit(store, job_id, epoch))
+    objects = {entry.path: entry for entry in lineage.without_pruned(store, left)}
     if ledger is not None:
         last = max((file.last for file in journal.event_files(entry.key for entry in objects.values())), default=0)
         for entry in journal.store_events(store, ledger, job_id, layout.run(job_id, epoch), after=last):
@@ -184,8 +189,11 @@ def _put_committed(archive: Archive, ledger: Ledger | None, job_id: str, epoch: 
     return archive.put_manifest(Manifest(job=job_id, epoch=epoch, objects=[objects[path] for path in sorted(objects)]))
 
 
-def _used_up(attempts: int, last: FailureReport) -> FailureReport:
+def _used_up(attempts: int, lapse: Lapse) -> FailureReport | None:
     """The end of a job that was lost too often, in the class of the last loss."""
+    if attempts < MAX_ATTEMPTS:
+        return None
+    last = lapse.report or SILENCE
     return FailureReport(
         failure_class=last.failure_class,
         code="attempts_used_up",

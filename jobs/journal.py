@@ -1,7 +1,8 @@
-"""A run's records in the bucket, read back: its events, and the checkpoints it kept.
+"""A job's events in the bucket, written and read back, and where a checkpoint of it lies.
 
-Writing them is the shipper's. Invariant: only what a manifest lists, or what a checkpoint's own manifest
-completes, is ever read.
+Owns the files of events, their names, and the events that close a job; when they are sent is the shipper's business.
+Invariants: a reader gets each event once and in order, however many runs have stored it, and no checkpoint that its
+own manifest does not complete.
 """
 
 from __future__ import annotations

@@ -179,6 +179,13 @@ def run_logs(store: ObjectStore, job_id: str, before: int) -> list[ManifestEntry
     return entries
 
 
+def inherited(store: ObjectStore, job_id: str, epoch: int, commit: Commit | None) -> list[ManifestEntry]:
+    """What a run starts with for readers: what a commit names, and the output that earlier runs left."""
+    objects = {entry.path: entry for entry in commit.objects} if commit else {}
+    objects |= {entry.path: entry for entry in run_logs(store, job_id, epoch)}
+    return [objects[path] for path in sorted(objects)]
+
+
 def without_pruned(store: ObjectStore, objects: Iterable[ManifestEntry]) -> list[ManifestEntry]:
     """These objects, less the checkpoints that their run has deleted since they were listed: the manifest goes first.
 

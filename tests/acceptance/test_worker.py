@@ -106,11 +106,19 @@ def test_a_child_that_is_killed_every_time_fails_after_three_runs(
     service: JobService, start_worker: Start, submit: Submit
 ) -> None:
     start_worker()
-    job = submit(fail="kill")
+    job = submit(fail="kill", fail_step="3", steps=10, checkpoint_every=10)
     done = wait_for(service, job.id)
     assert done.status is JobStatus.FAILED
     assert done.error is not None
     assert (done.error["class"], done.epoch, done.attempts) == ("infra", 3, 3 - 1)
+    assert done.error["code"] == "attempts_used_up"
+    left = {entry.path for entry in service.artifacts(job.id, OWNER)}
+    assert left >= {"stderr-e1.log", "stderr-e2.log", "stderr.log"}, "what each run said"
+    assert [metric["step"] for metric in service.metrics(job.id, OWNER)] == [1, 2, 3], "what the last run did is kept"
+    assert any(path.startswith("rollouts/") for path in left)
+    page = artifact(service, done, "report.html").decode()
+    assert "lost 3 times in a row" in page
+    assert page.count("run_lost") >= 1
 
 
 def test_a_running_job_is_cancelled_within_five_seconds(

@@ -124,6 +124,8 @@ def test_rollouts_are_found_by_what_is_known_of_them(visit: Visit, stack: Stack,
     page.locator(".rollout").first.wait_for()
     assert page.locator(".rollout").count() == page.locator(".rollout .cut").count() > 0
     page.get_by_role("button", name="Clear").click()
+    # The form is drawn anew a moment after the click; what was typed before that would be lost.
+    page.wait_for_function("document.querySelector('select[name=finish]').value === ''")
     page.locator("input[name=reward_gt]").fill("3.5")
     page.locator("select[name=order]").select_option("-reward")
     page.wait_for_url(re.compile("reward_gt=3.5"))

@@ -1,7 +1,7 @@
 """Reads request bodies: a job spec as strict JSON, a data set as a stream of bounded memory.
 
-Owns content types and sizes; what a spec or a data set may hold is `grpo_core`'s to say. Invariant: a body that is
-refused was never parsed further than the rule it broke.
+Owns content types, encodings and sizes; what a spec or a data set may hold is `grpo_core`'s to say. Invariant: a body
+that is refused was never parsed further than the rule it broke.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Upload:
 
 async def read_spec(request: Request[Any, Any, Any]) -> JobSpec:
     """Dependency: the body as a job spec."""
+    _check_encoding(request)
     body = await request.body()
     if not body.strip():
         raise ApiError("empty_body", "A job spec is expected in the body. Send {} for the recipe as it is.")
@@ -47,6 +48,7 @@ async def read_spec(request: Request[Any, Any, Any]) -> JobSpec:
 
 async def receive_dataset(request: Request[Any, Any, Any]) -> AsyncIterator[Upload]:
     """Dependency: the body as a checked JSONL file, kept for as long as the request lasts."""
+    _check_encoding(request)
     _check_content_type(request, JSONL)
     settings: ApiSettings = request.app.state.settings
     checker = JsonlChecker(max_rows=settings.max_dataset_rows, max_bytes=settings.max_dataset_bytes)
@@ -72,6 +74,17 @@ async def _batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             held.clear()
     if held:
         yield bytes(held)
+
+
+def _check_encoding(request: Request[Any, Any, Any]) -> None:
+    """Nothing is decompressed here: what a body may grow to would be its sender's choice."""
+    given = request.headers.get("content-encoding", "").strip().lower()
+    if given not in ("", "identity"):
+        raise ApiError(
+            "unsupported_media_type",
+            f"The body is compressed (Content-Encoding: {given[:80]!r}). Send it as it is, without that header.",
+            headers={"Accept-Encoding": "identity"},
+        )
 
 
 def _check_content_type(request: Request[Any, Any, Any], accepted: tuple[str, ...]) -> None:

@@ -66,7 +66,7 @@ PROBLEMS: dict[str, ProblemType] = {
     "conflict": ProblemType(409, "The job's state does not allow this"),
     "idempotency_in_progress": ProblemType(409, "A request with this Idempotency-Key is being served"),
     "body_too_large": ProblemType(413, "The body is too large"),
-    "unsupported_media_type": ProblemType(415, "The body has the wrong content type"),
+    "unsupported_media_type": ProblemType(415, "The body has the wrong type or encoding"),
     "invalid_spec": ProblemType(422, "The job spec has problems"),
     "rejected": ProblemType(422, "The request cannot be accepted"),
     "invalid_dataset": ProblemType(422, "The data set has problems"),
@@ -149,7 +149,8 @@ def _(error: Rejected, _request: Request[Any, Any, Any]) -> ApiError:
 
 @describe.register
 def _(error: DatasetError, _request: Request[Any, Any, Any]) -> ApiError:
-    return ApiError("invalid_dataset", _count(error.problems, "the file"), errors=map(field_problem, error.problems))
+    detail = _count(error.problems, "the file", more=error.more)
+    return ApiError("invalid_dataset", detail, errors=map(field_problem, error.problems))
 
 
 @describe.register
@@ -164,7 +165,10 @@ def _(error: DatasetTooLargeError, _request: Request[Any, Any, Any]) -> ApiError
 
 @describe.register
 def _(error: StrictJsonError, _request: Request[Any, Any, Any]) -> ApiError:
-    return ApiError("invalid_json", str(error))
+    if not error.path:
+        return ApiError("invalid_json", str(error))
+    problem = FieldProblem(pointer=error.pointer, code="bad_json", detail=error.detail, remedy=error.remedy)
+    return ApiError("invalid_json", _count([problem], "the body"), errors=[problem])
 
 
 @describe.register
@@ -299,7 +303,9 @@ def responses(*codes: str) -> dict[int, ResponseSpec]:
     return result
 
 
-def _count(problems: list[Any], where: str) -> str:
-    """How many things are wrong, and where to read about them."""
+def _count(problems: list[Any], where: str, *, more: bool = False) -> str:
+    """How many things are wrong, and where to read about them; with `more` those are not all."""
+    if more:
+        return f"More than {len(problems)} things are wrong with {where}; `errors` names the first {len(problems)}."
     number = "One thing is" if len(problems) == 1 else f"{len(problems)} things are"
     return f"{number} wrong with {where}; `errors` names each field and its remedy."

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from api.cli.progress import show_progress
 from api.client import GrpoClient
 from deploy.local import ports, stack
 from grpo_core import strict_json
+from grpo_core.ends import ends_of
 
 EXAMPLES = Path(__file__).resolve().parent
 console = Console(width=None if sys.stdout.isatty() else 110)
@@ -196,8 +198,7 @@ def comparison(lesson: Lesson, before: Answers, after: Answers, metrics: list[di
     table = Table(title=title, title_justify="left")
     for column in ("", "before", "after", "change"):
         table.add_column(column, justify="left" if not column else "right")
-    some = max(1, len(metrics) // 10)
-    first, last = mean_reward(metrics[:some]), mean_reward(metrics[-some:])
+    first, last = map(statistics.fmean, ends_of([step["reward"] for step in metrics]))
     table.add_row("mean reward, start and end", f"{first:.2f}", f"{last:.2f}", f"{last - first:+.2f}")
     rows = {
         "right and in the format": "strict_accuracy",
@@ -209,11 +210,6 @@ def comparison(lesson: Lesson, before: Answers, after: Answers, metrics: list[di
             old, new = (getattr(getattr(answers, how).summary, field) for answers in (before, after))
             table.add_row(f"{label}, {how}", f"{old:.1%}", f"{new:.1%}", f"{(new - old) * 100:+.1f}")
     return table
-
-
-def mean_reward(metrics: list[dict[str, Any]]) -> float:
-    """The mean total reward of some steps."""
-    return sum(step["reward"] for step in metrics) / len(metrics)
 
 
 def show_problems(before: Answers, after: Answers) -> None:

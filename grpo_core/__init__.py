@@ -5,10 +5,10 @@ themselves and with `checkpoints`, `tensor_tree`, `selftest`, `probes` and `stoc
 
     asked for by     spec, estimates
     made from        datasets, prompts, models, hub, rewards
-    trained by       training, engines, micro_batch, activations, lifetime
+    trained by       training, engines, gpus, micro_batch, activations, lifetime
     written down by  step_recorder, records, runfolder, strict_json, trackers, model_card
     gone on from     checkpoints, saved_run, tensor_tree
-    judged by        guards, audits, evaluation, held_out, comparison, selftest, probes, stock
+    judged by        guards, audits, evaluation, held_out, comparison, ends, selftest, probes, stock
     failing by       errors, failures
     shown by         report_page
 """

@@ -27,7 +27,7 @@ def failure_of(error: Exception, spec: JobSpec | None = None, *, phase: Phase | 
             # A hub that does not answer is nobody's mistake: another try may find it.
             "infra" if isinstance(error, DatasetUnreachableError) else "dataset",
             error.code,
-            "; ".join(f"{p.pointer or '/data'} {p.detail}" for p in error.problems),
+            "; ".join(f"{p.pointer or '/data'} {p.detail}" for p in error.problems) + "; and more" * error.more,
             hint=" ".join(dict.fromkeys(p.remedy for p in error.problems)),
         )
     if any(_is_out_of_memory(cause) for cause in _causes(error)):

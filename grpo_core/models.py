@@ -1,13 +1,11 @@
 """Where a base model comes from and how it is held in memory.
 
-Owns the look-up (`$GRPO_MODEL_DIR`, then the hub), what may be fetched (safetensors and text, never code), the count
-of GPUs and the choice of precision on this machine. Reads files and numbers only; loading weights is the engines'
-business.
+Owns the look-up (`$GRPO_MODEL_DIR`, then the hub), what may be fetched (safetensors and text, never code), and the
+choice of precision on this machine. Reads files and numbers only; loading weights is the engines' business.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
@@ -75,7 +73,8 @@ def find_model(section: ModelSection, warn: hub.Warn) -> ModelFiles:
     folder = local_folder(section.name)
     if folder is not None:
         return ModelFiles(section.name, None, "folder", folder, _count_checked(folder, section.name))
-    path = hub.patiently(lambda: _fetch(section), warn)
+    otherwise = f"put the model's folder into {_model_dir()}"
+    path = hub.patiently(lambda: _fetch(section), warn, what=f"the model {_called(section)}", otherwise=otherwise)
     return ModelFiles(section.name, path.name, "hub", path, _count_checked(path, section.name))
 
 
@@ -99,33 +98,6 @@ def count_parameters(folder: Path) -> int:
     if not files:
         raise FileNotFoundError("no *.safetensors file")
     return sum(math.prod(entry["shape"]) for file in files for entry in _header(file).values())
-
-
-def count_gpus() -> int:
-    """NVIDIA GPUs this process may use, asked of the driver: torch must not be imported before the engine is known."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None and not _named(chosen):
-        return 0
-    try:
-        driver = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_uint(0)
-    if driver.nvmlInit_v2() != 0 or driver.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
-        return 0
-    return count.value if chosen is None else min(count.value, len(_named(chosen)))
-
-
-def show_gpus(count: int) -> None:
-    """Hide all GPUs but the first `count` from this process: libraries spread over all they see. Before torch."""
-    shown = _named(os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count))))
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(shown[:count])
-
-
-def _named(devices: str) -> list[str]:
-    """The entries of a list as in $CUDA_VISIBLE_DEVICES, up to the first that names no device."""
-    names = [name.strip() for name in devices.split(",")]
-    return names[: next((index for index, name in enumerate(names) if name in ("", "-1")), len(names))]
 
 
 def choose_precision(section: ModelSection, parameters: int, hardware: Hardware) -> Precision:
@@ -155,7 +127,7 @@ def _fetch(section: ModelSection) -> Path:
     import httpx
     from huggingface_hub import errors, snapshot_download
 
-    where = f"{section.name!r}" + (f" at revision {section.revision!r}" if section.revision else "")
+    where = _called(section)
     try:
         return Path(snapshot_download(section.name, revision=section.revision, allow_patterns=_HUB_FILES))
     except errors.GatedRepoError as error:
@@ -187,6 +159,10 @@ def _fetch(section: ModelSection) -> Path:
         ) from error
     except ValueError as error:  # the hub's own opinion on names
         raise _bad_model("bad_name", f"{section.name!r} is not a model name.", "Use owner/name.") from error
+
+
+def _called(section: ModelSection) -> str:
+    return f"{section.name!r}" + (f" at revision {section.revision!r}" if section.revision else "")
 
 
 def _model_dir() -> str:

@@ -1,11 +1,13 @@
 """The run folder: where a training process finds its inputs and leaves its results.
 
-Owns every path in it and how a file gets there; what the files say is in `records` and `checkpoints`.
-Invariant: a file or folder with its final name is whole, since it is written under another name and renamed.
+Owns every path in it, how a file gets there and the hash it is known by; what the files say is in `records` and
+`checkpoints`. Invariant: a file or folder with its final name is whole, since it is written under another name and
+renamed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Generator
@@ -104,6 +106,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """As `write_bytes`, in UTF-8."""
     write_bytes(path, text.encode())
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hex, as manifests have it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: object) -> None:

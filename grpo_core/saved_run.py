@@ -7,7 +7,6 @@ checkpoint is read before its size and hash are those of the manifest, and no fi
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any, Final, NoReturn, cast
 
 from grpo_core import strict_json
 from grpo_core.errors import FailureClass, JobFailure
-from grpo_core.runfolder import write_json
+from grpo_core.runfolder import sha256_of, write_json
 from grpo_core.spec import JobSpec
 
 CHECKPOINT_VERSION: Final = 1
@@ -88,7 +87,7 @@ def open_saved_run(folder: Path, spec: JobSpec) -> SavedRun:
 def write_manifest(folder: Path, *, step: int, epoch: int, spec_digest: str) -> None:
     """Name every file in `folder` with its size and hash, in a file of its own, written last."""
     files = [
-        {"path": file.name, "size": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(folder.iterdir())
+        {"path": file.name, "size": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(folder.iterdir())
     ]
     manifest = {"v": CHECKPOINT_VERSION, "step": step, "epoch": epoch, "spec_digest": spec_digest, "files": files}
     write_json(folder / MANIFEST_NAME, manifest)
@@ -108,7 +107,7 @@ def _verify_files(folder: Path, listed: object) -> None:
     for name, (size, sha256) in files.items():
         file = folder / name
         try:
-            if file.stat().st_size != size or _sha256(file) != sha256:
+            if file.stat().st_size != size or sha256_of(file) != sha256:
                 _damaged(folder, f"{name} is not what its manifest says")
         except OSError:
             _damaged(folder, f"{name} is missing or cannot be read")
@@ -143,8 +142,3 @@ def _object(value: object, folder: Path, otherwise: str) -> dict[str, Any]:
 
 def _damaged(folder: Path, what: str) -> NoReturn:
     raise unreadable(f"The checkpoint in {folder.name} cannot be continued from: {what}.") from None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

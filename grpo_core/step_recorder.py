@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from grpo_core.audits import Auditor
+from grpo_core.ends import ends_of
 from grpo_core.guards import Guards
 from grpo_core.records import Completion, EventWriter, MetricsWriter, StepMetrics, StepSeconds, write_rollouts
 from grpo_core.runfolder import RunFolder
@@ -21,9 +22,6 @@ from grpo_core.spec import JobSpec
 
 MAX_SAMPLE_CHARACTERS = 4000
 """Longer texts are cut in a `sample` event, which is sent to every watcher; the rollouts hold them whole."""
-
-REWARD_WINDOW = 10
-"""Steps over which a run's first and last reward are averaged, at most a fifth of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,14 +128,10 @@ class StepRecorder:
 
     def reward_summary(self) -> dict[str, float | int | None]:
         """Mean total reward over the first and the last steps."""
-        window = max(1, min(REWARD_WINDOW, len(self._rewards) // 5))
         if not self._rewards:
             return {"start": None, "end": None, "steps_averaged": 0}
-        return {
-            "start": statistics.fmean(self._rewards[:window]),
-            "end": statistics.fmean(self._rewards[-window:]),
-            "steps_averaged": window,
-        }
+        start, end = ends_of(self._rewards)
+        return {"start": statistics.fmean(start), "end": statistics.fmean(end), "steps_averaged": len(end)}
 
     def _join(self, update: Update) -> StepMetrics:
         rollout = self._current()

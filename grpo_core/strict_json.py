@@ -1,23 +1,42 @@
 """JSON as this project accepts it: one meaning for every text, on every machine.
 
 Refuses what Python's parser lets through (NaN, numbers beyond a float, the last of two equal keys, lone
-surrogates, nesting deep enough to exhaust the stack). Knows nothing of any schema.
+surrogates, nesting deep enough to exhaust the stack), and owns the pointers that say where. Knows nothing of any
+schema. Invariant: a value that is refused in a document that can be parsed is refused with its place.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any, NoReturn
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 from grpo_core.errors import GrpoError
 
 MAX_DEPTH = 32
 MAX_DIGITS = 400
 
+Path = tuple[str | int, ...]
+"""Keys and indexes that lead to a value."""
+
 
 class StrictJsonError(GrpoError):
-    """The text is not acceptable JSON; the message says what to change."""
+    """The text is not acceptable JSON; the message says what to change, and where if that is not the whole of it."""
+
+    def __init__(self, detail: str, remedy: str, path: Path = ()) -> None:
+        self.detail, self.remedy, self.path = detail, remedy, path
+        super().__init__(f"{f'{self.pointer}: ' if path else ''}{detail}. {remedy}")
+
+    @property
+    def pointer(self) -> str:
+        """Where, as RFC 6901 has it; empty for the whole text."""
+        return pointer_of(self.path)
+
+    def below(self, key: str | int) -> StrictJsonError:
+        """The same, told of what holds the value as `key`."""
+        return StrictJsonError(self.detail, self.remedy, (key, *self.path))
 
 
 def loads(text: str | bytes) -> Any:
@@ -29,15 +48,13 @@ def loads(text: str | bytes) -> Any:
         value = json.loads(
             text,
             object_pairs_hook=_object_without_duplicates,
-            parse_constant=_refuse_constant,
+            parse_constant=_constant,
             parse_float=_finite_float,
             parse_int=_bounded_int,
         )
-    except StrictJsonError:
-        raise
     except (ValueError, RecursionError) as error:
-        raise StrictJsonError(f"This is not JSON: {error}.") from error
-    _check_text(value)
+        raise StrictJsonError(f"This is not JSON: {error}", "Correct it there.") from error
+    _check(value)
     return value
 
 
@@ -51,11 +68,24 @@ def canonical(value: object) -> str:
     return json.dumps(value, ensure_ascii=True, separators=(",", ":"), sort_keys=True, allow_nan=False)
 
 
+def pointer_of(path: Path) -> str:
+    """The RFC 6901 pointer of a path of keys and indexes."""
+    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """Stands for a value that is not accepted until its place is known, which the parser does not tell."""
+
+    detail: str
+    remedy: str
+
+
 def _decode(raw: bytes) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise StrictJsonError(f"The text is not UTF-8 (byte {error.start}); send it encoded as UTF-8.") from error
+        raise StrictJsonError(f"The text is not UTF-8 (byte {error.start})", "Send it encoded as UTF-8.") from error
 
 
 def _check_depth(text: str) -> None:
@@ -76,7 +106,7 @@ def _check_depth(text: str) -> None:
         elif character in "[{":
             depth += 1
             if depth > MAX_DEPTH:
-                raise StrictJsonError(f"The JSON is nested more than {MAX_DEPTH} levels deep; flatten it.")
+                raise StrictJsonError(f"The JSON is nested more than {MAX_DEPTH} levels deep", "Flatten it.")
         elif character in "]}":
             depth -= 1
 
@@ -85,40 +115,48 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise StrictJsonError(f"The key {key[:80]!r} occurs twice in one object; keep one of them.")
+            value = _Refused(f"The key {key[:80]!r} occurs twice in one object", "Keep one of them.")
         result[key] = value
     return result
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise StrictJsonError(f"{name} is not a JSON number; give a finite number.")
+def _constant(name: str) -> _Refused:
+    return _Refused(f"{name} is not a JSON number", "Give a finite number.")
 
 
-def _finite_float(text: str) -> float:
+def _finite_float(text: str) -> float | _Refused:
     value = float(text)
-    if not math.isfinite(value):
-        raise StrictJsonError(f"The number {text[:40]} is too large; give a finite number.")
-    return value
+    return value if math.isfinite(value) else _Refused(f"The number {text[:40]} is too large", "Give a finite number.")
 
 
-def _bounded_int(text: str) -> int:
+def _bounded_int(text: str) -> int | _Refused:
     if len(text) > MAX_DIGITS:
-        raise StrictJsonError(f"A number has {len(text)} digits; at most {MAX_DIGITS} are accepted.")
+        return _Refused(f"A number has {len(text)} digits", f"Give one with at most {MAX_DIGITS}.")
     return int(text)
 
 
-def _check_text(value: Any) -> None:
-    """Refuse lone surrogates and NUL, which no UTF-8 file, object key or database takes."""
+def _check(value: Any) -> None:
+    """Refuse what the parser's hooks marked, and lone surrogates and NUL, which no UTF-8 file, object key or database
+    takes. A bad key is told of the object that has it: its own pointer could not be sent."""
     if isinstance(value, str):
         if "\0" in value or not _encodable(value):
-            raise StrictJsonError("A string holds NUL or half of a surrogate pair; send valid Unicode text.")
+            raise StrictJsonError("A string holds NUL or half of a surrogate pair", "Send valid Unicode text.")
     elif isinstance(value, dict):
-        for key, item in value.items():
-            _check_text(key)
-            _check_text(item)
+        for key in value:
+            _check(key)
+        _check_all(value.items())
     elif isinstance(value, list):
-        for item in value:
-            _check_text(item)
+        _check_all(enumerate(value))
+    elif isinstance(value, _Refused):
+        raise StrictJsonError(value.detail, value.remedy)
+
+
+def _check_all(items: Iterable[tuple[str | int, Any]]) -> None:
+    for key, item in items:
+        try:
+            _check(item)
+        except StrictJsonError as error:
+            raise error.below(key) from None
 
 
 def _encodable(text: str) -> bool:

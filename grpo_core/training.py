@@ -24,9 +24,10 @@ from grpo_core.datasets import Row
 from grpo_core.engines import Engine, RunContext, choose_engine, import_engine
 from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_DONE, JobFailure
 from grpo_core.failures import failure_of
+from grpo_core.gpus import count_gpus, show_gpus
 from grpo_core.held_out import HeldOutEvaluation, load_split
 from grpo_core.lifetime import StoppedEarly, StopRequest
-from grpo_core.models import count_gpus, find_model, show_gpus
+from grpo_core.models import find_model
 from grpo_core.records import RECORD_VERSION, EventWriter, MetricsWriter, read_jsonl
 from grpo_core.runfolder import RunFolder, write_json
 from grpo_core.saved_run import SavedRun, open_saved_run, unreadable

@@ -1,16 +1,7 @@
-"""The errors of `jobs`. The API turns each into one problem document; the worker logs and retries or gives up.
+"""The errors of `jobs`: each is a `JobsError` and says itself when it is raised.
 
-JobsError
-├── NotFound            no such job or data set, or it is somebody else's
-├── Conflict            the job's state does not allow what was asked
-├── InUse               what an unfinished job names cannot be deleted
-├── Fenced              this worker's epoch is over: it may write nothing more
-├── Rejected            a request that is well formed but cannot be accepted (names field and remedy)
-├── BadCursor           a page's cursor that is none, or of another list
-├── Unavailable         Valkey or object storage did not answer
-├── Damaged             an object is gone, or not what was recorded of it
-├── Denied              object storage answered, and refused
-└── UnsafeStorage       the object store has no conditional writes
+Refusals for now, of who asks too often or for too much, are beside the limits they tell of (`admission`, `ratelimit`,
+`sessions`). The API turns each error into one problem document; the worker logs and retries or gives up.
 """
 
 from __future__ import annotations
@@ -88,6 +79,13 @@ class Denied(JobsError):
     def __init__(self, status: int) -> None:
         self.status = status
         super().__init__(f"HTTP {status}")
+
+
+class Misconfigured(JobsError):
+    """A variable of the environment names what this process cannot use; names it and the remedy."""
+
+    def __init__(self, variable: str, value: object, fault: str, remedy: str) -> None:
+        super().__init__(f"{variable} is {value}, which {fault}. {remedy}")
 
 
 class UnsafeStorage(JobsError):

@@ -27,6 +27,7 @@ Order = Literal["cancel", "pause", "stop", "deadline"]
 LOOK_SECONDS = 0.1
 RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 15.0
+"""The first and the longest pause before a server is asked again; the shipper's too."""
 
 
 class Interrupted(Exception):

@@ -29,16 +29,15 @@ def queue_for(spec: JobSpec, prefix: str = "grpo") -> str:
     return f"{prefix}.gpu{resources.gpus}{suffix}"
 
 
-def queues_served(gpus: int, gpu_memory_gb: float, prefix: str = "grpo") -> list[str]:
-    """The queues of every class a host with so many cards, of so much memory each (10^9 bytes), can run."""
-    if gpus == 0:
+def queues_served(gpu_memory_gb: float | None, prefix: str = "grpo") -> list[str]:
+    """The queues of every class that a card of so much memory (10^9 bytes) can run; None is a host without a card.
+
+    How many cards there are does not matter: a job takes one at most, and a worker has one job at a time.
+    """
+    if gpu_memory_gb is None:
         return [f"{prefix}.cpu"]
     classes = [size for size in (*MEMORY_CLASSES_GB, 1024) if size <= gpu_memory_gb]
-    served: list[str] = []
-    for count in range(gpus, 0, -1):
-        served += [f"{prefix}.gpu{count}.{size}gb" for size in reversed(classes)]
-        served.append(f"{prefix}.gpu{count}")
-    return served
+    return [*(f"{prefix}.gpu1.{size}gb" for size in reversed(classes)), f"{prefix}.gpu1"]
 
 
 def _memory_class(gigabytes: int) -> int:

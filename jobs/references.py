@@ -12,7 +12,7 @@ from typing import Any
 from grpo_core.spec import JobSpec, Problem
 from jobs import journal
 from jobs.checkpoints import list_checkpoints
-from jobs.datasets import DatasetStore
+from jobs.datasets import DatasetRecord, DatasetStore
 from jobs.errors import NotFound, Rejected
 from jobs.ledger import Ledger
 from jobs.storage import ObjectStore
@@ -28,9 +28,10 @@ class References:
         self._store = store
         self._datasets = datasets
 
-    def check(self, spec: JobSpec, owner: str) -> None:
-        """Raise `Rejected` with every name that cannot be used."""
+    def check(self, spec: JobSpec, owner: str) -> DatasetRecord | None:
+        """Raise `Rejected` with every name that cannot be used; returns the upload, where one is named."""
         problems: list[Problem] = []
+        upload: DatasetRecord | None = None
         if spec.data.source == "file":
             problems.append(
                 Problem(
@@ -41,31 +42,21 @@ class References:
                 )
             )
         if spec.data.source == "upload":
-            problems += self._check_upload(spec, owner)
+            upload = self._find_upload(spec.data.dataset, owner)
+            problems += _unusable(spec, upload) if upload else [_no_dataset()]
         if spec.data.source == "s3":
             problems += self._datasets.sources.check(spec.data.dataset)
         if spec.from_checkpoint is not None:
             problems += self._check_checkpoint(spec, spec.from_checkpoint.job, spec.from_checkpoint.step, owner)
         if problems:
             raise Rejected(*problems)
+        return upload
 
-    def _check_upload(self, spec: JobSpec, owner: str) -> list[Problem]:
+    def _find_upload(self, dataset_id: str, owner: str) -> DatasetRecord | None:
         try:
-            dataset = self._datasets.get(spec.data.dataset, owner)
+            return self._datasets.get(dataset_id, owner)
         except NotFound:
-            remedy = "Upload it first with POST /datasets and use the id that returns."
-            return [Problem(pointer="/data/dataset", code="no_such_dataset", detail="does not exist", remedy=remedy)]
-        columns = {"question_column": spec.data.question_column, "answer_column": spec.data.answer_column}
-        return _too_few_rows(spec, dataset.rows) + [
-            Problem(
-                pointer=f"/data/{field}",
-                code="no_such_column",
-                detail=f"the data set has no column {column!r} in every row",
-                remedy=f"Use one of {', '.join(dataset.columns)}.",
-            )
-            for field, column in columns.items()
-            if column not in dataset.columns
-        ]
+            return None
 
     def _check_checkpoint(self, spec: JobSpec, job_id: str, step: int, owner: str) -> list[Problem]:
         """A checkpoint can be started from once its manifest, which is written last, is there."""
@@ -77,6 +68,26 @@ class References:
             remedy = f"Use one of {steps}." if steps else "That job has no checkpoint yet; wait for its first."
             return [_no_checkpoint("step", "was not kept", remedy)]
         return _other_adapter(spec.as_dict(), record.spec)
+
+
+def _no_dataset() -> Problem:
+    remedy = "Upload it first with POST /datasets and use the id that returns."
+    return Problem(pointer="/data/dataset", code="no_such_dataset", detail="does not exist", remedy=remedy)
+
+
+def _unusable(spec: JobSpec, dataset: DatasetRecord) -> list[Problem]:
+    """Why an upload that there is cannot be trained on as the spec asks."""
+    columns = {"question_column": spec.data.question_column, "answer_column": spec.data.answer_column}
+    return _too_few_rows(spec, dataset.rows) + [
+        Problem(
+            pointer=f"/data/{field}",
+            code="no_such_column",
+            detail=f"the data set has no column {column!r} in every row",
+            remedy=f"Use one of {', '.join(dataset.columns)}.",
+        )
+        for field, column in columns.items()
+        if column not in dataset.columns
+    ]
 
 
 def _other_adapter(spec: dict[str, Any], started_from: dict[str, Any]) -> list[Problem]:

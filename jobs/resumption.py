@@ -12,12 +12,13 @@ from pathlib import Path
 
 import structlog
 
+from grpo_core.runfolder import sha256_of
 from jobs import lineage
 from jobs.archive import ManifestEntry
 from jobs.errors import Damaged
 from jobs.ledger import JobEvent
 from jobs.lineage import Base, Commit, Point
-from jobs.storage import ObjectStore, file_digest
+from jobs.storage import ObjectStore
 
 log = structlog.get_logger()
 
@@ -60,7 +61,7 @@ def find_start(store: ObjectStore, job_id: str, epoch: int, inputs: Path, accumu
         job=job_id,
         epoch=epoch,
         resumed=found.point if found else None,
-        objects=_inherited(store, job_id, epoch, found),
+        objects=lineage.inherited(store, job_id, epoch, found),
         gradient_accumulation=accumulation,
     )
     lineage.put_base(store, base)
@@ -92,7 +93,7 @@ def _fetch(store: ObjectStore, commit: Commit, folder: Path) -> None:
 
 
 def _fetch_file(store: ObjectStore, entry: ManifestEntry, path: Path) -> None:
-    if path.exists() and file_digest(path)[0].hex() == entry.sha256:
+    if path.exists() and sha256_of(path) == entry.sha256:
         return
     for left in reversed(range(TRIES)):
         try:
@@ -102,10 +103,3 @@ def _fetch_file(store: ObjectStore, entry: ManifestEntry, path: Path) -> None:
                 raise
         else:
             return
-
-
-def _inherited(store: ObjectStore, job_id: str, epoch: int, commit: Commit | None) -> list[ManifestEntry]:
-    """What stays valid of earlier runs, with the output that each of them left when it was handed back."""
-    objects = {entry.path: entry for entry in commit.objects} if commit else {}
-    objects |= {entry.path: entry for entry in lineage.run_logs(store, job_id, epoch)}
-    return [objects[path] for path in sorted(objects)]

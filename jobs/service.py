@@ -198,8 +198,8 @@ class JobService:
 
     def preview(self, spec: JobSpec, owner: str) -> Preview:
         """What a dry run tells. Raises `Rejected` as `submit` does."""
-        self._references.check(spec, owner)
-        rows = self.datasets.get(spec.data.dataset, owner).rows if spec.data.source == "upload" else None
+        upload = self._references.check(spec, owner)
+        rows = upload.rows if upload else None
         return Preview(estimate=estimate(spec, rows=rows), warnings=self.warnings(spec))
 
     def warnings(self, spec: JobSpec) -> list[SpecWarning]:

@@ -1,12 +1,25 @@
-"""Where Valkey and object storage are, read from the environment; nothing else is configured here.
+"""Where Valkey and object storage are, read from the environment, and how a variable holds a list.
 
-The API, the worker and the admin commands share these. Secrets are never printed: they are `SecretStr`.
+The API, the worker and the admin commands share these; what one of them alone needs is its own. Secrets are never
+printed: they are `SecretStr`.
 """
 
 from __future__ import annotations
 
-from pydantic import AliasChoices, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from typing import Annotated, TypeVar
+
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+T = TypeVar("T")
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+CommaSeparated = Annotated[T, NoDecode, BeforeValidator(_split)]
+"""A collection that a variable holds as names separated by commas, as `CommaSeparated[list[str]]`."""
 
 
 class StorageSettings(BaseSettings):

@@ -23,13 +23,12 @@ from jobs.errors import Fenced, Unavailable
 from jobs.lease import Lease
 from jobs.ledger import Ledger
 from jobs.lineage import Base, Commit, Point
+from jobs.patience import LONGEST_RETRY_SECONDS, RETRY_SECONDS
 from jobs.storage import ObjectStore
 
 log = structlog.get_logger()
 
 SYNC_SECONDS = 1.0
-RETRY_SECONDS = 0.5
-LONGEST_RETRY_SECONDS = 15.0
 EVENTS_AT_ONCE = 500
 """Events are sent in files of about so many between commits, so that a long job leaves few."""
 FINAL_FILES = (

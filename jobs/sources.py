@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from grpo_core.datasets import MAX_BYTES, DatasetError, DatasetTooLargeError, JsonlChecker
 from grpo_core.spec import S3_URL, Problem
 from jobs.errors import Denied
-from jobs.settings import StorageSettings
+from jobs.settings import CommaSeparated, StorageSettings
 from jobs.storage import ObjectStore
 
 OWN_PREFIX = "data/"
@@ -29,15 +28,8 @@ class SourceSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, populate_by_name=True, extra="ignore")
 
-    buckets: Annotated[frozenset[str], NoDecode] = Field(
-        default=frozenset(), validation_alias="GRPO_S3_DATASET_BUCKETS"
-    )
-    """Names separated by commas. Every owner of a key may train on every object in them."""
-
-    @field_validator("buckets", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    buckets: CommaSeparated[frozenset[str]] = Field(default=frozenset(), validation_alias="GRPO_S3_DATASET_BUCKETS")
+    """Every owner of a key may train on every object in them."""
 
 
 class Sources:

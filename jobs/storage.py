@@ -23,6 +23,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from grpo_core import strict_json
+from grpo_core.runfolder import sha256_of
 from jobs import layout
 from jobs.errors import Damaged, Denied, Unavailable, UnsafeStorage
 from jobs.settings import StorageSettings
@@ -199,7 +200,7 @@ class ObjectStore:
 
     def upload(self, path: Path, key: str) -> tuple[str, int]:
         """Copy a file into the bucket; returns its SHA-256 (hex) and size."""
-        digest, size = file_digest(path)
+        digest, size = sha256_of(path), path.stat().st_size
         try:
             if size <= SINGLE_PUT_BYTES:
                 with path.open("rb") as body:
@@ -208,7 +209,7 @@ class ObjectStore:
                         Key=key,
                         Body=body,
                         ContentType=content_type(path.name),
-                        ChecksumSHA256=base64.b64encode(digest).decode(),
+                        ChecksumSHA256=base64.b64encode(bytes.fromhex(digest)).decode(),
                     )
             else:
                 self._client.upload_file(
@@ -222,7 +223,7 @@ class ObjectStore:
                     raise Unavailable("Object storage", f"it kept {stored} of {size} bytes of {key}")
         except (ClientError, BotoCoreError, Boto3Error) as error:
             raise _unavailable(error) from error
-        return digest.hex(), size
+        return digest, size
 
     def head(self, key: str) -> ObjectHead | None:
         """Size and time of an object, None where there is none; raises `Denied` too."""
@@ -313,12 +314,6 @@ def content_type(name: str) -> str:
         "parquet": "application/vnd.apache.parquet",
     }
     return kinds.get(name.rsplit(".", 1)[-1], "application/octet-stream")
-
-
-def file_digest(path: Path) -> tuple[bytes, int]:
-    """SHA-256 and size of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest(), path.stat().st_size
 
 
 def _digest(body: StreamingBody) -> tuple[str, int]:

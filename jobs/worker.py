@@ -17,19 +17,18 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import structlog
 from celery import signals
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from grpo_core.errors import FailureReport
 from jobs import journal, scratch
 from jobs.archive import Archive
 from jobs.datasets import DatasetStore
 from jobs.ending import Lapse, hand_back, settle
-from jobs.errors import Fenced, Unavailable
+from jobs.errors import Fenced, Misconfigured, Unavailable
 from jobs.gpus import Gpu, find_gpus
 from jobs.ledger import Ledger
 from jobs.outbox import Outbox
@@ -37,7 +36,7 @@ from jobs.queue import TASK, Doorbell, make_celery, queues_served
 from jobs.record import HELD, JobRecord, JobStatus
 from jobs.registry import EXPIRY_SECONDS, WorkerInfo, WorkerRegistry
 from jobs.run import JobRun
-from jobs.settings import QueueSettings, StorageSettings
+from jobs.settings import CommaSeparated, QueueSettings, StorageSettings
 from jobs.stall import StallLimits
 from jobs.stopping import StopOrder
 from jobs.storage import ObjectStore
@@ -59,8 +58,8 @@ class WorkerSettings(BaseSettings):
     """Shown in records and logs; empty is the host's name and a random part."""
     work_dir: Path = Field(default=Path("/tmp/grpo-work"), validation_alias="GRPO_WORK_DIR")  # noqa: S108 - a default
     """Scratch: needs room for a few checkpoints."""
-    queues: Annotated[list[str], NoDecode] = Field(default=[], validation_alias="GRPO_QUEUES")
-    """Queues to serve, separated by commas; empty is what the GPUs found here can run."""
+    queues: CommaSeparated[list[str]] = Field(default=[], validation_alias="GRPO_QUEUES")
+    """Queues to serve; empty is what the GPUs found here can run."""
     min_free_mb: int = Field(default=64, ge=0, validation_alias="GRPO_MIN_FREE_MB")
     """Room below `work_dir` without which no job is claimed."""
     stop_grace_seconds: float = Field(default=120.0, ge=0, le=86_400, validation_alias="GRPO_STOP_GRACE_SECONDS")
@@ -75,11 +74,6 @@ class WorkerSettings(BaseSettings):
     """How long a worker that starts waits for Valkey and object storage before it gives up."""
     launcher: str = Field(default="", validation_alias="GRPO_LAUNCHER")
     """The training command; empty is `python -m grpo_core train` with this Python."""
-
-    @field_validator("queues", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     def launcher_argv(self) -> tuple[str, ...]:
         """The training command as an argument list."""
@@ -122,12 +116,13 @@ class Worker:
     @property
     def queues(self) -> list[str]:
         """The queues this worker listens on."""
-        memory = min((gpu.memory_bytes for gpu in self._gpus), default=0) / 1e9
-        return self._settings.queues or queues_served(len(self._gpus), memory, self._queue_settings.prefix)
+        # Of several cards training takes one, and which is CUDA's order to say.
+        memory = min((gpu.memory_bytes / 1e9 for gpu in self._gpus), default=None)
+        return self._settings.queues or queues_served(memory, self._queue_settings.prefix)
 
     def serve(self) -> None:
         """Listen until TERM; a run at hand is asked to checkpoint and is handed back."""
-        self._settings.work_dir.mkdir(parents=True, exist_ok=True)
+        self._make_work_dir()
         self._clean_scratch()
         self._await_servers()
         self._outbox.start()
@@ -141,6 +136,15 @@ class Worker:
             self._sweeper.close()
             self._outbox.close()
             self._withdraw()
+
+    def _make_work_dir(self) -> None:
+        folder = self._settings.work_dir
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unusable(folder, f"cannot be made ({error.strerror or error})") from error
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise _unusable(folder, "this process may not write to")
 
     def _clean_scratch(self) -> None:
         for folder in scratch.remove_abandoned(self._settings.work_dir):
@@ -263,6 +267,10 @@ class Worker:
             self._registry.withdraw(self.name)
         except Unavailable as error:
             log.warning("withdraw_failed", reason=str(error))
+
+
+def _unusable(folder: Path, fault: str) -> Misconfigured:
+    return Misconfigured("GRPO_WORK_DIR", folder, fault, "Set it to a folder that this process may make and write to.")
 
 
 def _device(gpus: list[Gpu]) -> str:

@@ -44,7 +44,12 @@ def read_hub(data: DataSection, dataset_dir: Path | None, warn: Warn) -> list[Ro
     folder = _local_folder(data.dataset, dataset_dir)
     if folder is not None and data.revision is not None:
         warn("revision_ignored", f"{data.dataset} is a local folder, which has no revisions")
-    return hub.patiently(lambda: _HubReader(data, warn).read(_open_builder(data, folder)), warn)
+    return hub.patiently(
+        lambda: _HubReader(data, warn).read(_open_builder(data, folder)),
+        warn,
+        what=f"the data set {data.dataset!r}",
+        otherwise=f"put the data set's folder into the worker's ${DATASET_DIR_VARIABLE}, or upload it as JSONL",
+    )
 
 
 class _Stream(Protocol):

@@ -33,7 +33,7 @@ from grpo_core.spec import DataSection, Problem, pointer_of
 MAX_LINE_BYTES = 256 * 1024
 MAX_COLUMN_NAME = 128
 MAX_PROBLEMS = 20
-"""Bad lines that are named before reading stops."""
+"""Bad lines that are named; at one more reading stops, so that it is known that there are others."""
 
 _READ_BYTES = 64 * 1024
 _BOM = b"\xef\xbb\xbf"
@@ -55,7 +55,7 @@ class DatasetSummary:
 class JsonlChecker:
     """Checks a JSONL data set as it arrives, in memory bounded by one line.
 
-    `feed` raises as soon as the file is too large or 20 lines are bad, `finish` for fewer bad lines. Accepted: UTF-8
+    `feed` raises as soon as the file is too large or 21 lines are bad, `finish` for fewer bad lines. Accepted: UTF-8
     with or without a byte order mark, LF or CRLF, blank lines (they are no rows), columns of any JSON type; at least
     two of them must hold text or a finite number in every row.
     """
@@ -177,14 +177,14 @@ class _LineProblems:
         self._found: list[Problem] = []
 
     def add(self, number: int, bad: _BadLineError) -> None:
+        if len(self._found) == MAX_PROBLEMS:
+            raise DatasetError(self._found, more=True) from None
         pointer = pointer_of(("lines", number))
         self._found.append(Problem(pointer=pointer, code=bad.code, detail=bad.detail[:300], remedy=bad.remedy))
-        if len(self._found) >= MAX_PROBLEMS:
-            self.raise_any()
 
     def raise_any(self) -> None:
         if self._found:
-            raise DatasetError(list(self._found)) from None
+            raise DatasetError(self._found) from None
 
 
 class _LineSplitter:
@@ -234,7 +234,8 @@ def _parse(line: _Line) -> dict[str, Any] | None:
     try:
         record = strict_json.loads(line.raw)
     except strict_json.StrictJsonError as reason:
-        raise _BadLineError("bad_json", _json_detail(reason), _remedy(line.number, line.raw)) from reason
+        remedy = reason.remedy if reason.path else _remedy(line.number, line.raw)
+        raise _BadLineError("bad_json", _json_detail(reason), remedy) from reason
     if not isinstance(record, dict):
         raise _BadLineError("not_an_object", "is not a JSON object", _remedy(line.number, line.raw))
     _check_columns(cast("dict[str, Any]", record))
@@ -292,7 +293,7 @@ def _json_detail(reason: strict_json.StrictJsonError) -> str:
     cause = reason.__cause__
     if isinstance(cause, json.JSONDecodeError):
         return f"is not JSON: {cause.msg} at column {cause.colno}"
-    return f"cannot be read: {str(reason).rstrip('.')}"
+    return f"cannot be read: {f'{reason.pointer}: {reason.detail}' if reason.path else str(reason).rstrip('.')}"
 
 
 def _check_columns(record: dict[str, Any]) -> None:

@@ -30,12 +30,17 @@ class Row:
 
 
 class DatasetError(GrpoError):
-    """A data set that cannot be read or has nothing to train on; `problems` says what to do."""
+    """A data set that cannot be read or has nothing to train on; `problems` says what to do.
 
-    def __init__(self, problems: list[Problem]) -> None:
+    With `more` there are others, which were not listed because reading stopped.
+    """
+
+    def __init__(self, problems: list[Problem], *, more: bool = False) -> None:
         self.problems = problems
+        self.more = more
         text = "; ".join(f"{p.pointer} {p.detail}. {p.remedy}".lstrip() for p in problems[:3])
-        super().__init__(text + (f"; and {len(problems) - 3} more" if len(problems) > 3 else ""))
+        unsaid = f"; and {'at least ' if more else ''}{len(problems) - 3 + more} more" if len(problems) > 3 else ""
+        super().__init__(text + unsaid)
 
     @property
     def code(self) -> str:

@@ -8,7 +8,6 @@ memory does not grow with the number of completions, only with the number of ste
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import heapq
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from grpo_core.audits import Auditor
-from grpo_core.runfolder import RunFolder
+from grpo_core.runfolder import RunFolder, sha256_of
 from grpo_core.spec import JobSpec, SpecError, parse_spec
 
 SHOWN: Final = 5
@@ -164,13 +163,11 @@ class RunFiles:
     @property
     def adapter_files(self) -> list[Json]:
         """Name, size and SHA-256 of each file of the result."""
-        found: list[Json] = []
-        for path in sorted(self._folder.adapter.glob("*"))[:50]:
-            if path.is_file():
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                found.append({"name": path.name, "size": path.stat().st_size, "sha256": digest})
-        return found
+        return [
+            {"name": path.name, "size": path.stat().st_size, "sha256": sha256_of(path)}
+            for path in sorted(self._folder.adapter.glob("*"))[:50]
+            if path.is_file()
+        ]
 
     @property
     def _began(self) -> int | None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import grpo_core
 from grpo_core.comparison import SIGNIFICANCE
+from grpo_core.ends import ends_of
 from grpo_core.report_page.charts import Curve, number, svg
 from grpo_core.report_page.run_files import Json, RunFiles
 from grpo_core.spec import parse_spec
@@ -163,11 +164,10 @@ def _said(tone: str, headline: str, sentences: Sequence[str]) -> Json:
     return {"tone": tone, "headline": headline, "sentences": [text for text in sentences if text], "bars": []}
 
 
-def _reward_ends(run: RunFiles) -> tuple[list[float], list[float]] | None:
+def _reward_ends(run: RunFiles) -> tuple[Sequence[float], Sequence[float]] | None:
     """The rewards of the first and of the last steps."""
-    rewards = [m["reward"] for m in run.metrics if m.get("reward") is not None]
-    window = max(1, min(10, len(rewards) // 5))
-    return (rewards[:window], rewards[-window:]) if rewards else None
+    rewards: list[float] = [m["reward"] for m in run.metrics if m.get("reward") is not None]
+    return ends_of(rewards) if rewards else None
 
 
 def _reward_headline(run: RunFiles) -> str:

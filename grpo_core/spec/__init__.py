@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from grpo_core.spec.problems import Problem, SpecError, parse_spec, pointer_of
+from grpo_core.spec.problems import Problem, SpecError, parse_spec
 from grpo_core.spec.sections import (
     DATASET_ID,
     JOB_ID,
@@ -19,6 +19,7 @@ from grpo_core.spec.sections import (
     JobSpec,
     WorkedExample,
 )
+from grpo_core.strict_json import pointer_of
 
 __all__ = [
     "DATASET_ID",

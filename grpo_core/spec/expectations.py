@@ -10,8 +10,7 @@ from functools import cache
 from typing import Any, cast
 
 from grpo_core.spec.sections import FORMS, JobSpec
-
-Path = tuple[str | int, ...]
+from grpo_core.strict_json import Path
 
 
 def field_schema(path: Path) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from collections import defaultdict
 from functools import cache
 from typing import Any, cast
 
-from grpo_core.spec.expectations import Path, expected, field_schema, resolve, schema
+from grpo_core.spec.expectations import expected, field_schema, resolve, schema
+from grpo_core.strict_json import Path
 
 _FIELDS: dict[str, str] = {
     "name": "suffix job_name run_name display_name title experiment_name experiment",

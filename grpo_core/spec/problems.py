@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import ValidationError
 
 from grpo_core.errors import GrpoError
-from grpo_core.spec.expectations import Path, expected, expected_text, field_schema
+from grpo_core.spec.expectations import expected, expected_text, field_schema
 from grpo_core.spec.names import meant_by
 from grpo_core.spec.sections import JobSpec
 from grpo_core.spec.values import correction
+from grpo_core.strict_json import Path, pointer_of
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -73,11 +74,6 @@ def _broken_rules(data: dict[str, Any]) -> list[Problem]:
     except ValidationError as error:
         return [p for details in error.errors(include_url=False) for p in details.get("ctx", {}).get("problems", [])]
     return []
-
-
-def pointer_of(path: Path) -> str:
-    """The RFC 6901 pointer of a path of keys and indexes."""
-    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
 
 
 def _read_errors(error: ValidationError, data: dict[str, Any]) -> tuple[list[Problem], list[Path]]:

@@ -12,8 +12,9 @@ import json
 import re
 from typing import Any, cast
 
-from grpo_core.spec.expectations import Path, expected, field_schema, items_of
+from grpo_core.spec.expectations import expected, field_schema, items_of
 from grpo_core.spec.sections import HUB_NAME
+from grpo_core.strict_json import Path, pointer_of
 
 _SHOWN = 60
 _MAIN_FIELD = {
@@ -154,7 +155,7 @@ def _refused(path: Path, value: Any) -> str | None:
 
     Only what is said of that very field counts: of those beside it nothing is known here.
     """
-    from grpo_core.spec.problems import SpecError, parse_spec, pointer_of  # they ask here: late to break the cycle
+    from grpo_core.spec.problems import SpecError, parse_spec  # they ask here: late to break the cycle
 
     spec = value
     for part in reversed(path):

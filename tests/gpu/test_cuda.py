@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from grpo_core.models import count_gpus
+from grpo_core.gpus import count_gpus
 from grpo_core.records import read_rollouts
 
 ROOT = Path(__file__).resolve().parents[2]

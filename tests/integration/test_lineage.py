@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from grpo_core.runfolder import sha256_of
 from jobs import layout, lineage
 from jobs.archive import ManifestEntry
 from jobs.lineage import Base, Commit, Point
 from jobs.resumption import find_start
 from jobs.settings import StorageSettings
-from jobs.storage import ObjectStore, file_digest
+from jobs.storage import ObjectStore
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_a_run_starts_at_the_best_whole_checkpoint(store: ObjectStore, job: Job,
     assert {entry.path for entry in start.base.objects} == {entry.path for entry in good.objects}
     assert [event.data["step"] for event in start.warnings] == [20, 15]
     assert lineage.read_base(store, job.id, 3) == start.base
-    fetched = {path.name: file_digest(path)[0].hex() for path in (inputs / "resume").iterdir()}
+    fetched = {path.name: sha256_of(path) for path in (inputs / "resume").iterdir()}
     assert fetched == {entry.path.rsplit("/", 1)[1]: entry.sha256 for entry in good.objects if "step-" in entry.path}
 
 

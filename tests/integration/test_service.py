@@ -10,6 +10,7 @@ import pytest
 from grpo_core.datasets import JsonlChecker
 from grpo_core.spec import parse_spec
 from jobs import layout
+from jobs.datasets import DatasetRecord
 from jobs.errors import Conflict, NotFound, Rejected
 from jobs.record import JobStatus
 from jobs.service import JobService
@@ -143,6 +144,22 @@ def test_a_dry_run_knows_the_size_of_the_data_set(service: JobService, tmp_path:
     spec = parse_spec({**CPU, "training": {"steps": 6}, "data": {"source": "upload", "dataset": dataset.id}})
     assert service.preview(spec, "ann").estimate.epoch_share == 6 / dataset.rows
     assert service.preview(parse_spec(CPU), "ann").estimate.epoch_share is None, "nobody counts the hub's rows"
+
+
+def test_a_dry_run_reads_the_description_of_an_upload_once(
+    service: JobService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = upload(service, tmp_path)
+    read: list[str] = []
+    get = service.datasets.get
+
+    def noted(dataset_id: str, owner: str) -> DatasetRecord:
+        read.append(dataset_id)
+        return get(dataset_id, owner)
+
+    monkeypatch.setattr(service.datasets, "get", noted)
+    service.preview(parse_spec({**CPU, "data": {"source": "upload", "dataset": dataset.id}}), "ann")
+    assert read == [dataset.id]
 
 
 def test_a_dry_run_says_that_no_worker_would_take_it(service: JobService) -> None:

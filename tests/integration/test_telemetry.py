@@ -96,6 +96,25 @@ def test_counts_follow_jobs_through_their_states(api: RunningApi, client: GrpoCl
     assert value(samples, "grpo_queue_depth", queue=queue) == 3
 
 
+def test_workers_are_found_by_name_and_forgotten_when_they_are_silent(
+    storage_settings: StorageSettings, queue_settings: QueueSettings
+) -> None:
+    service = JobService(storage_settings, queue_settings)
+    client, prefix, workers = service.ledger.client, service.ledger.prefix, service.workers
+    for name in ("w1", "w2", "w3"):
+        workers.announce(WorkerInfo(name=name, queues=[f"{prefix}.cpu"], device="cpu"))
+    scans = client.info("commandstats").get("cmdstat_scan")
+    assert {worker.name for worker in workers.serving(f"{prefix}.cpu")} == {"w1", "w2", "w3"}
+    assert client.info("commandstats").get("cmdstat_scan") == scans, "the keys of all jobs were looked through"
+
+    workers.withdraw("w1")
+    client.delete(f"{prefix}:worker:w2")  # as its time runs out
+    client.zadd(f"{prefix}:workers", {"w2": 0})
+    workers.announce(WorkerInfo(name="w3", queues=["other"], device="cpu"))
+    assert [(worker.name, worker.queues) for worker in workers.all()] == [("w3", ["other"])]
+    assert client.zrange(f"{prefix}:workers", 0, -1) == ["w3"]
+
+
 def test_a_silent_worker_shows_as_the_age_of_its_lease(
     storage_settings: StorageSettings, queue_settings: QueueSettings
 ) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -21,18 +22,11 @@ ROW = b'{"question": "6+6=?", "answer": "12"}\n'
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b'{"training": {"steps": NaN}}', "NaN"),
-        (b'{"optimizer": {"learning_rate": Infinity}}', "Infinity"),
-        (b'{"optimizer": {"learning_rate": 1e999}}', "too large"),
-        (b'{"training": {"steps": ' + b"9" * 5000 + b"}}", "digits"),
-        (b'{"name": "a", "name": "b"}', "twice"),
-        (b'{"lora": {"rank": 1, "rank": 2}}', "twice"),
+        (b"NaN", "NaN"),
         (b"[" * 100_000, "nested"),
         (b"[" * 50_000 + b"]" * 50_000, "nested"),
         (b'{"a":' * 40 + b"1" + b"}" * 40, "nested"),
-        (b'{"name": "\\ud800"}', "surrogate"),
         (b'{"\\udfff": 1}', "surrogate"),
-        (b'{"name": "a\\u0000b"}', "NUL"),
         (b'{"name": "\xff"}', "UTF-8"),
         (b'{"name": "a"', "not JSON"),
         (b"{} {}", "not JSON"),
@@ -47,6 +41,29 @@ def test_what_is_not_strict_json_is_a_400_that_says_why(client: Client, body: by
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["code"] == "invalid_json"
     assert says in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "says"),
+    [
+        (b'{"training": {"steps": NaN}}', "/training/steps", "NaN"),
+        (b'{"optimizer": {"learning_rate": Infinity}}', "/optimizer/learning_rate", "Infinity"),
+        (b'{"optimizer": {"learning_rate": 1e999}}', "/optimizer/learning_rate", "too large"),
+        (b'{"training": {"steps": ' + b"9" * 5000 + b"}}", "/training/steps", "digits"),
+        (b'{"name": "a", "name": "b"}', "/name", "twice"),
+        (b'{"lora": {"rank": 1, "rank": 2}}', "/lora/rank", "twice"),
+        (b'{"name": "\\ud800"}', "/name", "surrogate"),
+        (b'{"name": "a\\u0000b"}', "/name", "NUL"),
+        (b'{"metadata": {"\\udfff": "x"}}', "/metadata", "surrogate"),
+    ],
+)
+def test_a_field_that_is_not_strict_json_is_named(client: Client, body: bytes, pointer: str, says: str) -> None:
+    answer = client.post("/jobs", content=body, headers=JSON).json()
+    (error,) = answer["errors"]
+    assert (answer["status"], answer["code"]) == (400, "invalid_json")
+    assert (error["pointer"], error["code"]) == (pointer, "bad_json")
+    assert says in error["detail"]
+    assert error["remedy"]
 
 
 @pytest.mark.parametrize("body", [b"", b" \n"])
@@ -73,6 +90,19 @@ def test_a_wrong_content_type_is_a_415_that_names_the_right_one(client: Client, 
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
     assert "application/json" in answer.json()["detail"]
     assert answer.headers["accept-post"] == "application/json"
+
+
+@pytest.mark.parametrize(("path", "headers"), [("/jobs", JSON), ("/datasets", JSONL)])
+def test_a_compressed_body_is_a_415_that_says_so(client: Client, path: str, headers: dict[str, str]) -> None:
+    body = gzip.compress(ROW)
+    answer = client.post(path, content=body, headers={**headers, "Content-Encoding": "GZIP"})
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+    assert "compressed (Content-Encoding: 'gzip'). Send it as it is" in answer.json()["detail"]
+    assert answer.headers["accept-encoding"] == "identity"
+    plain = client.post(
+        path, content=ROW if path == "/datasets" else b"{}", headers={**headers, "Content-Encoding": "identity"}
+    )
+    assert plain.status_code == 201
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON"])
@@ -157,6 +187,12 @@ def test_bad_lines_of_a_data_set_are_named(client: Client, service: FakeJobServi
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_dataset")
     assert [error["pointer"] for error in answer.json()["errors"]] == ["/lines/2", "/lines/4"]
     assert service.uploads == {}
+
+
+def test_more_bad_lines_than_are_named_are_told_of(client: Client) -> None:
+    answer = client.post("/datasets", content=b"nonsense\n" * 50, headers=JSONL).json()
+    assert len(answer["errors"]) == 20
+    assert answer["detail"] == "More than 20 things are wrong with the file; `errors` names the first 20."
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "text/csv", ""])

@@ -37,6 +37,7 @@ from grpo_core.datasets import (
     text_of,
 )
 from grpo_core.datasets import hub as hub_module
+from grpo_core.failures import failure_of
 from grpo_core.spec import DataSection
 
 GOOD = b'{"question": "6+6=?", "answer": "12"}\n'
@@ -124,6 +125,19 @@ def test_position_within_the_line_is_the_parsers() -> None:
         check(GOOD + b'{"question": oops}\n')
 
 
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (b'{"question": "x", "answer": NaN}', "/answer: NaN is not a JSON number. Give a finite number."),
+        (b'{"a": 1, "a": 2}', "/a: The key 'a' occurs twice in one object. Keep one of them."),
+    ],
+)
+def test_a_column_that_is_not_strict_json_is_named(bad: bytes, said: str) -> None:
+    with pytest.raises(DatasetError) as caught:
+        check(GOOD + bad)
+    assert str(caught.value) == f"/lines/2 cannot be read: {said}"
+
+
 def test_all_bad_lines_are_named_together() -> None:
     assert problems(b"x\n" + GOOD + b"[]\n" + GOOD + b"{") == [
         ("/lines/1", "bad_json"),
@@ -132,13 +146,23 @@ def test_all_bad_lines_are_named_together() -> None:
     ]
 
 
-def test_reading_stops_at_twenty_bad_lines() -> None:
+def test_twenty_bad_lines_are_all_there_are() -> None:
+    with pytest.raises(DatasetError) as caught:
+        check(b"x\n" * 20)
+    assert len(caught.value.problems) == 20
+    assert not caught.value.more
+    assert str(caught.value).endswith("; and 17 more")
+
+
+def test_reading_stops_at_more_than_twenty_bad_lines_and_says_that_there_are_more() -> None:
     checker = JsonlChecker()
-    checker.feed(b"x\n" * 19)
+    checker.feed(b"x\n" * 20)
     with pytest.raises(DatasetError) as caught:
         checker.feed(b"x\n" * 100)
     assert [problem.pointer for problem in caught.value.problems] == [f"/lines/{n}" for n in range(1, 21)]
-    assert str(caught.value).endswith("; and 17 more")
+    assert caught.value.more
+    assert str(caught.value).endswith("; and at least 18 more")
+    assert failure_of(caught.value).report.message.endswith("; and more")
 
 
 @pytest.mark.parametrize(

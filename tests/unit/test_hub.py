@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import httpx
 import pytest
 
 from grpo_core import hub
+from grpo_core.datasets import DATASET_DIR_VARIABLE, DatasetUnreachableError, load_rows
 from grpo_core.errors import JobFailure
 from grpo_core.failures import failure_of
 from grpo_core.models import MODEL_DIR_VARIABLE, find_model
@@ -30,7 +32,7 @@ from grpo_core.spec import parse_spec
 
 hub.WAIT_SECONDS = (0.01, 0.01)
 told, spec = [], parse_spec({"model": {"name": "owner/model"}})
-tell = lambda code, message: told.append(code)
+tell = lambda code, message: told.append([code, message])
 try:
     load_rows(spec.data, None, warn=tell) if sys.argv[1] == "data" else find_model(spec.model, tell)
 except Exception as error:
@@ -52,9 +54,15 @@ class Fetch:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What was waited, none of it truly, on a host that knows the hub's name."""
     waited: list[float] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
     monkeypatch.setattr(time, "sleep", waited.append)
     return waited
+
+
+def patiently(fetch: Fetch, warn: hub.Warn) -> str:
+    return hub.patiently(fetch, warn, what="the thing", otherwise="bring it")
 
 
 def wrapped(cause: Exception) -> Exception:
@@ -66,21 +74,73 @@ def wrapped(cause: Exception) -> Exception:
 def test_a_hub_that_comes_back_was_worth_waiting_for(waits: list[float]) -> None:
     told: list[str] = []
     fetch = Fetch(ConnectionError("reset"), wrapped(TimeoutError()))
-    assert hub.patiently(fetch, lambda code, message: told.append(f"{code}: {message}")) == "rows"
+    assert patiently(fetch, lambda code, message: told.append(f"{code}: {message}")) == "rows"
     assert waits == [5, 15]
-    assert told[0] == "hub_away: The hub does not answer; the next try is in 5 s."
+    assert told[0] == (
+        "hub_away: The Hugging Face hub does not answer for the thing; the next try is in 5 s. "
+        "If this worker has no internet, bring it; with HF_HUB_OFFLINE=1 it does not wait."
+    )
     assert len(told) == 2
 
 
 def test_a_hub_that_stays_away_is_not_waited_for_for_ever(waits: list[float]) -> None:
     with pytest.raises(ConnectionError, match="the fifth"):
-        hub.patiently(Fetch(*[ConnectionError("no")] * 4, ConnectionError("the fifth")), lambda *_: None)
+        patiently(Fetch(*[ConnectionError("no")] * 4, ConnectionError("the fifth")), lambda *_: None)
     assert waits == list(hub.WAIT_SECONDS)
+
+
+TOLD = {
+    "model": ("the model 'owner/model'", "$GRPO_MODEL_DIR", "HF_HUB_OFFLINE=1"),
+    "data": ("the data set 'owner/data'", "$GRPO_DATASET_DIR", "HF_HUB_OFFLINE=1"),
+}
+
+
+@pytest.mark.parametrize("what", ["model", "data"])
+@pytest.mark.parametrize(
+    ("code", "proxies", "waited"),
+    [
+        (socket.EAI_NONAME, {}, hub.WAIT_SECONDS[:1]),
+        (socket.EAI_NONAME, {"https": "http://proxy:3128"}, hub.WAIT_SECONDS),
+        (socket.EAI_AGAIN, {}, hub.WAIT_SECONDS),
+    ],
+)
+def test_a_hub_that_no_name_server_knows_is_not_waited_for_as_one_whose_network_is_away(
+    waits: list[float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    code: int,
+    proxies: dict[str, str],
+    waited: tuple[float, ...],
+) -> None:
+    """By the real libraries."""
+
+    def look_up(*_: object, **__: object) -> None:
+        raise socket.gaierror(code, "no address")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(hub, "getproxies", lambda: proxies)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    for variable in (MODEL_DIR_VARIABLE, DATASET_DIR_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+    told: list[str] = []
+    spec = parse_spec({"model": {"name": "owner/model"}, "data": {"dataset": "owner/data"}})
+
+    def warn(_code: str, message: str) -> None:
+        told.append(message)
+
+    with pytest.raises((JobFailure, DatasetUnreachableError)) as caught:
+        find_model(spec.model, warn) if what == "model" else load_rows(spec.data, tmp_path, warn=warn)
+    assert len(told) == len(waited)
+    assert all(name in message for message in told for name in TOLD[what])
+    assert failure_of(caught.value).report.failure_class == "infra"
+    assert [seconds for seconds in waits if seconds in hub.WAIT_SECONDS] == list(waited)  # less the library's own
 
 
 def test_an_answer_that_says_no_is_an_answer(waits: list[float]) -> None:
     with pytest.raises(KeyError):
-        hub.patiently(Fetch(KeyError("no such split")), lambda *_: pytest.fail("told"))
+        patiently(Fetch(KeyError("no such split")), lambda *_: pytest.fail("told"))
     assert waits == []
 
 
@@ -112,7 +172,8 @@ def test_a_hub_that_is_away_is_nobodys_mistake_and_one_that_is_off_is_not_waited
     )
     report, warned = json.loads(done.stdout)
     assert (report["class"], report["code"], report["retryable"]) == failure
-    assert warned == told
+    assert [code for code, _ in warned] == told
+    assert all("the model 'owner/model'" in message and "$GRPO_MODEL_DIR" in message for _, message in warned)
     assert ("GRPO_MODEL_DIR" if what == "model" else "GRPO_DATASET_DIR") in report["hint"]
 
 

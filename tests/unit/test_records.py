@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from grpo_core.ends import ends_of
 from grpo_core.errors import FailureReport, JobFailure
 from grpo_core.records import (
     RECORD_VERSION,
@@ -383,6 +384,12 @@ def test_the_last_completions_can_be_asked_for(new_run: NewRun) -> None:
     run.step(1, 0.0, 1.0)
     run.step(2, 1.0, 0.0)
     assert [c.reward_total for c in run.recorder.latest_completions()] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(("steps", "window"), [(0, 0), (1, 1), (9, 1), (10, 2), (49, 9), (50, 10), (1000, 10)])
+def test_the_ends_of_a_run_are_a_fifth_of_it_and_no_more_than_ten_steps(steps: int, window: int) -> None:
+    values = list(range(steps))
+    assert ends_of(values) == (values[:window], values[steps - window :])
 
 
 def test_the_reward_summary_averages_both_ends(new_run: NewRun) -> None:

@@ -82,6 +82,25 @@ def test_refused(source: str | bytes, says: str) -> None:
         strict_json.loads(source)
 
 
+@pytest.mark.parametrize(
+    ("source", "pointer", "message"),
+    [
+        ("NaN", "", "NaN is not a JSON number. Give a finite number."),
+        ('{"a": [1, {"b/c": Infinity}]}', "/a/1/b~1c", "Infinity is not a JSON number. Give a finite number."),
+        ("[0, -1e999]", "/1", "The number -1e999 is too large. Give a finite number."),
+        ('{"a": ' + "9" * 401 + "}", "/a", "A number has 401 digits. Give one with at most 400."),
+        ('{"a": {"b": 1, "b": NaN}}', "/a/b", "The key 'b' occurs twice in one object. Keep one of them."),
+        ('{"a": NaN, "a": 1}', "/a", "The key 'a' occurs twice in one object. Keep one of them."),
+        ('{"a": {"\\udfff": NaN}}', "/a", "A string holds NUL or half of a surrogate pair. Send valid Unicode text."),
+    ],
+)
+def test_what_is_refused_is_told_with_its_place(source: str, pointer: str, message: str) -> None:
+    with pytest.raises(StrictJsonError) as caught:
+        strict_json.loads(source)
+    assert caught.value.pointer == pointer
+    assert str(caught.value) == (f"{pointer}: {message}" if pointer else message)
+
+
 @pytest.mark.parametrize("source", ["[" * 100_000, '{"a":' * 100_000, "[" * 100_000 + "]" * 100_000, "[[]," * 100_000])
 def test_deep_nesting_is_refused_fast(source: str) -> None:
     started = time.perf_counter()

@@ -7,14 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from grpo_core import models
 from grpo_core.engines import choose_engine, unsloth_start
 from grpo_core.errors import JobFailure
-from grpo_core.models import count_gpus, show_gpus
 from grpo_core.spec import parse_spec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,55 +58,6 @@ def test_nobody_is_told_and_nothing_is_asked_of_the_hub() -> None:
 
 def test_this_process_is_as_old_as_it_is() -> None:
     assert 0 < unsloth_start.seconds_since_start() < 24 * 3600
-
-
-class Driver:
-    """NVML, as far as it is asked."""
-
-    def __init__(self, count: int, status: int = 0) -> None:
-        self._count, self._status = count, status
-
-    def nvmlInit_v2(self) -> int:  # noqa: N802 - the driver's name
-        return self._status
-
-    def nvmlDeviceGetCount_v2(self, pointer: Any) -> int:  # noqa: N802
-        pointer._obj.value = self._count
-        return 0
-
-
-@pytest.mark.parametrize(
-    ("visible", "expected"), [(None, 4), ("", 0), ("-1", 0), ("2", 1), ("0,1", 2), ("0,-1,1", 1), ("0,1,2,3,4,5", 4)]
-)
-def test_gpus_are_counted_without_torch(monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: int) -> None:
-    monkeypatch.setattr(models.ctypes, "CDLL", lambda name: Driver(4))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert count_gpus() == expected
-
-
-def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise OSError(name)
-
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(models.ctypes, "CDLL", missing)
-    assert count_gpus() == 0
-    monkeypatch.setattr(models.ctypes, "CDLL", lambda name: Driver(4, status=9))
-    assert count_gpus() == 0
-
-
-@pytest.mark.parametrize(
-    ("visible", "count", "shown"), [(None, 1, "0"), (None, 0, ""), ("3,1", 1, "3"), ("GPU-a,GPU-b", 1, "GPU-a")]
-)
-def test_a_job_sees_no_more_gpus_than_it_asked_for(
-    monkeypatch: pytest.MonkeyPatch, visible: str | None, count: int, shown: str
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    show_gpus(count)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == shown
 
 
 def test_unsloth_is_the_choice_where_it_and_vllm_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,8 @@
 """The Python client: the API's routes as methods, following a job to its end, and downloads that check every hash.
 
-    ClientError
-    ├── NotConfiguredError       no address or no key was given
-    ├── UnreachableError    nobody answered, or the answer broke off
-    ├── ProblemError        the service refused: status, code, detail, and errors with field and remedy
-    └── DownloadError       a file that is not what the service said, or not safe to write
-
-Results are the API's JSON as dictionaries. A submission that was cut off is sent again with the Idempotency-Key it
-had, so it makes one job; nothing else that could change a job is ever sent twice. Invariant: the API key goes to the
-API only, never to object storage.
+Results are the API's JSON as dictionaries; errors are those of `client_errors`, and `OSError` for files of yours. A
+submission that was cut off is sent again with the Idempotency-Key it had, so it makes one job; nothing else that could
+change a job is ever sent twice. Invariant: the API key goes to the API only, never to object storage.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The errors of the Python client.
 
 ClientError
-├── NotConfiguredError       no address or no key was given
+├── NotConfiguredError  no address or no key was given
 ├── UnreachableError    nobody answered, or the answer broke off
 ├── ProblemError        the service refused: status, code, detail, and errors with field and remedy
 └── DownloadError       a file that is not what the service said, or not safe to write

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from api.client_errors import DownloadError
+from grpo_core.runfolder import sha256_of
 
 Progress = Callable[[str, int, int], None]
 """Told of a file's path, the bytes of it that are there, and its size."""
@@ -79,10 +80,7 @@ def _fetch(
 
 
 def _is_right(path: Path, artifact: dict[str, Any]) -> bool:
-    if path.stat().st_size != artifact["size"]:
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == artifact["sha256"]
+    return path.stat().st_size == artifact["size"] and sha256_of(path) == artifact["sha256"]
 
 
 def _tell(on_progress: Progress | None, artifact: dict[str, Any], done: int) -> None:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 import statistics
+from json import dumps
 from typing import Any
 
 from api.cli.output import AsJson, connected, print_json, say
-from api.cli.text import printable, sparkline
+from api.cli.text import count, printable, sparkline
+from grpo_core.ends import MAX_STEPS, ends_of
 
 Json = dict[str, Any]
 
-ENDS = 10
-"""Steps that are averaged at either end of a run, at most a fifth of it."""
 _NO_SETTINGS = ("name", "metadata", "schema_version")
 _SAME_QUESTIONS = ("source", "dataset", "subset", "revision", "question_column", "answer_column")
 _SAME_ASKING = ("system_prompt", "examples")
@@ -90,7 +90,9 @@ def _why_not(specs: list[Json], evaluations: list[Json | None]) -> list[str]:
         )
     counts = [found["after"]["questions"] for found in evaluations if found is not None]
     if not reasons and counts[0] != counts[1]:
-        reasons.append(f"A was asked {counts[0]} questions and B {counts[1]}: the data set or the tokenizer differs.")
+        reasons.append(
+            f"A was asked {count(counts[0], 'question')} and B {counts[1]}: the data set or the tokenizer differs."
+        )
     return reasons
 
 
@@ -152,8 +154,7 @@ def _series(metrics: list[Json]) -> dict[str, list[float]]:
 
 
 def _mean(values: list[float], *, first: bool = False) -> float:
-    window = max(1, min(ENDS, len(values) // 5))
-    return statistics.fmean(values[:window] if first else values[-window:])
+    return statistics.fmean(ends_of(values)[0 if first else 1])
 
 
 def _say_jobs(jobs: list[Json]) -> None:
@@ -172,7 +173,9 @@ def _say_differences(found: list[Json]) -> None:
 
 
 def _short(value: Any) -> str:
-    text = printable(str(value))
+    if value is None:
+        return "-"
+    text = printable(value if isinstance(value, str) else dumps(value, ensure_ascii=False))
     return text if len(text) <= 48 else text[:47] + "…"
 
 
@@ -181,14 +184,18 @@ def _say_rewards(metrics: list[list[Json]]) -> None:
     names = dict.fromkeys((*a, *b))
     if not names:
         return
-    width = max(len(printable(name)) for name in names)
-    say(f"\n{'reward':<{width}}     first     last")
+    width = max(len(printable(name)) for name in ("reward", *names))
+    say(f"\n{'reward':<{width}}  {'':1} {'first':>8} {'last':>8}  all steps")
     for name in names:
         for side, series in (("A", a), ("B", b)):
-            values = series.get(name)
-            if values:
-                numbers = f"{_mean(values, first=True):8.3f} {_mean(values):8.3f}"
-                say(f"{printable(name) if side == 'A' else '':<{width}}  {side} {numbers}  {sparkline(values, 48)}")
+            say(f"{printable(name) if side == 'A' else '':<{width}}  {side} {_reward_row(series.get(name, []))}")
+    say(f"first, last: the mean over the first and the last fifth of the logged steps, 1 to {MAX_STEPS} of them.")
+
+
+def _reward_row(values: list[float]) -> str:
+    if not values:
+        return f"{'-':>8} {'-':>8}"
+    return f"{_mean(values, first=True):8.3f} {_mean(values):8.3f}  {sparkline(values, 48)}"
 
 
 def _say_results(found: Json) -> None:

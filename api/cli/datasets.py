@@ -9,6 +9,7 @@ from typing import Any
 
 from api.cli.output import EXIT_REFUSED, AsJson, CommandError, Yes, confirm, connected, note, print_json, say
 from api.cli.progress import show_bytes
+from api.cli.text import count
 
 DEFAULT_COLUMNS = ("question", "answer")
 
@@ -29,7 +30,7 @@ def upload(file: Path, /, *, name: str | None = None, json: AsJson = False) -> N
     if json:
         print_json(dataset)
         return
-    say(f"{dataset['id']}: {dataset['rows']} rows with the columns {', '.join(dataset['columns'])}")
+    say(f"{dataset['id']}: {count(dataset['rows'], 'row')} with the columns {', '.join(dataset['columns'])}")
     say(f"Use it: --set data.source=upload --set data.dataset={dataset['id']}{_columns(dataset)}")
 
 
@@ -51,7 +52,7 @@ def list_datasets(*, limit: int = 20, cursor: str | None = None, json: AsJson = 
     if not page["data"]:
         note("No data sets yet: upload one with grpo datasets upload.")
     for dataset in page["data"]:
-        size = f"{dataset['rows']:>8} rows  {dataset['bytes']:>11} bytes"
+        size = f"{count(dataset['rows'], 'row'):>14}  {count(dataset['bytes'], 'byte'):>20}"
         say("  ".join([dataset["id"], size, ",".join(dataset["columns"]), dataset["name"] or ""]).rstrip())
     if page["next_cursor"]:
         say(f"More: grpo datasets list --cursor {page['next_cursor']}")

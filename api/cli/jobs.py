@@ -8,8 +8,20 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from api.cli.output import EXIT_REFUSED, AsJson, CommandError, Yes, confirm, connected, note, print_json, say
+from api.cli.output import (
+    EXIT_REFUSED,
+    AsJson,
+    CommandError,
+    Yes,
+    check_place,
+    confirm,
+    connected,
+    note,
+    print_json,
+    say,
+)
 from api.cli.progress import show_bytes
+from api.cli.text import count
 
 Pairs = Annotated[list[str] | None, Parameter(name="--metadata", negative="", help="Only jobs with this KEY=VALUE.")]
 
@@ -108,8 +120,9 @@ def download(job_id: str, folder: Path, /, *, only: Only = None, json: AsJson = 
     Parameters
     ----------
     folder
-        Where to write; files that are there already and right are kept.
+        Where to write: it is made, in a folder that is there. Files that are there already and right are kept.
     """
+    check_place(folder)
     with connected() as client, show_bytes(sys.stderr if json else sys.stdout, lines=not json) as on_bytes:
         try:
             files = client.download(job_id, folder, on_bytes, only=only or [])
@@ -120,7 +133,7 @@ def download(job_id: str, folder: Path, /, *, only: Only = None, json: AsJson = 
         names = ("path", "key", "size", "sha256")
         print_json({"job": job_id, "folder": str(folder), "files": [{n: file[n] for n in names} for file in files]})
         return
-    say(f"{len(files)} files in {folder}; every SHA-256 is as announced.")
+    say(f"{count(len(files), 'file')} in {folder}; every SHA-256 is as announced.")
 
 
 def say_job(job: dict[str, Any]) -> None:

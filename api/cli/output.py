@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from cyclopts import Parameter
@@ -83,6 +84,15 @@ def confirm(question: str) -> None:
         raise CommandError("Nothing was deleted.", EXIT_REFUSED)
 
 
+def check_place(path: Path) -> None:
+    """Refuse a place to write to below a folder that is not there: it is misspelt more often than meant."""
+    if not path.parent.is_dir():
+        message = (
+            f"{path} cannot be written: there is no folder {path.parent}. Correct the path, or make the folder first."
+        )
+        raise CommandError(message, EXIT_REFUSED)
+
+
 @contextmanager
 def connected() -> Generator[GrpoClient]:
     """A client of the service named in the environment; its errors end the command."""
@@ -121,10 +131,12 @@ def service_errors(extra: str) -> Generator[None]:
     with needs_extra(extra):
         from pydantic import ValidationError
 
-        from jobs.errors import JobsError, Unavailable
+        from jobs.errors import JobsError, Misconfigured, Unavailable
     try:
         with needs_extra(extra):
             yield
+    except Misconfigured as error:
+        raise CommandError(str(error), EXIT_REFUSED) from error
     except JobsError as error:
         hint = " Do S3_ENDPOINT, S3_BUCKET, the AWS_ keys and REDIS_URL name the servers that are running?"
         raise CommandError(f"{error}{hint if isinstance(error, Unavailable) else ''}") from error

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from cyclopts import Parameter, validators
+
 from api.cli.output import service_errors
 
+Port = Annotated[int | None, Parameter(validator=validators.Number(gte=1, lte=65535))]
 
-def api(*, host: str | None = None, port: int | None = None) -> None:
+
+def api(*, host: str | None = None, port: Port = None) -> None:
     """Run the HTTP service until TERM.
 
     Parameters

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from api.cli.text import OnEvent, printable
+from api.cli.text import OnEvent, count, printable
 
 OnBytes = Callable[[str, int, int], None]
 """Told of a file's name, the bytes of it that are done, and its size."""
@@ -39,7 +39,7 @@ def show_bytes(stream: IO[str], *, lines: bool = True) -> Generator[OnBytes]:
 
     def tell(path: str, done: int, size: int) -> None:
         if done == size and lines:
-            _write(stream, printable(f"  {path}  {size} bytes"))
+            _write(stream, printable(f"  {path}  {count(size, 'byte')}"))
 
     yield tell
 
@@ -68,7 +68,7 @@ def _bars(stream: IO[str]) -> Generator[OnBytes]:
                 return
             if path in tasks:
                 progress.remove_task(tasks.pop(path))
-            progress.console.print(Text(printable(f"  {path}  {size} bytes")))
+            progress.console.print(Text(printable(f"  {path}  {count(size, 'byte')}")))
 
         yield tell
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter, validators
 
 from api.cli.output import EXIT_REFUSED, AsJson, CommandError, connected, print_json, say
+from api.cli.text import count
 
 Order = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
 Count = Annotated[int | None, Parameter(validator=validators.Number(gte=1, lte=500))]
@@ -96,7 +97,7 @@ def _say(row: dict[str, Any]) -> None:
     cut = ", cut off" if row["finish_reason"] == "length" else ""
     say(
         f"── step {row['step']}  prompt {row['prompt_id']}  sample {row['sample']}  "
-        f"{row['completion_tokens']} tokens{cut}  advantage {_number(row['advantage'])}"
+        f"{count(row['completion_tokens'], 'token')}{cut}  advantage {_number(row['advantage'])}"
     )
     say(f"reward {_number(row['reward_total'])}  ({rewards})")
     say(_indented(f"asked: {row['prompt']}\nanswer: {row['answer']}", "  "))

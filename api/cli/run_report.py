@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from api.cli.output import AsJson, CommandError, connected, print_json, say
+from api.cli.output import AsJson, CommandError, check_place, connected, print_json, say
+from api.cli.text import count
 
 ARTIFACT = "report.html"
 
@@ -15,9 +16,10 @@ def report(job_id: str, file: Path | None = None, /, *, json: AsJson = False) ->
     Parameters
     ----------
     file
-        Where to write it; report-JOB_ID.html by default.
+        Where to write it, in a folder that is there; report-JOB_ID.html by default.
     """
     target = file or Path(f"report-{Path(job_id).name}.html")
+    check_place(target)
     with connected() as client:
         try:
             artifact = client.download_file(job_id, ARTIFACT, target)
@@ -27,4 +29,4 @@ def report(job_id: str, file: Path | None = None, /, *, json: AsJson = False) ->
         names = ("key", "size", "sha256")
         print_json({"job": job_id, "file": str(target), **{name: artifact[name] for name in names}})
         return
-    say(f"{target}: {artifact['size']} bytes; open it in a browser.")
+    say(f"{target}: {count(artifact['size'], 'byte')}; open it in a browser.")

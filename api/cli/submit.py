@@ -19,6 +19,7 @@ from api.cli.output import (
     print_json,
     say,
 )
+from api.cli.text import count
 from api.cli.watch import EXIT_CODES, follow
 
 Changes = Annotated[
@@ -134,7 +135,7 @@ def _show_dry_run(result: dict[str, Any], *, as_json: bool) -> None:
     for warning in result["warnings"]:
         say(_warned(warning))
     note(_size(result["estimate"]))
-    note(f"The spec is accepted, with {len(result['warnings']) or 'no'} warnings; nothing was stored.")
+    note(f"The spec is accepted, with {count(len(result['warnings']), 'warning')}; nothing was stored.")
 
 
 def _warned(warning: dict[str, Any]) -> str:
@@ -143,8 +144,8 @@ def _warned(warning: dict[str, Any]) -> str:
 
 def _size(estimate: dict[str, Any]) -> str:
     share = estimate["epoch_share"]
-    epochs = "" if share is None else f", {share:g} times through the data set"
+    epochs = "" if share is None else f", {'once' if share == 1 else f'{share:g} times'} through the data set"
     return (
-        f"{estimate['completions']:,} completions to {estimate['prompts']:,} questions{epochs}; "
+        f"{count(estimate['completions'], 'completion')} to {count(estimate['prompts'], 'question')}{epochs}; "
         f"at most {estimate['max_completion_tokens']:,} tokens are drawn."
     )

@@ -1,4 +1,4 @@
-"""Text for terminals: what cannot steer one, and values drawn as blocks."""
+"""Text for terminals: what cannot steer one, values drawn as blocks, and how many there are of a thing."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def thin(values: list[float], width: int) -> list[float]:
     size = min(width, len(values))
     cuts = [len(values) * i // size for i in range(size + 1)] if size else []
     return [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
+
+
+def count(number: int, thing: str) -> str:
+    """How many of a thing: `no files`, `1 file`, `2,000 files`."""
+    return f"{f'{number:,}' if number else 'no'} {thing}{'' if number == 1 else 's'}"
 
 
 def printable(text: str) -> str:

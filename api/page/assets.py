@@ -27,13 +27,14 @@ POLICY = (
 """With no Trusted Types policy to be had, a string that reaches innerHTML or eval is an error in the browser."""
 
 _MEDIA_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
     ".json": "application/json",
     ".svg": "image/svg+xml",
-    ".txt": "text/plain; charset=utf-8",
+    ".txt": "text/plain",
 }
+"""Without a charset: Litestar adds it to every text."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,4 @@ def job_schema() -> dict[str, Any]:
 @get("/schema/redoc.js", opt=PUBLIC, include_in_schema=False, media_type=MediaType.TEXT, sync_to_thread=True)
 def script() -> Response[bytes]:
     """The documentation page's script, from our own address: there is no content network to reach or to trust."""
-    return Response(
-        SCRIPT.read_bytes(), media_type="text/javascript; charset=utf-8", headers={"Cache-Control": "max-age=86400"}
-    )
+    return Response(SCRIPT.read_bytes(), media_type="text/javascript", headers={"Cache-Control": "max-age=86400"})

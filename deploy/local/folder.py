@@ -94,7 +94,10 @@ class Folder:
         """Makes the folder, or makes sure that an existing one is ours: its mode is about to change."""
         if self.root.is_dir() and any(self.root.iterdir()) and not (self.root / "lock").exists():
             raise StackError(f"{self.root} holds something else: choose an empty or a new folder with --data")
-        self.logs.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(parents=True, exist_ok=True)
+        # Before anything else, so that an `up` at the same moment finds either nothing or a folder of ours.
+        (self.root / "lock").touch(mode=0o600)
+        self.logs.mkdir(exist_ok=True)
         self.root.chmod(0o700)
 
     def log(self, name: str) -> Path:

@@ -28,8 +28,11 @@ REGION = "us-east-1"
 
 ROOT = Path(__file__).resolve().parents[2]
 """The folder that holds the packages: there, `python -m api` works whether they are installed or not."""
+USUAL_PORTS = (8080, 6380, 8333)
 _POLL_S = 0.1
 _STOP_S = 120.0
+_SLACK_S = 30.0
+"""Beyond the time that the supervisor gives a stack to start: only for one that hangs."""
 _NOT_INHERITED = (
     # Another stack's or AWS's own: they would win over, or not fit, what is set here.
     *("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
@@ -53,23 +56,23 @@ def up(
 ) -> State:
     """Starts the stack of `data` and returns when everything answers; on failure nothing stays behind.
 
-    Ports left out are those of the last `up`, or 8080, 6380 and 8333.
+    Ports left out are those of the last `up`, or 8080, 6380 and 8333. Where another `up` is under way, it is refused
+    when that one has ended.
     """
     folder = Folder(data)
     folder.create()
     lock = folder.lock()
     if lock is None:
-        raise AlreadyRunningError(_already_running(folder))
+        raise _refusal(folder, start_s + _SLACK_S, on_progress)
     is_spawned = False
     try:
         with lock:
             folder.forget_state()
-            last = folder.config()
-            api_port = api_port or (last.api_port if last else 8080)
+            api_port, valkey_port, s3_port = _choose_ports(folder.config(), api_port, valkey_port, s3_port)
             config = Config(
                 api_port=api_port,
-                valkey_port=valkey_port or (last.valkey_port if last else 6380),
-                s3_port=s3_port or (last.s3_port if last else 8333),
+                valkey_port=valkey_port,
+                s3_port=s3_port,
                 worker=worker,
                 model_dir=_find_models(model_dir),
                 start_s=start_s,
@@ -191,6 +194,32 @@ def waves(folder: Folder, config: Config, secrets: Secrets) -> list[list[Service
     return [[valkey.service(), seaweedfs.service()], [api, worker] if config.worker else [api]]
 
 
+def _refusal(folder: Folder, patience_s: float, on_progress: Callable[[str], None]) -> StackError:
+    """Why nothing can be started in a folder that is locked, said once it is certain: another `up` is waited for."""
+    deadline = time.monotonic() + patience_s
+    shown = False
+    while folder.locked():
+        state = folder.state()
+        if state is not None and state.phase == "running":
+            return AlreadyRunningError(_already_running(folder))
+        if state is not None and state.phase == "stopping":
+            return StackError(f"the stack on {folder.root} is being stopped: try again when that is done")
+        if time.monotonic() > deadline:
+            log = folder.log("supervisor")
+            return StackError(f"another `grpo up` has been starting {folder.root} for {patience_s:.0f} s: see {log}")
+        if not shown:
+            on_progress(f"waiting for another `grpo up` that is starting {folder.root}")
+            shown = True
+        time.sleep(_POLL_S)
+    return StackError(f"another `grpo up` or `grpo down` of {folder.root} has just ended and nothing runs: try again")
+
+
+def _choose_ports(last: Config | None, *asked: int | None) -> list[int]:
+    """The ports of the API, of Valkey and of SeaweedFS: as asked, as last time, or the usual ones."""
+    usual = (last.api_port, last.valkey_port, last.s3_port) if last else USUAL_PORTS
+    return [other if port is None else port for port, other in zip(asked, usual, strict=True)]
+
+
 def _find_models(model_dir: Path | None) -> Path | None:
     """The folder of local models: the one asked for, else the environment's, else the repository's own."""
     if model_dir is not None:
@@ -244,8 +273,7 @@ def _spawn_supervisor(folder: Folder, lock_fd: int) -> None:
 
 
 def _wait_until_running(folder: Folder, start_s: float, on_progress: Callable[[str], None]) -> State:
-    # The supervisor keeps the time; this is only for one that hangs.
-    deadline = time.monotonic() + start_s + 30
+    deadline = time.monotonic() + start_s + _SLACK_S
     shown = ""
     while True:
         alive = folder.locked()

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -19,7 +20,7 @@ import redis
 
 from deploy.local import stack
 from deploy.local.errors import AlreadyRunningError, PortInUseError, StackError, StartError
-from deploy.local.folder import Commands, State
+from deploy.local.folder import Commands, Folder, State
 from deploy.local.ports import pick_port, pick_s3_port, seaweedfs_ports
 from deploy.local.seaweedfs import SeaweedFS
 
@@ -256,6 +257,57 @@ def test_second_up_is_refused_with_the_url_of_the_first(running: Local) -> None:
     assert stack.status(running.data) == before
 
 
+def test_of_two_ups_at_once_one_waits_for_the_other(local: Local) -> None:
+    commands = local.commands()
+    shown: list[str] = []
+
+    def up() -> State | str:
+        try:
+            return stack.up(local.data, **local.ports, commands=commands, on_progress=shown.append)
+        except StackError as error:
+            return f"{type(error).__name__} while {stack.status(local.data).phase}"
+
+    with ThreadPoolExecutor(2) as pool:
+        ended = [done.result() for done in [pool.submit(up), pool.submit(up)]]
+    assert "AlreadyRunningError while running" in ended
+    assert [state.phase for state in ended if isinstance(state, State)] == ["running"]
+    assert any("waiting for another `grpo up`" in line for line in shown)
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        (State(phase="stopping"), "being stopped"),
+        (State(phase="starting"), "has been starting"),
+        (None, "has been starting"),
+    ],
+)
+def test_a_locked_folder_says_what_goes_on_there(
+    local: Local, state: State | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack, "_SLACK_S", 0.3)
+    folder = Folder(local.data)
+    folder.create()
+    with folder.lock():  # type: ignore[union-attr] - nobody else has it
+        if state is not None:
+            folder.save_state(state)
+        with pytest.raises(StackError, match=says):
+            stack.up(local.data, **local.ports, commands=local.commands(), start_s=0.0)
+
+
+def test_an_up_that_waited_for_one_that_failed_says_to_try_again(local: Local) -> None:
+    folder = Folder(local.data)
+    folder.create()
+    lock = folder.lock()
+    assert lock is not None
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(local.up)
+        time.sleep(1.0)
+        lock.close()
+        with pytest.raises(StackError, match="try again"):
+            waiting.result()
+
+
 @pytest.mark.parametrize("name", ["valkey", "seaweedfs", "api", "worker"])
 def test_dead_process_is_started_again(running: Local, name: str) -> None:
     before = stack.status(running.data).processes[name]
@@ -332,6 +384,15 @@ def test_port_in_use_is_named(
     assert owner in str(caught.value)
     assert f"--{option.replace('_', '-')}" in str(caught.value)
     assert local.processes() == []
+
+
+@pytest.mark.parametrize("option", ["api_port", "valkey_port", "s3_port"])
+def test_port_0_is_refused_and_not_another_in_its_place(
+    local: Local, option: Literal["api_port", "valkey_port", "s3_port"]
+) -> None:
+    local.ports[option] = 0
+    with pytest.raises(StackError, match=f"port 0: choose --{option.replace('_', '-')}"):
+        local.up()
 
 
 def test_two_services_cannot_share_a_port(local: Local) -> None:

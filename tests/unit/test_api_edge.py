@@ -220,7 +220,7 @@ def test_the_page_loads_nothing_from_elsewhere(client: Client) -> None:
     assert len(sources) == 2
     for source in sources:
         assert client.get(source).status_code == 200
-    assert client.get("/schema/redoc.js").headers["content-type"].startswith("text/javascript")
+    assert client.get("/schema/redoc.js").headers["content-type"] == "text/javascript; charset=utf-8"
 
 
 def test_vendored_files_are_those_that_are_listed() -> None:

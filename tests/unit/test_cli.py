@@ -20,7 +20,7 @@ from litestar.testing import TestClient
 import api.client
 from api.cli import main
 from api.cli.output import CommandError, confirm
-from api.cli.text import BLOCKS, sparkline
+from api.cli.text import BLOCKS, count, sparkline
 from grpo_core.comparison import wilson_interval
 from grpo_core.spec import JobSpec, parse_spec
 from jobs.errors import NotFound
@@ -218,6 +218,7 @@ def test_dry_run(run: Run, online: FakeJobService, spec: str) -> None:
     result = run("submit", spec, "--dry-run")
     assert "warning /resources: No worker is connected." in result.out
     assert "completions to 20 questions" in result.err
+    assert "accepted, with 1 warning; nothing was stored" in result.err
     assert run("submit", spec, "--dry-run", "--json").json["spec"]["training"]["steps"] == 20
     assert online.jobs == {}
 
@@ -273,6 +274,10 @@ def test_pause_and_resume(run: Run, online: FakeJobService) -> None:
     assert (early.code, "Wait until it is paused" in early.err) == (2, True)
 
 
+def test_one_of_a_thing_is_not_many() -> None:
+    assert [count(number, "file") for number in (0, 1, 2, 2000)] == ["no files", "1 file", "2 files", "2,000 files"]
+
+
 def test_list_show_and_cancel(run: Run, online: FakeJobService) -> None:
     record = online.put(make_record(name="first", metadata={"team": "a"}), step=3, reward=0.5, checkpoint_step=2)
     online.put(make_record())
@@ -314,11 +319,24 @@ def test_report_is_saved_where_it_is_asked_for(run: Run, online: FakeJobService,
     record = online.put(make_record(), status=JobStatus.SUCCEEDED)
     online.add_artifact(record.id, "report.html", b"<html>")
     online.contents["/report.html"] = b"<html>"  # type: ignore[attr-defined]
-    file = tmp_path / "deep" / "mine.html"
+    file = tmp_path / "mine.html"
     assert run("report", record.id, str(file), "--json").json["size"] == 6
     assert file.read_bytes() == b"<html>"
     online.contents["/report.html"] = b"<HTML>"  # type: ignore[attr-defined]
     assert "not what the service announced" in run("report", record.id, str(tmp_path / "other.html")).err
+
+
+@pytest.mark.parametrize("command", ["report", "download"])
+def test_a_misspelt_place_is_one_sentence_and_makes_nothing(
+    run: Run, online: FakeJobService, tmp_path: Path, command: str
+) -> None:
+    record = online.put(make_record(), status=JobStatus.SUCCEEDED)
+    online.add_artifact(record.id, "report.html", b"<html>")
+    online.contents["/report.html"] = b"<html>"  # type: ignore[attr-defined]
+    result = run(command, record.id, str(tmp_path / "nowhere" / "x"))
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert f"there is no folder {tmp_path / 'nowhere'}" in result.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_job_without_a_report_says_why(run: Run, online: FakeJobService, tmp_path: Path) -> None:
@@ -439,6 +457,24 @@ def test_compare_tells_no_difference_of_other_questions(
     assert reason in run("compare", a, b).out
 
 
+def test_compare_explains_its_columns_and_what_one_job_has_not(run: Run, online: FakeJobService) -> None:
+    a = evaluated(online, 0.2, 0.5, asking(model={"revision": "v1"}))
+    b = online.put(make_record(spec=asking()), status=JobStatus.SUCCEEDED).id
+    online.add_event(b, "metric", step=1, reward=1.0, rewards={"mine": 0.25})
+    lines = [" ".join(line.split()) for line in run("compare", a, b).out.splitlines()]
+    for line in (
+        "model.revision v1 -",
+        "reward first last all steps",
+        f"total A 0.250 1.850 {sparkline([step / 10 for step in range(1, 21)], 48)}",
+        "B 1.000 1.000 ▁",
+        "B - -",
+        "mine A - -",
+        "B 0.250 0.250 ▁",
+        "first, last: the mean over the first and the last fifth of the logged steps, 1 to 10 of them.",
+    ):
+        assert line in lines, line
+
+
 def test_compare_warns_of_scales_and_of_jobs_that_have_not_ended(run: Run, online: FakeJobService) -> None:
     a = evaluated(online, 0.2, 0.5, asking())
     weights = JobSpec.model_validate({"rewards": {"weights": {"xml_count": 2.0}}})
@@ -557,12 +593,28 @@ def test_a_setting_that_cannot_be_used_is_named(run: Run, monkeypatch: pytest.Mo
     assert "GRPO_API_PORT" in result.err
 
 
+def test_a_work_folder_that_cannot_be_made_is_named(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("jobs.logs.configure", lambda: None)
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/x")):
+        monkeypatch.setenv("GRPO_WORK_DIR", str(folder))
+        result = run("worker")
+        assert (result.code, result.err.count("\n")) == (2, 1), folder
+        assert f"GRPO_WORK_DIR is {folder}, which cannot be made" in result.err
+
+
 def test_a_stack_that_cannot_start_is_one_sentence(run: Run, tmp_path: Path) -> None:
     (tmp_path / "precious").touch()
     result = run("up", "--data", str(tmp_path))
     assert (result.code, result.err.count("\n")) == (1, 1)
     assert "--data" in result.err
     assert run("down", "--data", str(tmp_path / "none"), "--json").json == {"stopped": False}
+
+
+@pytest.mark.parametrize("port", ["0", "65536"])
+def test_a_port_that_is_none_is_refused(run: Run, port: str) -> None:
+    result = run("api", "--port", port)
+    assert (result.code, f'Invalid value "{port}" for --port' in result.err) == (2, True)
 
 
 def test_every_command_has_help(run: Run) -> None:

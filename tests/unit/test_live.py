@@ -152,7 +152,7 @@ def test_a_terminal_gets_bars_for_bytes_and_a_line_for_what_is_done() -> None:
             on_bytes("small.json", 2, 2)
 
     text = read_terminal(fetch)
-    assert "adapter.bin  1000 bytes" in text
+    assert "adapter.bin  1,000 bytes" in text
     assert "small.json  2 bytes" in text
 
 

@@ -86,6 +86,7 @@ def test_files_need_no_key_and_come_with_the_policy(browser: tuple[Client, FakeJ
     client, _ = browser
     answer = client.get(path)
     assert answer.status_code == 200
+    assert answer.headers["content-type"].count("charset") == answer.headers["content-type"].startswith("text/")
     assert answer.headers["content-security-policy"] == POLICY
     assert "unsafe" not in POLICY
     again = client.get(path, headers={"If-None-Match": answer.headers["etag"]})

@@ -29,6 +29,9 @@ MODEL = os.environ.get("GRPO_TEST_MODEL")
 UPLOADED = "ds-00000000000000000000000000"
 """What a worker has put into the run's folder; nobody looks it up."""
 
+ON_BASE = {"16bit": 0.05, "4bit": 0.1}
+"""What two programs may differ by on the base model alone: rounding. A small model makes more of it in 4-bit."""
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.timeout(600),
@@ -123,8 +126,9 @@ def test_unsloth_with_vllm(ran: Ran, precision: str) -> None:
     assert report["precision"]["weights"] == precision
     assert report["rollout_server"]["sequences_at_once"] == 8
     for check in ("peft", "served"):
-        # What the two programs differ by on the base alone is allowed for: 0.03 on an H100.
-        assert report["selftest"][check]["mean"] <= report["selftest"][check]["bound"] <= 0.07
+        agreement = report["selftest"][check]
+        assert agreement["mean"] <= agreement["bound"], check
+        assert agreement["on_base"] <= ON_BASE[precision], check
     assert {"import", "model", "trainer", "first_step"} <= report["start_up_seconds"].keys()
     first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert 0 < first["logprob_diff_mean"] < 0.1

@@ -68,7 +68,7 @@ def _is_unknown_here() -> bool:
     """
     from huggingface_hub import constants
 
-    if getproxies():
+    if getproxies().keys() - {"no"}:  # what goes past the proxy is no proxy
         return False
     try:
         # Asked here, since the libraries' errors do not always tell.

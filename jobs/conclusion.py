@@ -18,7 +18,7 @@ from jobs.ending import Lapse, hand_back, last_failure, settle
 from jobs.errors import Fenced, Unavailable
 from jobs.lineage import Base
 from jobs.patience import Interrupted, Order, TooSlow
-from jobs.record import HELD, Phase
+from jobs.record import HELD, JobStatus, Phase
 from jobs.report import write_report
 from jobs.shipper import Shipper
 from jobs.tenure import Tenure
@@ -57,15 +57,19 @@ class Conclusion:
             else:
                 self._release(ended.lapse)  # that time ran out does not change why it goes back
 
-    def _finish(self, status: Ending, error: FailureReport | None) -> None:
-        """Ship the rest, write manifest and outcome, then the record."""
+    def _finish(self, status: Ending, error: FailureReport | None, *, otherwise: Lapse | None = None) -> None:
+        """Ship the rest, write manifest and outcome, then the record.
+
+        Where this machine cannot, the job goes back: as `otherwise` says, or because of that.
+        """
         heed: Collection[Order] = ("cancel", "deadline")
         self._patience(self._tenure.relay.send_all, heed)
         self._set_phase("uploading")
         try:
             manifest = self._ship_all(status, error, heed)
         except OSError as broken:
-            self._release(broken_machine(broken, self._tenure.folder.parent, log=self._tenure.log).lapse)
+            machine = broken_machine(broken, self._tenure.folder.parent, log=self._tenure.log)
+            self._release(otherwise or machine.lapse)
             return
         if not self._patience(self._is_mine, heed):
             raise Fenced(f"epoch {self._epoch} of {self._job_id} is over")
@@ -116,13 +120,18 @@ class Conclusion:
         # A job that has no attempt left ends here, with all that this run did, rather than with what it committed.
         error = self._patience(lambda: self._last_failure(ended.lapse), heed)
         if error is not None:
-            self._finish("failed", error)
+            self._finish("failed", error, otherwise=ended.lapse)
         else:
             self._release(ended.lapse)
 
     def _last_failure(self, lapse: Lapse) -> FailureReport | None:
+        """How the job fails if it is still this run's to fail; an order that came meanwhile is the hand-back's."""
+        if not lapse.counts:
+            return None
         record = self._tools.ledger.get(self._job_id)
-        return last_failure(self._tools.archive, record, lapse) if record is not None else None
+        if record is None or record.epoch != self._epoch or record.status is not JobStatus.RUNNING:
+            return None
+        return last_failure(self._tools.archive, record, lapse)
 
     def _release(self, lapse: Lapse) -> None:
         """Return the job: to the queue, to its pause, or to its end where it was lost too often or cancelled."""

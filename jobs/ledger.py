@@ -308,7 +308,9 @@ def guarded(function: Any) -> Any:
     except (redis.ReadOnlyError, redis.OutOfMemoryError, redis.BusyLoadingError) as error:
         raise Unavailable("Valkey", str(error)) from error
     except redis.ResponseError as error:
-        if (code := str(error).partition(" ")[0]) in _PASSING:
+        # Of a command in a pipeline, redis-py tells first which it was.
+        answer = str(error).rpartition("caused error: ")[2]
+        if (code := answer.partition(" ")[0]) in _PASSING:
             raise Unavailable("Valkey", code) from error
         raise
 

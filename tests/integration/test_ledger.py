@@ -14,6 +14,7 @@ from deploy.local.valkey import Valkey
 from jobs.errors import Unavailable
 from jobs.ledger import JobEvent, Ledger
 from jobs.record import HELD, JobRecord, JobStatus, new_job_id
+from jobs.registry import WorkerRegistry
 from jobs.settings import QueueSettings
 
 
@@ -131,5 +132,7 @@ def test_a_server_that_cannot_write_to_its_disk_is_away_and_no_fault_of_a_run(tm
             ledger.begin("ordering", "after")
         with pytest.raises(Unavailable, match="MISCONF"):
             ledger.run_script("take", "key", "1", "1")
+        with pytest.raises(Unavailable, match="MISCONF"):  # of a pipeline
+            WorkerRegistry(ledger).withdraw("worker")
     finally:
         server.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,22 @@ def test_a_run_starts_at_the_best_whole_checkpoint(store: ObjectStore, job: Job,
     assert lineage.read_base(store, job.id, 3) == start.base
     fetched = {path.name: sha256_of(path) for path in (inputs / "resume").iterdir()}
     assert fetched == {entry.path.rsplit("/", 1)[1]: entry.sha256 for entry in good.objects if "step-" in entry.path}
+
+
+def test_a_download_that_ends_in_the_middle_leaves_nothing_under_its_name(
+    store: ObjectStore, job: Job, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of that run may send the metrics of a checkpoint that it finds there."""
+    job.commit(1, 5)
+
+    def breaks_off(_key: str, path: Path, *_: object, **__: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(store, "stream", breaks_off)
+    with pytest.raises(OSError, match="Input/output"):
+        find_start(store, job.id, 2, inputs, accumulation=None)
+    assert all(path.name.startswith(".") for path in (inputs / "resume").iterdir())
 
 
 def test_a_rejected_commit_is_passed_over_by_all_later_runs(store: ObjectStore, job: Job, inputs: Path) -> None:

@@ -100,6 +100,7 @@ TOLD = {
     ("code", "proxies", "waited"),
     [
         (socket.EAI_NONAME, {}, hub.WAIT_SECONDS[:1]),
+        (socket.EAI_NONAME, {"no": "127.0.0.1,localhost"}, hub.WAIT_SECONDS[:1]),
         (socket.EAI_NONAME, {"https": "http://proxy:3128"}, hub.WAIT_SECONDS),
         (socket.EAI_AGAIN, {}, hub.WAIT_SECONDS),
     ],

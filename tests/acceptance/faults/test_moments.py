@@ -49,7 +49,8 @@ CORE = ("epoch ticket", "commit", "manifest of the job", "outcome")
 def test_a_worker_is_killed_right_after(stage: Stage, oracle: Oracle, tell: Tell, what: str) -> None:
     pattern, least = PUTS[what]
     traps = kill_at(stage.workers, pattern)
-    job = stage.submit(steps=15, step_seconds="0.05")
+    # A second from one checkpoint to the next: faster, and the first may be pruned before the shipper's next round.
+    job = stage.submit(steps=15, step_seconds="0.2")
     follower = Follower(stage, job)
     stage.until(lambda: any(trap.sprung.is_set() for trap in traps), 30, "nobody wrote it")
     began = time.monotonic()

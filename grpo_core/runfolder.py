@@ -120,6 +120,17 @@ def write_json(path: Path, value: object) -> None:
 
 
 @contextmanager
+def new_file(path: Path) -> Generator[Path]:
+    """Where to write a file, which takes the name `path` once it is whole and is removed if writing it fails."""
+    part = _part_of(path)
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
 def new_folder(path: Path) -> Generator[Path]:
     """A folder to fill, which takes the name `path` once it is whole and is removed if filling it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)

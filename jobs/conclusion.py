@@ -13,7 +13,7 @@ from collections.abc import Collection
 
 from grpo_core.errors import FailureReport
 from jobs import journal, layout, lineage
-from jobs.archive import Ending, Manifest, Outcome
+from jobs.archive import Ending, Manifest, ManifestEntry, Outcome
 from jobs.ending import Lapse, hand_back, last_failure, settle
 from jobs.errors import Fenced, Unavailable
 from jobs.lineage import Base
@@ -100,10 +100,13 @@ class Conclusion:
 
     def _start_shipper(self, heed: Collection[Order], until: float | None) -> Shipper:
         """For a run that ended before it knew its base: what earlier runs committed stays valid all the same."""
-        store, before = self._tools.store, self._epoch - 1
-        commit = self._patience(lambda: lineage.newest_commit(store, self._job_id, before), heed, until=until)
-        left = self._patience(lambda: lineage.inherited(store, self._job_id, self._epoch, commit), heed, until=until)
-        return self._tenure.ship_from(Base(job=self._job_id, epoch=self._epoch, resumed=None, objects=left))
+        store, job_id, epoch = self._tools.store, self._job_id, self._epoch
+
+        def find() -> list[ManifestEntry]:
+            return lineage.inherited(store, job_id, epoch, lineage.newest_commit(store, job_id, epoch - 1))
+
+        left = self._patience(find, heed, until=until)
+        return self._tenure.ship_from(Base(job=job_id, epoch=epoch, resumed=None, objects=left))
 
     def _give_back(self, ended: Ended) -> None:
         """Send what a later run needs, then return the job."""

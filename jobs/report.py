@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import structlog
 
 from grpo_core import report_page, strict_json
 from grpo_core.errors import FailureReport
+from grpo_core.runfolder import new_file
 from jobs import journal, lineage
 from jobs.archive import Ending, ManifestEntry
 from jobs.errors import Damaged, Denied, JobsError, Unavailable
@@ -98,7 +99,7 @@ class EarlierRuns:
         kept = newest((entry for entry in objects if journal.event_files([entry.key])), EVENT_BYTES)
         files = journal.event_files(entry.key for entry in kept)
         after = max((file.last for file in files), default=0)
-        with _whole(self._target / "events.jsonl") as path, path.open("w", encoding="utf-8") as lines:
+        with new_file(self._target / "events.jsonl") as path, path.open("w", encoding="utf-8") as lines:
             for event in chain(journal.read_events(self._store, files), self._later_events(after)):
                 self._check_time()
                 if event["type"] not in _UNTOLD:
@@ -140,8 +141,7 @@ class EarlierRuns:
     def _download(self, entry: ManifestEntry, target: Path) -> None:
         if target.exists():
             return
-        with _whole(target) as path:
-            self._store.stream(entry.key, path, lambda _: self._check_time(), sha256=entry.sha256)
+        self._store.stream(entry.key, target, lambda _: self._check_time(), sha256=entry.sha256)
 
     def _check_time(self) -> None:
         """Whoever gave this up must not have it go on beside."""
@@ -161,14 +161,3 @@ def newest(entries: Iterable[ManifestEntry], limit: int) -> list[ManifestEntry]:
             break
         kept.append(entry)
     return kept[::-1]
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Generator[Path]:
-    """Where to write a file that takes this name once it is whole, and is removed where it does not become so."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

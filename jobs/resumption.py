@@ -95,13 +95,10 @@ def _fetch(store: ObjectStore, commit: Commit, folder: Path) -> None:
 def _fetch_file(store: ObjectStore, entry: ManifestEntry, path: Path) -> None:
     if path.exists() and sha256_of(path) == entry.sha256:
         return
-    # What has the name is whole, whatever ends the run meanwhile: its end may send the metrics found here.
-    part = path.with_name(f".{path.name}.part")
     path.unlink(missing_ok=True)
     for left in reversed(range(TRIES)):
         try:
-            store.download(entry.key, part, entry.sha256)
-            part.replace(path)
+            store.download(entry.key, path, entry.sha256)
         except Damaged:
             if not left:
                 raise

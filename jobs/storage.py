@@ -23,7 +23,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from grpo_core import strict_json
-from grpo_core.runfolder import sha256_of
+from grpo_core.runfolder import new_file, sha256_of
 from jobs import layout
 from jobs.errors import Damaged, Denied, Unavailable, UnsafeStorage
 from jobs.settings import StorageSettings
@@ -249,26 +249,27 @@ class ObjectStore:
     def stream(
         self, key: str, path: Path, feed: Callable[[bytes], object] | None = None, *, sha256: str | None = None
     ) -> None:
-        """Copy an object to a file and each chunk to `feed`.
+        """Copy an object to a file and each chunk to `feed`; a file of that name is whole, or what it was before.
 
         Raises `Denied`, also where there is none, and `Damaged` where it does not have the SHA-256 that is given.
         """
         hasher = hashlib.sha256()
-        try:
-            body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
-            with path.open("wb") as file:
-                for chunk in body.iter_chunks(CHUNK_BYTES):
-                    if feed is not None:
-                        feed(chunk)
-                    if sha256 is not None:
-                        hasher.update(chunk)
-                    file.write(chunk)
-        except ClientError as error:
-            raise _meaning(error) from error
-        except BotoCoreError as error:
-            raise _unavailable(error) from error
-        if sha256 is not None and hasher.hexdigest() != sha256:
-            raise Damaged(key, "does not have the SHA-256 that was recorded for it")
+        with new_file(path) as part:
+            try:
+                body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
+                with part.open("wb") as file:
+                    for chunk in body.iter_chunks(CHUNK_BYTES):
+                        if feed is not None:
+                            feed(chunk)
+                        if sha256 is not None:
+                            hasher.update(chunk)
+                        file.write(chunk)
+            except ClientError as error:
+                raise _meaning(error) from error
+            except BotoCoreError as error:
+                raise _unavailable(error) from error
+            if sha256 is not None and hasher.hexdigest() != sha256:
+                raise Damaged(key, "does not have the SHA-256 that was recorded for it")
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Every object below a prefix, in the order of keys."""

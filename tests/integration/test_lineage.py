@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -95,11 +96,11 @@ def test_a_download_that_ends_in_the_middle_leaves_nothing_under_its_name(
     """The end of that run may send the metrics of a checkpoint that it finds there."""
     job.commit(1, 5)
 
-    def breaks_off(_key: str, path: Path, *_: object, **__: object) -> None:
-        path.write_bytes(b"half")
+    def breaks_off(*_: object) -> Iterator[bytes]:
+        yield b"half"
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(store, "stream", breaks_off)
+    monkeypatch.setattr("botocore.response.StreamingBody.iter_chunks", breaks_off)
     with pytest.raises(OSError, match="Input/output"):
         find_start(store, job.id, 2, inputs, accumulation=None)
     assert all(path.name.startswith(".") for path in (inputs / "resume").iterdir())

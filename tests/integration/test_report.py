@@ -180,9 +180,11 @@ def test_a_fetch_that_was_given_up_ends_and_leaves_nothing_half(
     stream = tenure.tools.store.stream
 
     def slowly(key: str, path: Path, feed: Any, **_: Any) -> None:
-        stream(key, path, lambda _: None)
-        time.sleep(0.5)
-        feed(b"")
+        def late(chunk: bytes) -> None:
+            time.sleep(0.5)
+            feed(chunk)
+
+        stream(key, path, late)
 
     monkeypatch.setattr(tenure.tools.store, "stream", slowly)
     with capture_logs() as lines:

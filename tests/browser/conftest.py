@@ -3,11 +3,16 @@
 The stack lives as long as the session, since it takes seconds to start; each test has its own browser context, so its
 own cookies and storage. Where no Chromium is installed the tests are skipped. Invariant: when a module's tests are
 over, no event loop of Playwright runs on: `asyncio.run` works in whatever test comes next.
+
+An address changes before the page acts on it, so a test that only waits for the address may look at what was there
+before: `Visitor.arrived` waits for the page. `GRPO_TEST_LATE_MS=300 make browser` makes every view and answer come that
+much later, which is where such tests fail.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -35,6 +40,19 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 IMAGES = ROOT / "docs" / "images"
 OWNER = "mia"
+LATE_MS = int(os.environ.get("GRPO_TEST_LATE_MS", "0"))
+# Says which address the page has acted on, since only its own listener knows; runs before any script of the page.
+WATCH = """{
+  const late = %d;
+  const later = (call) => (late ? setTimeout(call, late) : call());
+  const listen = window.addEventListener.bind(window);
+  const ask = window.fetch.bind(window);
+  window.actedOn = location.hash;
+  const acting = (call) => (event) => later(() => (call(event), (window.actedOn = location.hash)));
+  window.addEventListener = (type, call, ...options) =>
+    listen(type, type === "hashchange" ? acting(call) : call, ...options);
+  if (late) window.fetch = (...all) => new Promise((go) => setTimeout(go, late)).then(() => ask(...all));
+}"""
 CHROMIUM = os.environ.get("GRPO_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -174,19 +192,31 @@ class Visitor:
             self.go(path)
 
     def go(self, path: str) -> None:
+        """Go to an address, and wait until the page shows it."""
         self.page.goto(f"{self.stack.url}/#{path}")
+        self.settled()
 
     def until(self, expression: str, seconds: float = 20) -> None:
         """Wait until a JavaScript expression is true; Playwright's own way to wait is forbidden by the policy."""
+        self.wait(lambda: self.page.evaluate(expression), seconds, f"never true: {expression}")
+
+    def wait(self, true: Callable[[], Any], seconds: float = 20, trouble: str = "it did not come true") -> None:
+        """Wait for something while the window lives on; a plain sleep would hold up its requests and their routes."""
         deadline = time.monotonic() + seconds
-        while not self.page.evaluate(expression):
-            assert time.monotonic() < deadline, f"never true: {expression}"
+        while not true():
+            assert time.monotonic() < deadline, trouble
             self.page.wait_for_timeout(50)
 
     def settled(self) -> None:
-        """Wait until a view shows what it came to show."""
+        """Wait until the view of this address shows what it came to show."""
+        self.until("window.actedOn === location.hash")
         self.page.locator("main h1").wait_for()
-        self.until("!document.querySelector('.busy')")
+        self.until("!document.querySelector('.busy, [aria-busy=true]')")
+
+    def arrived(self, address: str) -> None:
+        """Wait until the address matches an expression and the page shows it."""
+        self.page.wait_for_url(re.compile(address))
+        self.settled()
 
     def photograph(self, name: str) -> None:
         """A picture for the documents, where the run was asked for them."""
@@ -206,6 +236,7 @@ def visit(browser: Browser, stack: Stack) -> Iterator[Callable[..., Visitor]]:
     def open_window(**options: Any) -> Visitor:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "locale": "en-US", **options})
         context.set_default_timeout(15_000)
+        context.add_init_script(WATCH % LATE_MS)
         contexts.append(context)
         visitors.append(Visitor(context.new_page(), stack))
         return visitors[-1]

@@ -40,7 +40,7 @@ def test_a_person_sees_a_model_learn(visit: Callable[..., Visitor], stack: Stack
     page.get_by_role("button", name="Check only").click()
     page.get_by_text("This spec would be accepted").wait_for()
     page.get_by_role("button", name="Submit", exact=True).click()
-    page.wait_for_url(re.compile(r"#/jobs/job-"))
+    visitor.arrived(r"#/jobs/job-")
     job_id = re.search(r"job-\w{26}", page.url)[0]  # type: ignore[index]
     assert stack.service.get(job_id, OWNER).spec["name"] == "tiny arithmetic"
 
@@ -64,9 +64,8 @@ def test_a_person_sees_a_model_learn(visit: Callable[..., Visitor], stack: Stack
     box = page.locator(".chart.big .u-over").first.bounding_box()
     assert box is not None
     page.mouse.click(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5)
-    page.wait_for_url(re.compile(r"/rollouts\?step=\d+$"))
+    visitor.arrived(r"/rollouts\?step=\d+$")
     step = int(page.url.rsplit("=", 1)[1])
-    page.locator(".rollout").first.wait_for()
     with stack.http() as http:
         stored = http.get(f"/jobs/{job_id}/rollouts?step={step}&limit=48").json()["data"]
     assert page.locator(".rollout").count() == len(stored) == 48

@@ -11,7 +11,6 @@ import pytest
 
 from jobs.record import JobStatus
 from tests.browser.conftest import HERE, OWNER, Stack, Visitor
-from tests.integration.running import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
@@ -67,7 +66,6 @@ def test_completions_are_text_whatever_they_hold(visit: Visit, stack: Stack) -> 
     visitor.log_in()
     page.locator(f"tr[data-job={job_id}]").wait_for()
     visitor.go(f"/jobs/{job_id}/rollouts?step=2")
-    page.locator(".rollout").first.wait_for()
     assert "<script>window.hacked" in page.locator(".rollout .completion").first.inner_text()
     assert "<script>window.hacked" in page.locator(".group .question").first.inner_text()
     picks = page.get_by_role("button", name="Compare")
@@ -78,7 +76,7 @@ def test_completions_are_text_whatever_they_hold(visit: Visit, stack: Stack) -> 
     page.keyboard.press("Escape")
     for tab in ("curves", "events", "report", "files", "spec"):
         visitor.go(f"/jobs/{job_id}/{tab}")
-        page.locator(".panel > *").first.wait_for()
+        assert page.locator(".panel > *").count() > 0
     visitor.go(f"/compare?a={job_id}&b={job_id}")
     page.locator(".charts canvas").first.wait_for()
     assert page.evaluate("window.hacked") is None
@@ -104,15 +102,16 @@ def test_a_dip_leads_to_the_completions_that_caused_it(visit: Visit, stack: Stac
     page.mouse.move(box["x"] + box["width"] * 0.62, box["y"] + 40)
     shown = page.locator(".chart.big .legend .at").first.inner_text()
     page.mouse.click(box["x"] + box["width"] * 0.62, box["y"] + 40)
-    page.wait_for_url(re.compile(r"/rollouts\?step=\d+$"))
+    visitor.arrived(r"/rollouts\?step=\d+$")
     step = int(page.url.rsplit("=", 1)[1])
     assert shown == f"step {step}"
-    page.locator(".group").first.wait_for()
     assert set(page.locator(".group h3 a").all_inner_texts()) == {f"step {step}"}
     page.get_by_role("button", name="Next step").click()
-    page.wait_for_url(re.compile(rf"step={step + 1}$"))
+    visitor.arrived(rf"step={step + 1}$")
+    assert set(page.locator(".group h3 a").all_inner_texts()) == {f"step {step + 1}"}
     page.go_back()
-    page.wait_for_url(re.compile(rf"step={step}$"))
+    visitor.arrived(rf"step={step}$")
+    assert set(page.locator(".group h3 a").all_inner_texts()) == {f"step {step}"}
 
 
 def test_rollouts_are_found_by_what_is_known_of_them(visit: Visit, stack: Stack, job: str) -> None:
@@ -120,20 +119,18 @@ def test_rollouts_are_found_by_what_is_known_of_them(visit: Visit, stack: Stack,
     page = visitor.page
     visitor.log_in(f"/jobs/{job}/rollouts")
     page.locator("select[name=finish]").select_option("length")
-    page.wait_for_url(re.compile("finish=length"))
-    page.locator(".rollout").first.wait_for()
+    visitor.arrived("finish=length")
     assert page.locator(".rollout").count() == page.locator(".rollout .cut").count() > 0
     page.get_by_role("button", name="Clear").click()
-    # The form is drawn anew a moment after the click; what was typed before that would be lost.
-    page.wait_for_function("document.querySelector('select[name=finish]').value === ''")
+    visitor.arrived("/rollouts$")
+    assert page.locator("select[name=finish]").input_value() == ""
     page.locator("input[name=reward_gt]").fill("3.5")
     page.locator("select[name=order]").select_option("-reward")
-    page.wait_for_url(re.compile("reward_gt=3.5"))
-    page.locator(".rollout").first.wait_for()
+    visitor.arrived("reward_gt=3.5")
+    assert page.locator(".rollout").count() > 0
     assert all(float(text) > 3.5 for text in page.locator(".score .reward").all_inner_texts())
     page.get_by_role("link", name="This prompt across steps").first.click()
-    page.wait_for_url(re.compile("prompt=row-"))
-    page.locator(".rollout").first.wait_for()
+    visitor.arrived("prompt=row-")
     steps = [int(text.removeprefix("step ")) for text in page.locator(".group h3 a").all_inner_texts()]
     assert steps == sorted(set(steps))
     assert len(set(page.locator(".group h3 .code").all_inner_texts())) == 1
@@ -148,14 +145,14 @@ def test_ranked_completions_stand_side_by_side(visit: Visit, stack: Stack, job: 
     visitor = visit()
     page = visitor.page
     visitor.log_in(f"/jobs/{job}/rollouts?order=reward")
-    page.locator(".rollout").first.wait_for()
     tops = page.evaluate("[...document.querySelectorAll('.rollout')].slice(0, 3).map((one) => one.offsetTop)")
     assert len(set(tops)) == 1, "neighbours share a row"
     first = page.locator(".rollout").first
     assert "step " in first.locator("h3").inner_text()
     assert "How many are left?" in first.locator(".question").inner_text()
     first.get_by_role("link", name="This prompt across steps").click()
-    page.wait_for_url(re.compile("prompt=row-"))
+    visitor.arrived("prompt=row-")
+    assert len(set(page.locator(".group h3 .code").all_inner_texts())) == 1
 
 
 def test_why_a_job_failed_stands_above_all_else(visit: Visit, stack: Stack) -> None:
@@ -189,8 +186,8 @@ def test_from_where_a_job_would_go_on_is_seen(visit: Visit, stack: Stack) -> Non
     visitor.log_in(f"/jobs/{job_id}")
     note = page.locator(".progress-tile .note")
     visitor.until("document.querySelector('.progress-tile .note')?.textContent.includes('safe up to step')")
-    with stack.http() as http:
-        assert f"safe up to step {http.get(f'/jobs/{job_id}').json()['checkpoint_step']}" in note.inner_text()
+    # Another checkpoint may come to be safe between the two looks.
+    visitor.wait(lambda: f"safe up to step {stack.service.get(job_id, OWNER).checkpoint_step}" in note.inner_text())
     assert page.locator(".progress-tile .saved").count() == 1
     stack.service.pause(job_id, OWNER)
     page.locator(".badge.paused").wait_for()
@@ -207,8 +204,8 @@ def test_an_audit_leads_to_the_rollouts_that_show_it(visit: Visit, stack: Stack,
     card = page.locator(".event .card.warning")
     assert "Completions hit the limit" in card.inner_text()
     card.get_by_role("link").click()
-    page.wait_for_url(re.compile(rf"rollouts\?step={STEPS // 2}&finish=length$"))
-    page.locator(".rollout .cut").first.wait_for()
+    visitor.arrived(rf"rollouts\?step={STEPS // 2}&finish=length$")
+    assert page.locator(".rollout").count() == page.locator(".rollout .cut").count() > 0
     visitor.go(f"/jobs/{job}/events")
     page.get_by_role("button", name="Checkpoint").click()
     assert page.locator(".event.checkpoint").count() == 0
@@ -350,8 +347,7 @@ def test_a_folded_filter_says_so_after_each_step(visit: Visit, stack: Stack, job
     for step, expanded in ((3, "false"), (4, "true")):
         assert unfold.get_attribute("aria-expanded") == expanded
         page.get_by_role("button", name="Next step").click()
-        page.wait_for_url(re.compile(rf"step={step}$"))
-        page.locator(".rollout").first.wait_for()
+        visitor.arrived(rf"step={step}$")
         assert unfold.get_attribute("aria-expanded") == expanded
         assert page.locator("input[name=prompt]").is_visible() is (expanded == "true")
         unfold.click()
@@ -367,7 +363,7 @@ def test_a_connection_that_breaks_loses_no_step(visit: Visit, stack: Stack) -> N
     server = stack.api.server
     for _ in range(2):
         page.locator(".live .live").wait_for()
-        wait_until(lambda: stack.api.streams.readers)  # a page says so before its stream is open
+        visitor.wait(lambda: stack.api.streams.readers)  # a page says so before its stream is open
         loop = server.servers[0].get_loop()
         for connection in list(server.server_state.connections):
             loop.call_soon_threadsafe(connection.transport.abort)
@@ -432,7 +428,6 @@ def test_every_text_of_the_page_is_in_the_catalogue(visit: Visit, stack: Stack, 
     tabs = ("curves", "rollouts?step=3", "events", "report", "files", "spec")
     for path in ("/", *(f"/jobs/{job}/{tab}" for tab in tabs), f"/compare?a={job}&b={job}", "/new", "/nowhere"):
         visitor.go(path)
-        visitor.settled()
         found = [text for text in visible_text_that_is_not_from_the_catalogue(page) if text not in OWN_TEXT]
         assert [text for text in found if "scopes" not in text and "jobs:read" not in text] == [], path
 
@@ -457,7 +452,6 @@ def test_nothing_is_left_in_english(visit: Visit, stack: Stack, job: str) -> Non
     visitor.log_in()
     for path in views(job):
         visitor.go(path)
-        visitor.settled()
         found = page.evaluate(
             """() => {
               const found = [];
@@ -495,12 +489,11 @@ def test_a_phone_has_room_for_it(visit: Visit, stack: Stack, job: str) -> None:
     visitor.log_in()
     for path in views(job):
         visitor.go(path)
-        visitor.settled()
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
     visitor.go(f"/jobs/{job}")
     page.locator(".charts canvas").first.wait_for()
     page.locator(".chart.big .u-over").first.tap()
-    page.wait_for_url(re.compile(r"/rollouts\?step=\d+$"))
+    visitor.arrived(r"/rollouts\?step=\d+$")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -514,7 +507,6 @@ def test_axe_finds_nothing_serious(visit: Visit, stack: Stack, job: str, scheme:
     visitor.log_in()
     for path in views(job):
         visitor.go(path)
-        visitor.settled()
         if path.startswith("/new"):
             page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
         check_with_axe(page, path)
@@ -556,8 +548,7 @@ def test_a_keyboard_is_enough(visit: Visit, stack: Stack, job: str) -> None:
     page.keyboard.press("ArrowRight")
     assert page.locator(".chart.big [aria-live]").first.inner_text().startswith("step 3: ")
     page.keyboard.press("Enter")
-    page.wait_for_url(re.compile(r"/rollouts\?step=3$"))
-    page.locator(".rollout").first.wait_for()
+    visitor.arrived(r"/rollouts\?step=3$")
     tab_to(page, ".rollout button")
     page.keyboard.press("Space")
     tab_to(page, ".rollout button[aria-pressed=false]")

@@ -270,6 +270,10 @@ def test_the_list_is_filtered_and_follows(visit: Visit, stack: Stack, job: str) 
     visitor = visit()
     page = visitor.page
     visitor.log_in()
+    page.locator("#metadata").fill("nobody")
+    page.locator("#metadata").press("Enter")
+    page.get_by_text("That is no pair").wait_for()
+    assert page.locator("tr[data-job]").count() == 0
     page.locator("#metadata").fill("team=nobody")
     page.locator("#metadata").press("Enter")
     page.get_by_text("No job matches").wait_for()
@@ -297,6 +301,22 @@ def test_the_list_is_filtered_and_follows(visit: Visit, stack: Stack, job: str) 
     visitor.go(f"/jobs/{running}")
     page.get_by_role("heading", name="There is nothing here").wait_for()
     visitor.troubles.clear()  # the browser reports the 404
+
+
+def test_an_answer_to_what_was_asked_before_is_dropped(visit: Visit, stack: Stack, job: str) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.log_in()
+    held: list[Any] = []
+    page.route(re.compile(r"/jobs\?limit=25$"), lambda route: held.append(route))
+    visitor.wait(lambda: held)  # the next round of the list
+    page.get_by_role("link", name="Paused").click()
+    page.get_by_text("No job matches").wait_for()
+    with page.expect_response(re.compile(r"/jobs\?limit=25$")):
+        held[0].continue_()
+    page.wait_for_timeout(300)
+    assert page.locator("tr[data-job]").count() == 0
+    page.get_by_text("No job matches").wait_for()
 
 
 def test_a_reader_may_look_and_change_nothing(visit: Visit, stack: Stack, job: str) -> None:

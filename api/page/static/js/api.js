@@ -46,6 +46,25 @@ export const logIn = (key) => post("/session", { key }, { quiet: true });
 export const logOut = () => request("/session", { method: "DELETE" });
 export const who = () => request("/session", { quiet: true });
 
+/** Asks one thing at a time: where something else was asked meanwhile, an answer or problem is told to nobody. */
+export class Asking {
+  turn = 0;
+
+  async ask(question, { answered, refused }) {
+    const mine = (this.turn += 1);
+    try {
+      const answer = await question();
+      if (mine === this.turn) answered(answer);
+    } catch (error) {
+      if (mine === this.turn) refused(error);
+    }
+  }
+
+  stop() {
+    this.turn += 1;
+  }
+}
+
 /** A query string of the values that are set. */
 export function query(values) {
   const pairs = new URLSearchParams();

@@ -1,6 +1,6 @@
 // Two jobs beside each other: their curves in one picture, what was asked differently, and how each ended.
 
-import { get, query as queryString } from "./api.js";
+import { Asking, get, query as queryString } from "./api.js";
 import { fill, h, raw } from "./dom.js";
 import { duration, fixed, number, percent, t } from "./i18n.js";
 import { Chart, seriesColour } from "./charts.js";
@@ -16,10 +16,10 @@ export async function compareView(_, query) {
   const form = h("div", { class: "filters compare-picks" });
   const element = h("div", {}, h("h1", { tabindex: "-1" }, t("compare.title")), form, body);
   let ids = read(query);
-  let turn = 0;
+  const asking = new Asking();
 
-  async function load() {
-    const mine = (turn += 1);
+  function load() {
+    asking.stop();
     drawForm();
     clear();
     if (!ids.a || !ids.b) {
@@ -27,12 +27,7 @@ export async function compareView(_, query) {
       return;
     }
     fill(body, busy());
-    try {
-      const sides = await Promise.all(["a", "b"].map((key) => side(ids[key])));
-      if (mine === turn) draw(sides);
-    } catch (error) {
-      if (mine === turn) fill(body, problemCard(error));
-    }
+    asking.ask(() => Promise.all(["a", "b"].map((key) => side(ids[key]))), { answered: draw, refused: (error) => fill(body, problemCard(error)) });
   }
 
   function drawForm() {
@@ -76,7 +71,7 @@ export async function compareView(_, query) {
     },
     repaint: () => charts.forEach((chart) => chart.repaint()),
     close() {
-      turn += 1;
+      asking.stop();
       clear();
     },
   };

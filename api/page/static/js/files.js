@@ -1,35 +1,38 @@
 // The tab of files: checkpoints on the way, and what a finished job left, each with its size, hash and a link.
 
-import { get } from "./api.js";
+import { Asking, get } from "./api.js";
 import { fill, h, raw } from "./dom.js";
 import { bytes, number, t, time } from "./i18n.js";
 import { busy, copyButton, empty, problemCard } from "./parts.js";
 
 export function filesTab(feed) {
-  const checkpoints = h("div", {}, busy());
-  const artifacts = h("div", {}, busy());
+  const checkpoints = new Part(`/jobs/${feed.id}/checkpoints`, drawCheckpoints);
+  const artifacts = new Part(`/jobs/${feed.id}/artifacts`, drawArtifacts);
   let mark = "";
 
-  async function load() {
-    await Promise.all([part(checkpoints, `/jobs/${feed.id}/checkpoints`, drawCheckpoints), part(artifacts, `/jobs/${feed.id}/artifacts`, drawArtifacts)]);
-  }
-
   return {
-    element: h("div", {}, h("h2", {}, t("files.checkpoints")), checkpoints, h("h2", {}, t("files.artifacts")), artifacts),
+    element: h("div", {}, h("h2", {}, t("files.checkpoints")), checkpoints.element, h("h2", {}, t("files.artifacts")), artifacts.element),
     update() {
       const now = `${feed.job.status} ${feed.events.filter((event) => event.type === "checkpoint").length}`;
       if (now === mark) return;
       mark = now;
-      load();
+      checkpoints.load();
+      artifacts.load();
     },
   };
 }
 
-async function part(place, path, draw) {
-  try {
-    fill(place, draw((await get(path)).data));
-  } catch (error) {
-    fill(place, problemCard(error));
+/** One of the lists, asked for anew whenever there may be more. */
+class Part {
+  constructor(path, draw) {
+    this.path = path;
+    this.draw = draw;
+    this.element = h("div", {}, busy());
+    this.asking = new Asking();
+  }
+
+  load() {
+    this.asking.ask(() => get(this.path), { answered: ({ data }) => fill(this.element, this.draw(data)), refused: (error) => fill(this.element, problemCard(error)) });
   }
 }
 

@@ -1,6 +1,6 @@
 // The list of jobs: what each is doing, how its reward goes, when it will be done. One request every few seconds.
 
-import { get, query as queryString, Problem } from "./api.js";
+import { Asking, get, query as queryString, Problem } from "./api.js";
 import { fill, h, raw } from "./dom.js";
 import { duration, fixed, has, t, time } from "./i18n.js";
 import { sparkline } from "./charts.js";
@@ -8,6 +8,7 @@ import { badge, busy, empty, jobName, problemCard, progressBar } from "./parts.j
 
 const POLL_MS = 4000;
 const PAGE = 25;
+const PAIR = /^([^=]+)=(.*)$/;
 const STATUSES = ["queued", "running", "paused", "succeeded", "failed", "cancelled"];
 
 export async function jobsView(_, query) {
@@ -16,8 +17,8 @@ export async function jobsView(_, query) {
   let curves = {};
   const drawnAt = {};
   let chosen = new Set();
+  const asking = new Asking();
   let timer = null;
-  let isClosed = false;
 
   const list = h("div", { id: "list" }, busy());
   const bar = h("div", { class: "filters" });
@@ -34,7 +35,8 @@ export async function jobsView(_, query) {
     const data = [];
     let cursor = null;
     let more = false;
-    const pair = /^([^=]+)=(.*)$/.exec(filters.metadata);
+    const pair = PAIR.exec(filters.metadata);
+    if (filters.metadata && !pair) return { data, more };
     for (let page = 0; page < pages; page += 1) {
       const values = { limit: PAGE, cursor, status: filters.status };
       if (pair) values[`metadata[${pair[1].trim()}]`] = pair[2].trim();
@@ -47,38 +49,58 @@ export async function jobsView(_, query) {
     return { data, more };
   }
 
-  async function refresh() {
-    clearTimeout(timer);
-    if (isClosed) return;
-    try {
-      if (!document.hidden) {
-        const jobs = await load();
-        const changed = jobs.data.filter((job) => job.step > 0 && drawnAt[job.id] !== `${job.status} ${job.step}`);
-        const wanted = changed.map((job) => job.id);
-        draw(jobs);
-        for (let place = 0; place < wanted.length; place += 50) {
-          Object.assign(curves, await get(`/page/curves${queryString({ job: wanted.slice(place, place + 50) })}`));
-        }
-        for (const job of changed) drawnAt[job.id] = `${job.status} ${job.step}`;
-        if (wanted.length) draw(jobs);
-      }
-    } catch (error) {
-      if (isClosed) return;
-      if (error instanceof Problem && error.status < 500 && error.status !== 429) {
-        fill(list, problemCard(error));
-        return;
-      }
-      if (!list.querySelector(".card.danger")) list.prepend(problemCard(error));
+  async function loadCurves(jobs) {
+    const found = {};
+    for (let place = 0; place < jobs.length; place += 50) {
+      Object.assign(found, await get(`/page/curves${queryString({ job: jobs.slice(place, place + 50).map((job) => job.id) })}`));
     }
-    if (!isClosed) timer = setTimeout(refresh, POLL_MS);
+    return found;
+  }
+
+  /** The jobs first, then the curves of those that moved; a round that begins meanwhile takes its place. */
+  function refresh() {
+    clearTimeout(timer);
+    if (document.hidden) return; // being seen again begins a round
+    asking.ask(load, { answered: (jobs) => (draw(jobs), refreshCurves(jobs)), refused });
+  }
+
+  function refreshCurves(jobs) {
+    const changed = jobs.data.filter((job) => job.step > 0 && drawnAt[job.id] !== `${job.status} ${job.step}`);
+    if (!changed.length) {
+      later();
+      return;
+    }
+    const answered = (found) => {
+      Object.assign(curves, found);
+      for (const job of changed) drawnAt[job.id] = `${job.status} ${job.step}`;
+      draw(jobs);
+      later();
+    };
+    asking.ask(() => loadCurves(changed), { answered, refused });
+  }
+
+  function refused(error) {
+    list.removeAttribute("aria-busy");
+    if (error instanceof Problem && error.status < 500 && error.status !== 429) {
+      fill(list, problemCard(error));
+      return;
+    }
+    if (!list.querySelector(".card.danger")) list.prepend(problemCard(error));
+    later();
+  }
+
+  function later() {
+    timer = setTimeout(refresh, POLL_MS);
   }
 
   function draw({ data, more }) {
+    list.removeAttribute("aria-busy");
     // What has the keyboard keeps it: rows are made anew.
     const focused = document.activeElement?.dataset?.focus;
     if (!data.length) {
       const isFiltered = filters.status || filters.metadata;
-      fill(list, isFiltered ? empty(t("jobs.none.filtered"), h("p", {}, h("a", { href: "#/" }, t("jobs.all")))) : empty(t("jobs.none"), h("p", {}, t("jobs.none.hint")), h("p", {}, h("a", { class: "button primary", href: "#/new" }, t("nav.new")))));
+      const isMisread = filters.metadata && !PAIR.test(filters.metadata);
+      fill(list, isFiltered ? empty(t(isMisread ? "jobs.metadata.misread" : "jobs.none.filtered"), h("p", {}, h("a", { href: "#/" }, t("jobs.all")))) : empty(t("jobs.none"), h("p", {}, t("jobs.none.hint")), h("p", {}, h("a", { class: "button primary", href: "#/new" }, t("nav.new")))));
       return;
     }
     const head = h(
@@ -139,11 +161,12 @@ export async function jobsView(_, query) {
       filters = read(next);
       pages = 1;
       drawFilters();
+      list.setAttribute("aria-busy", "true");
       refresh();
       return true;
     },
     close() {
-      isClosed = true;
+      asking.stop();
       clearTimeout(timer);
       document.removeEventListener("visibilitychange", onVisible);
     },

@@ -1,6 +1,6 @@
 // The tab of the report: did it answer better on questions it was never trained on, and is that more than chance.
 
-import { get } from "./api.js";
+import { Asking, get } from "./api.js";
 import { fill, h, raw } from "./dom.js";
 import { duration, fixed, number, percent, serviceWords, t } from "./i18n.js";
 import { busy, empty, problemCard } from "./parts.js";
@@ -12,17 +12,10 @@ const READINGS = ["strict", "lenient"];
 
 export function reportTab(feed) {
   const element = h("div", { class: "report" }, busy());
+  const asking = new Asking();
   let mark = "";
 
-  async function load() {
-    let report = null;
-    let files = null;
-    try {
-      [report, files] = await Promise.all([get(`/page/reports/${feed.id}`), get(`/jobs/${feed.id}/artifacts`)]);
-    } catch (error) {
-      fill(element, problemCard(error));
-      return;
-    }
+  function show([report, files]) {
     const whole = files.data.find((file) => file.path === "report.html");
     fill(element, draw(report, feed), whole ? h("p", { class: "hint" }, h("a", { href: whole.url, download: "report.html", rel: "noopener" }, t("report.whole")), " ", t("report.whole.hint")) : null);
   }
@@ -33,7 +26,7 @@ export function reportTab(feed) {
       const now = `${feed.job.status} ${feed.events.filter((event) => event.type === "evaluation").length}`;
       if (now === mark) return;
       mark = now;
-      load();
+      asking.ask(() => Promise.all([get(`/page/reports/${feed.id}`), get(`/jobs/${feed.id}/artifacts`)]), { answered: show, refused: (error) => fill(element, problemCard(error)) });
     },
   };
 }

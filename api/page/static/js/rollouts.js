@@ -1,6 +1,6 @@
 // The tab of rollouts: every completion with its rewards, filtered, in groups of one prompt, two of them compared.
 
-import { get, query as queryString } from "./api.js";
+import { Asking, get, query as queryString } from "./api.js";
 import { fill, h, raw } from "./dom.js";
 import { fixed, number, signed, t } from "./i18n.js";
 import { ENDED } from "./feed.js";
@@ -13,9 +13,10 @@ const PAGE = 48;
 
 export function rolloutsTab(feed, query, go) {
   let filters = read(query);
-  let loaded = [];
+  /** What is shown; null while it is asked for. */
+  let loaded = null;
   let cursor = null;
-  let turn = 0;
+  const asking = new Asking();
   let picked = [];
 
   const form = h("form", { class: "filters rollouts-filters", onsubmit: (event) => (event.preventDefault(), apply()) });
@@ -63,24 +64,30 @@ export function rolloutsTab(feed, query, go) {
     go("rollouts", values);
   }
 
-  async function load(isMore = false) {
-    const mine = (turn += 1);
-    if (!isMore) {
-      loaded = [];
-      fill(list, busy());
-    }
-    try {
-      const answer = await get(`/jobs/${feed.id}/rollouts${queryString({ ...filters, limit: PAGE, cursor: isMore ? cursor : null })}`);
-      if (mine !== turn) return;
-      loaded.push(...answer.data);
-      cursor = answer.has_more ? answer.next_cursor : null;
-      drawList();
-    } catch (error) {
-      if (mine === turn) fill(list, problemCard(error));
-    }
+  function ask(after = null) {
+    return get(`/jobs/${feed.id}/rollouts${queryString({ ...filters, limit: PAGE, cursor: after })}`);
+  }
+
+  function take(rollouts, answer) {
+    loaded = rollouts;
+    cursor = answer.has_more ? answer.next_cursor : null;
+    drawList();
+  }
+
+  function load() {
+    loaded = null;
+    fill(list, busy());
+    asking.ask(() => ask(), { answered: (answer) => take(answer.data, answer), refused: (error) => fill(list, problemCard(error)) });
+  }
+
+  /** What is there stays, also where the rest cannot be had. */
+  function loadMore() {
+    list.querySelector(".more ~ .danger")?.remove();
+    asking.ask(() => ask(cursor), { answered: (answer) => take([...loaded, ...answer.data], answer), refused: (error) => list.append(problemCard(error)) });
   }
 
   function drawList() {
+    if (!loaded) return;
     if (!loaded.length) {
       fill(list, empty(t("rollouts.none"), h("p", {}, t(feed.metrics.length ? "rollouts.none.filtered" : ENDED.has(feed.job.status) ? "curves.none.ended" : "rollouts.none.yet"))));
       return;
@@ -88,7 +95,7 @@ export function rolloutsTab(feed, query, go) {
     fill(
       list,
       isRanked() ? h("div", { class: "cards" }, loaded.map((rollout) => card(rollout, null, null, true))) : groups(loaded).map(group),
-      cursor ? h("p", { class: "more" }, h("button", { type: "button", onclick: () => load(true) }, t("more"))) : null,
+      cursor ? h("p", { class: "more" }, h("button", { type: "button", onclick: loadMore }, t("more"))) : null,
     );
   }
 
@@ -185,7 +192,7 @@ export function rolloutsTab(feed, query, go) {
       return true;
     },
     close() {
-      turn += 1;
+      asking.stop();
     },
   };
 

@@ -252,6 +252,29 @@ def test_a_form_names_every_field_that_is_wrong(visit: Visit, stack: Stack) -> N
     visitor.troubles.clear()  # the browser reports the refused spec
 
 
+def test_a_submission_without_an_answer_can_be_sent_again(visit: Visit, stack: Stack) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.log_in("/new")
+    page.get_by_role("button", name="JSON").click()
+    spec = {"name": "sent twice", "metadata": {"made_up": "good"}, "resources": {"gpus": 0}, "training": {"steps": 3}}
+    page.locator("#json").fill(json.dumps({**spec, "optimizer": {"name": "adamw_torch"}}))
+
+    def lose_the_answer(route: Any) -> None:
+        assert route.fetch().status == 201
+        route.abort()
+
+    page.route(re.compile("/jobs$"), lose_the_answer)
+    page.get_by_role("button", name="Submit", exact=True).click()
+    page.locator(".outcome [role=alert]").wait_for()
+    page.unroute(re.compile("/jobs$"))
+    page.get_by_role("button", name="Submit", exact=True).click()
+    visitor.arrived(r"/jobs/job-\w+$")
+    named = [job for job in stack.service.list_jobs(OWNER, limit=100).items if job.name == "sent twice"]
+    assert [job.id for job in named] == [page.url.rsplit("/", 1)[1]]
+    visitor.troubles.clear()  # the browser reports the lost answer
+
+
 def test_a_job_can_be_the_template_of_another(visit: Visit, stack: Stack) -> None:
     other = stack.ended("good", "cooler", 40, sampling={"temperature": 0.7})
     visitor = visit()

@@ -28,6 +28,8 @@ export async function submitView(_, query, holder) {
 
   const fields = new Map();
   let json = null;
+  /** The job that was sent and not answered: sent again it is the same one. */
+  let unanswered = { text: "", key: "" };
 
   function drawModes() {
     const chip = (name, isThis) => h("button", { type: "button", class: "chip", "aria-pressed": String(isForm === isThis), onclick: () => change(isThis) }, t(`submit.${name}`));
@@ -118,8 +120,7 @@ export async function submitView(_, query, holder) {
         const dataset = await request(`/datasets?${new URLSearchParams({ name: file.name.slice(0, 100) })}`, { method: "POST", body: file, type: "application/x-ndjson" });
         setField("/data/source", "upload");
         setField("/data/dataset", dataset.id);
-        const [question, answer] = ["question", "answer"];
-        for (const [name, column] of [["question_column", question], ["answer_column", answer]]) if (dataset.columns.includes(column)) setField(`/data/${name}`, column);
+        for (const column of ["question", "answer"]) if (dataset.columns.includes(column)) setField(`/data/${column}_column`, column);
         fill(status, t("submit.uploaded", { rows: dataset.rows }), " ", raw(dataset.id, { class: "code" }));
       } catch (error) {
         fill(status, problemCard(error));
@@ -158,9 +159,9 @@ export async function submitView(_, query, holder) {
     [submit, check].forEach((button) => (button.disabled = true));
     fill(outcome, busy());
     try {
-      const answer = await post(`/jobs${isDry ? "?dry_run=true" : ""}`, body, isDry ? {} : { headers: { "Idempotency-Key": crypto.randomUUID?.() ?? String(Math.random()) } });
-      if (isDry) fill(outcome, checked(answer, body));
+      if (isDry) fill(outcome, checked(await post("/jobs?dry_run=true", body), body));
       else {
+        const answer = await post("/jobs", body, { headers: { "Idempotency-Key": keyFor(body) } });
         toast(t("submit.done"));
         location.hash = `/jobs/${answer.id}`;
       }
@@ -170,6 +171,12 @@ export async function submitView(_, query, holder) {
       [submit, check].forEach((button) => (button.disabled = false));
       submit.disabled = !holder.scopes.includes("jobs:write");
     }
+  }
+
+  function keyFor(body) {
+    const text = JSON.stringify(body);
+    if (unanswered.text !== text) unanswered = { text, key: crypto.randomUUID?.() ?? String(Math.random()) };
+    return unanswered.key;
   }
 
   function refused(error) {

@@ -120,7 +120,7 @@ def complete(derived: dict[str, Any]) -> dict[str, Any]:
     document = copy.deepcopy(derived)
     schemas = document["components"]["schemas"]
     schemas |= _spec_components()
-    for answer in ("Job", "DryRun"):
+    for answer in ("Job", "JobDetail", "SubmittedJob", "DryRun"):
         schemas[answer]["properties"]["spec"] = {"$ref": f"{REF}JobSpec"}
     for operation in (method for path in document["paths"].values() for method in path.values()):
         for parameter in operation.get("parameters", []):

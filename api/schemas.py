@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
+from msgspec.structs import asdict
 
 from grpo_core.estimates import Estimate, SpecWarning
 from grpo_core.rewards import RewardInfo
@@ -18,6 +19,7 @@ from jobs.record import TERMINAL, JobRecord, JobStatus, Phase
 from jobs.rollout_store import Rollout as FoundRollout
 from jobs.rollout_store import StepRollouts
 from jobs.service import Artifact, LinkedCheckpoint
+from jobs.waiting import Waiting as Place
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
@@ -93,6 +95,22 @@ class Job(Struct, frozen=True, kw_only=True):
     finished_at: datetime | None
     error: JobError | None
     links: JobLinks
+
+
+class Waiting(Struct, frozen=True, kw_only=True):
+    """What a queued job waits for."""
+
+    queue: Annotated[str, Meta(description="The queue of its resources")]
+    ahead: Annotated[int, Meta(ge=0, description="Jobs queued before it that wait too, whoever's they are")]
+    workers: Annotated[
+        int, Meta(ge=0, description="Workers connected that can run it, busy or not; with 0 it waits for one to start")
+    ]
+
+
+class JobDetail(Job, frozen=True, kw_only=True):
+    """A job looked at by itself."""
+
+    waiting: Annotated[Waiting | None, Meta(description="What it waits for while it is queued")]
 
 
 class JobList(Struct, frozen=True, kw_only=True):
@@ -323,9 +341,13 @@ def job_of(record: JobRecord) -> Job:
 
 def submitted_job(record: JobRecord, warnings: list[SpecWarning]) -> SubmittedJob:
     """The public form of a job that was just accepted."""
-    job = job_of(record)
-    fields = {name: getattr(job, name) for name in job.__struct_fields__}
-    return SubmittedJob(**fields, warnings=[warning_of(warning) for warning in warnings])
+    return SubmittedJob(**asdict(job_of(record)), warnings=[warning_of(warning) for warning in warnings])
+
+
+def job_detail(record: JobRecord, place: Place | None) -> JobDetail:
+    """The public form of a job that is looked at."""
+    waiting = Waiting(queue=place.queue, ahead=place.ahead, workers=place.workers) if place else None
+    return JobDetail(**asdict(job_of(record)), waiting=waiting)
 
 
 def warning_of(warning: SpecWarning) -> Warning:

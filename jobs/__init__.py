@@ -8,7 +8,7 @@ Owns every write to Valkey and to object storage; serves no HTTP and trains noth
     run by        worker, run, tenure, lease, patience, stopping, preparation, resumption, scratch, gpus
     watched by    child, watch, verdict, stall, oom_kills, tail, relay
     kept by       conclusion, shipper, report, rollouts, lineage, archive, journal, layout, storage
-    read by       service, event_pages, metrics, rollout_query, rollout_store, checkpoints, telemetry
+    read by       service, event_pages, metrics, rollout_query, rollout_store, checkpoints, waiting, telemetry
     guarded by    keys, scrapers, sessions, ratelimit
     at the edges  settings, errors, logs, health
 """

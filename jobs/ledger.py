@@ -262,6 +262,11 @@ class Ledger:
         jobs = self._call(lambda: self.client.zcard(f"{self.prefix}:waiting:{queue}"))
         return int(jobs) - int(self._call(lambda: self.client.llen(f"{self._broker_prefix}{queue}")))
 
+    def jobs_ahead(self, job_id: str, queue: str) -> int | None:
+        """How many jobs were queued before this one and wait in the same queue; None where it waits no longer."""
+        place: int | None = self._call(lambda: self.client.zrank(f"{self.prefix}:waiting:{queue}", job_id))
+        return place
+
     def mark_rung(self, job_id: str) -> None:
         """Note that a queued job was looked at just now, and a worker woken where none was yet."""
         now = self.now_ms()

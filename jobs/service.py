@@ -49,6 +49,7 @@ from jobs.storage import ObjectStore
 from jobs.submission import Submission
 from jobs.sweeper import Sweeper
 from jobs.telemetry import Telemetry, read_telemetry
+from jobs.waiting import Waiting, waiting_of
 
 LIST_SCAN = 200
 """Records looked through at a time when a list is filtered by metadata."""
@@ -222,6 +223,10 @@ class JobService:
         if record is None or record.owner != owner:
             raise NotFound("job", job_id)
         return record
+
+    def waiting(self, record: JobRecord) -> Waiting | None:
+        """What a queued job waits for, None for others. Raises `Unavailable`."""
+        return waiting_of(record, self.ledger, self.workers)
 
     def list_jobs(
         self,

@@ -142,6 +142,7 @@ def say_job(job: dict[str, Any]) -> None:
         "job": job["id"],
         "name": job["name"],
         "status": job["status"] + (f" ({job['phase']})" if job["phase"] else ""),
+        "waits": waits_for(job),
         "step": _steps(job),
         "saved": f"step {job['checkpoint_step']}" if job["checkpoint_step"] else None,
         "reward": _reward(job),
@@ -156,6 +157,17 @@ def say_job(job: dict[str, Any]) -> None:
             say(f"{name:<9} {value}")
     if job["error"]:
         say_failure(job["error"])
+
+
+def waits_for(job: dict[str, Any]) -> str | None:
+    """What a queued job waits for, in words; None for any other, and where the service does not say."""
+    waiting = job.get("waiting")
+    if not waiting:
+        return None
+    if not waiting["workers"]:
+        return f"no worker that can run it is connected (queue {waiting['queue']})"
+    ahead = f"{count(waiting['ahead'], 'job')} before it, " if waiting["ahead"] else ""
+    return f"{ahead}{count(waiting['workers'], 'worker')} for its queue {waiting['queue']}"
 
 
 def say_failure(error: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from api.cli.jobs import say_failure
+from api.cli.jobs import say_failure, waits_for
 from api.cli.output import (
     EXIT_CANCELLED,
     EXIT_FAILED,
@@ -19,6 +19,7 @@ from api.cli.output import (
     AsJson,
     CommandError,
     connected,
+    note,
     print_json,
     say,
 )
@@ -52,6 +53,8 @@ def follow(client: Any, job: dict[str, Any], *, as_json: bool) -> dict[str, Any]
     from api.cli.progress import show_progress
 
     stream = sys.stderr if as_json else sys.stdout
+    if waits := waits_for(job):
+        note(f"{job['id']} waits: {waits}")
     with _interruptible(job["id"]), show_progress(job, stream) as on_event:
         job = client.wait(job["id"], on_event, patience=PATIENCE_SECONDS)
     if not as_json:

@@ -34,12 +34,14 @@ from api.schemas import (
     DryRun,
     EventList,
     Job,
+    JobDetail,
     JobList,
     MetricList,
     SubmittedJob,
     artifacts_of,
     checkpoint_of,
     event_of,
+    job_detail,
     job_of,
     submitted_job,
     warning_of,
@@ -158,9 +160,10 @@ def list_jobs(
     responses=responses("bad_query", "not_found"),
     sync_to_thread=True,
 )
-def get_job(job_id: JobId, owner: Owner, service: Service) -> Job:
-    """One job as it is now."""
-    return job_of(service.get(job_id, owner))
+def get_job(job_id: JobId, owner: Owner, service: Service) -> JobDetail:
+    """One job as it is now, and while it is queued, what it waits for."""
+    record = service.get(job_id, owner)
+    return job_detail(record, service.waiting(record))
 
 
 @delete(

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from grpo_core.spec import parse_spec
 from jobs.record import JobStatus
+from jobs.registry import WorkerInfo
 from tests.browser.conftest import HERE, OWNER, Stack, Visitor
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
@@ -195,6 +197,21 @@ def test_from_where_a_job_would_go_on_is_seen(visit: Visit, stack: Stack) -> Non
     assert page.locator(".live .live").count() == 0, "nothing moves"
     stack.service.cancel(job_id, OWNER)
     stack.wait(job_id)
+
+
+def test_a_queued_job_says_what_it_waits_for(visit: Visit, stack: Stack) -> None:
+    first, second = (stack.service.submit(parse_spec({"name": name}), OWNER) for name in ("a card", "a card too"))
+    visitor = visit()
+    note = visitor.page.locator(".progress-tile .note")
+    visitor.log_in(f"/jobs/{second.id}")
+    assert note.inner_text() == f"no worker that can run it is connected, queue {second.queue}"
+    card = WorkerInfo(name="with a card", queues=[second.queue], device="a card")
+    stack.service.workers.announce(card)
+    visitor.wait(lambda: note.inner_text() == "waiting for a worker; queued before it: 1; workers for it: 1")
+    stack.service.cancel(first.id, OWNER)
+    visitor.wait(lambda: note.inner_text() == "waiting for a worker, the next in its queue; workers for it: 1")
+    stack.service.workers.withdraw(card.name)
+    stack.service.cancel(second.id, OWNER)
 
 
 def test_an_audit_leads_to_the_rollouts_that_show_it(visit: Visit, stack: Stack, job: str) -> None:

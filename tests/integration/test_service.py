@@ -13,7 +13,9 @@ from jobs import layout
 from jobs.datasets import DatasetRecord
 from jobs.errors import Conflict, NotFound, Rejected
 from jobs.record import JobStatus
+from jobs.registry import WorkerInfo
 from jobs.service import JobService
+from jobs.waiting import Waiting
 
 CPU = {"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}}
 
@@ -160,6 +162,26 @@ def test_a_dry_run_reads_the_description_of_an_upload_once(
     monkeypatch.setattr(service.datasets, "get", noted)
     service.preview(parse_spec({**CPU, "data": {"source": "upload", "dataset": dataset.id}}), "ann")
     assert read == [dataset.id]
+
+
+def test_a_queued_job_has_a_place_among_those_that_wait(service: JobService) -> None:
+    jobs = [submit(service, owner) for owner in ("ann", "bob", "ann")]
+    queue = jobs[0].queue
+    assert [service.waiting(job) for job in jobs] == [Waiting(queue=queue, ahead=n, workers=0) for n in range(3)]
+    service.workers.announce(WorkerInfo(name="w1", queues=[queue], device="cpu", job=jobs[0].id))
+    service.workers.announce(WorkerInfo(name="w2", queues=["another"], device="cpu"))
+    assert service.ledger.claim(jobs[0].id, epoch=1, worker="w1", lease_seconds=60)
+    assert service.waiting(jobs[0]) is None, "read before it was claimed"
+    assert service.waiting(service.get(jobs[0].id, "ann")) is None
+    assert service.waiting(jobs[2]) == Waiting(queue=queue, ahead=1, workers=1)
+    service.cancel(jobs[1].id, "bob")
+    assert service.waiting(jobs[2]) == Waiting(queue=queue, ahead=0, workers=1)
+    # Who waits again, waits behind the others.
+    service.pause(jobs[2].id, "ann")
+    other = submit(service)
+    resumed = service.resume(jobs[2].id, "ann")
+    assert service.waiting(resumed) == Waiting(queue=queue, ahead=1, workers=1)
+    assert service.waiting(other) == Waiting(queue=queue, ahead=0, workers=1)
 
 
 def test_a_dry_run_says_that_no_worker_would_take_it(service: JobService) -> None:

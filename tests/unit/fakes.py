@@ -25,6 +25,7 @@ from jobs.rollout_store import Rollout, StepRollouts
 from jobs.service import Artifact, LinkedCheckpoint, Page, Preview
 from jobs.sessions import Session, TooManyAttempts
 from jobs.telemetry import QueueState, Telemetry
+from jobs.waiting import Waiting
 
 ALICE = "grpo_alice-key"
 BOB = "grpo_bob-key"
@@ -47,6 +48,7 @@ class FakeJobService:
         self.job_rollouts: dict[str, list[Rollout]] = {}
         self.rollout_queries: list[RolloutQuery] = []
         self.queues: list[QueueState] = []
+        self.workers = 1
         self.verdicts = {"valkey": "ok", "storage": "ok"}
         self.fail: Exception | None = None
         self.limited: Exception | None = None
@@ -125,6 +127,12 @@ class FakeJobService:
         if record is None or record.owner != owner:
             raise NotFound("job", job_id)
         return record
+
+    def waiting(self, record: JobRecord) -> Waiting | None:
+        if record.status is not JobStatus.QUEUED:
+            return None
+        queued = [job.id for job in self.jobs.values() if job.status is JobStatus.QUEUED]
+        return Waiting(queue=record.queue, ahead=queued.index(record.id), workers=self.workers)
 
     def list_jobs(
         self, owner: str, *, limit: int, cursor: str | None, status: JobStatus | None, metadata: dict[str, str]

@@ -64,6 +64,15 @@ def test_an_empty_spec_is_the_recipe(client: Client) -> None:
     assert client.post("/jobs", json={}).json()["spec"] == JobSpec().as_dict()
 
 
+def test_a_queued_job_says_what_it_waits_for(client: Client, service: FakeJobService) -> None:
+    service.workers = 2
+    first, second = (service.put(make_record(owner="alice")) for _ in range(2))
+    assert client.get(f"/jobs/{second.id}").json()["waiting"] == {"queue": second.queue, "ahead": 1, "workers": 2}
+    service.put(first, status=JobStatus.RUNNING)
+    assert client.get(f"/jobs/{first.id}").json()["waiting"] is None
+    assert client.get(f"/jobs/{second.id}").json()["waiting"]["ahead"] == 0
+
+
 def test_a_dry_run_stores_nothing(client: Client, service: FakeJobService) -> None:
     answer = client.post("/jobs?dry_run=true", json={"training": {"steps": 3}})
     assert answer.status_code == 200

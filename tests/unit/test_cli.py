@@ -21,6 +21,7 @@ import api.client
 from api.cli import main
 from api.cli.output import CommandError, confirm
 from api.cli.text import BLOCKS, count, sparkline
+from api.client import GrpoClient
 from grpo_core.comparison import wilson_interval
 from grpo_core.spec import JobSpec, parse_spec
 from jobs.errors import NotFound
@@ -257,6 +258,20 @@ def test_watch_follows_a_job_that_was_submitted_before(run: Run, online: FakeJob
     assert run("watch", "job-01ARZ3NDEKTSV4RRFFQ69G5FAV").code == 2
 
 
+def test_watch_says_what_a_queued_job_waits_for(
+    run: Run, online: FakeJobService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(client: GrpoClient, job_id: str, *_: object, **__: object) -> dict[str, Any]:
+        return {**client.get(job_id), "status": "cancelled"}
+
+    monkeypatch.setattr(GrpoClient, "wait", wait)
+    online.workers = 0
+    record = online.put(make_record())
+    result = run("watch", record.id)
+    assert f"{record.id} waits: no worker that can run it is connected (queue grpo-cpu)" in result.err
+    assert result.code == 3
+
+
 def test_submit_again_with_the_same_key_is_one_job(run: Run, online: FakeJobService, spec: str) -> None:
     first = run("submit", spec, "--idempotency-key", "nightly-1", "--json").json
     assert run("submit", spec, "--idempotency-key", "nightly-1", "--json").json == first
@@ -287,6 +302,12 @@ def test_list_show_and_cancel(run: Run, online: FakeJobService) -> None:
     shown = run("show", record.id).out
     assert "first" in shown
     assert "saved     step 2\n" in shown
+    assert "waits     1 worker for its queue grpo-cpu" in shown
+    online.workers = 0
+    assert "waits     no worker that can run it is connected (queue grpo-cpu)" in run("show", record.id).out
+    other = online.put(make_record())
+    online.workers = 3
+    assert "waits     2 jobs before it, 3 workers for its queue grpo-cpu" in run("show", other.id).out
     assert run("show", record.id, "--json").json["id"] == record.id
     assert run("cancel", record.id).out == f"{record.id}: cancelled\n"
     again = run("cancel", record.id)

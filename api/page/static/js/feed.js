@@ -1,4 +1,5 @@
-// One job as it happens: the record, every step's metrics, every event that is no metric. One stream, no polling.
+// One job as it happens: the record, every step's metrics, every event that is no metric. One stream; no polling, but
+// of a queued job, whose place changes by what happens to others.
 //
 // The metrics come whole first, the stream then goes on from the last event read; steps that come twice are one step.
 
@@ -10,6 +11,7 @@ const TOLD = ["status", "checkpoint", "evaluation", "warning", "log", "error"];
 const REDRAW_MS = 500;
 const RETRY_MS = 3000;
 const SAVED_MS = 4000;
+const QUEUED_MS = 5000;
 
 export class JobFeed {
   constructor(id) {
@@ -24,6 +26,7 @@ export class JobFeed {
     this.steps = new Map();
     this.source = null;
     this.closed = false;
+    this.timer = null;
     this.tell = throttle(() => this.listeners.forEach((listen) => listen()), REDRAW_MS);
     this.refresh = throttle(() => this.readJob(), 1000);
     this.onVisibility = () => this.followWhenSeen();
@@ -37,6 +40,7 @@ export class JobFeed {
     if (ENDED.has(job.status)) this.state = "ended";
     else {
       this.follow();
+      this.timer = setInterval(() => this.job.status === "queued" && !document.hidden && this.readJob(), QUEUED_MS);
       document.addEventListener("visibilitychange", this.onVisibility);
     }
   }
@@ -166,6 +170,7 @@ export class JobFeed {
   close() {
     this.closed = true;
     this.source?.close();
+    clearInterval(this.timer);
     document.removeEventListener("visibilitychange", this.onVisibility);
     this.listeners.clear();
   }

@@ -113,7 +113,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
     const saved = job.checkpoint_step;
     const left = feed.eta();
     const took = job.started_at ? (Date.parse(job.finished_at ?? new Date().toISOString()) - Date.parse(job.started_at)) / 1000 : null;
-    if (job.status === "queued") return t(saved ? "tile.queued.again" : "tile.waiting", { step: saved });
+    if (job.status === "queued") return [waitsFor(job.waiting), saved ? [" · ", t("tile.goes.on", { step: saved })] : null];
     if (job.status === "paused") return t(saved ? "tile.goes.on" : "tile.begins", { step: saved });
     if (job.status === "succeeded") return t("tile.took", { time: duration(took) });
     const where = saved ? t("job.saved", { step: saved }) : null;
@@ -192,6 +192,13 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
       feed.close();
     },
   };
+}
+
+/** What a queued job waits for: a worker at all, or that those before it are done. */
+function waitsFor(waiting) {
+  if (!waiting) return t("tile.waiting");
+  if (!waiting.workers) return [t("tile.waiting.none"), " ", raw(waiting.queue, { class: "code" })];
+  return t(waiting.ahead ? "tile.waiting.ahead" : "tile.waiting.next", { jobs: waiting.ahead, n: waiting.workers });
 }
 
 /** How it ended, in a line: did it answer better. The report has the rest. */

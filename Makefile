@@ -56,7 +56,7 @@ $(VENV)-cuda/.ready: pyproject.toml uv.lock $(VENV)/.ready
 	@touch $@
 
 .PHONY: test
-test: setup  ## Run every test that needs no GPU, with real Valkey and SeaweedFS
+test: setup  ## Run every test that needs no GPU and no containers, with real Valkey and SeaweedFS
 	$(BIN)/python -m pytest -m "not gpu and not containers and not extended"
 
 .PHONY: faults

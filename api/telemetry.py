@@ -1,7 +1,8 @@
 """The service's own metrics in Prometheus' form: what this process served, and how queues and workers are doing.
 
 Owns their names; `deploy/grafana` draws them. What Valkey tells is asked at each scrape and is the same from every API
-process (aggregate with `max`); what begins with `grpo_http` or `process` is of one process (aggregate with `sum`).
+process (aggregate with `max`); `grpo_event_streams` and what begins with `grpo_http` or `process` is of one process
+(aggregate with `sum`).
 Invariant: labels are routes, statuses and queues, never an id or a path that a client chose.
 """
 

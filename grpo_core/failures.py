@@ -1,7 +1,7 @@
 """What an exception means for a job: its failure class, a code, one sentence, and what to do about it.
 
 Owns the reading of errors that libraries raise; the classes and their exit codes are in `errors`. Imports no torch, so
-it goes by names and texts. Invariant: every exception has a failure, and only `unexpected` is a fault of ours.
+it goes by names and texts. Invariant: every exception has a failure, and one that nothing foresaw is `unexpected`.
 """
 
 from __future__ import annotations

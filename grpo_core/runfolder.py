@@ -1,8 +1,8 @@
 """The run folder: where a training process finds its inputs and leaves its results.
 
-Owns every path in it, how a file gets there and the hash it is known by; what the files say is in `records` and
+Owns its layout, how a file gets there and the hash it is known by; what the files say is in `records` and
 `checkpoints`. Invariant: a file or folder with its final name is whole, since it is written under another name and
-renamed.
+renamed; logs alone (`events.jsonl`, `metrics.jsonl`, the process's output) grow in place, line by line.
 """
 
 from __future__ import annotations

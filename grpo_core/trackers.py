@@ -1,8 +1,8 @@
 """Trackers of other people (`training.report_to`): TRL's own callbacks, given our metrics and kept from doing harm.
 
 Owns which package a tracker needs, what it is told and what becomes of its errors; what it does with a number is
-transformers' and its own. Torch-free until `attach` is called. Invariant: no tracker can fail a job, and the run
-folder holds everything a tracker is told.
+transformers' and its own. Torch-free until `attach` is called. Invariant: no tracker can fail a job that has begun to
+train, and every metric of ours that a tracker is told is in the run folder.
 """
 
 from __future__ import annotations

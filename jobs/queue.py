@@ -15,7 +15,7 @@ from jobs.ledger import SOCKET_SECONDS
 from jobs.settings import QueueSettings
 
 TASK = "jobs.run"
-MEMORY_CLASSES_GB = (16, 24, 40, 48, 80, 96, 141, 192)
+MEMORY_CLASSES_GB = (16, 24, 40, 48, 80, 96, 141, 192, 288, 1024)
 """Sizes cards are sold in. A request is rounded up to one, so that there are few queues."""
 
 
@@ -36,12 +36,12 @@ def queues_served(gpu_memory_gb: float | None, prefix: str = "grpo") -> list[str
     """
     if gpu_memory_gb is None:
         return [f"{prefix}.cpu"]
-    classes = [size for size in (*MEMORY_CLASSES_GB, 1024) if size <= gpu_memory_gb]
+    classes = [size for size in MEMORY_CLASSES_GB if size <= gpu_memory_gb]
     return [*(f"{prefix}.gpu1.{size}gb" for size in reversed(classes)), f"{prefix}.gpu1"]
 
 
 def _memory_class(gigabytes: int) -> int:
-    return next((size for size in MEMORY_CLASSES_GB if size >= gigabytes), 1024)
+    return next((size for size in MEMORY_CLASSES_GB if size >= gigabytes), MEMORY_CLASSES_GB[-1])
 
 
 def make_celery(settings: QueueSettings) -> Celery:

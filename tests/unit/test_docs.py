@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -47,6 +48,36 @@ def variables(settings: type[BaseSettings]) -> list[str]:
 def test_every_setting_is_in_the_page_of_settings(settings: type[BaseSettings]) -> None:
     page = (ROOT / "docs" / "settings.md").read_text()
     assert [name for name in variables(settings) if f"`{name}`" not in page] == []
+
+
+FAILURES = {"JobFailure": 1, "fault": 0, "require_agreement": 0, "_bad_model": 0, "_bad_data": 0, "_failed": 0}
+CODE_PLACES = FAILURES | {"warning": 0, "warn": 0, "_warn": 0}
+"""Which argument of a call is the code of a failure or of a warning event; `code=` is one with `FailureReport`s too."""
+
+
+def codes_in(source: str) -> set[str]:
+    """The codes of failures and warnings that a module names where it makes them."""
+    found: set[str] = set()
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        called = ast.unparse(call.func)
+        name = "" if re.search(r"\blog\.", called) else called.rpartition(".")[2]
+        values = [keyword.value for keyword in call.keywords if keyword.arg == "code" and name == "FailureReport"]
+        if (place := CODE_PLACES.get(name)) is not None:
+            values += call.args[place : place + 1]
+        found |= {one.value for one in values if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+    return {code for code in found if re.fullmatch(r"[a-z0-9_]+", code)}
+
+
+def test_every_code_of_a_failure_or_warning_is_in_the_page_of_failures() -> None:
+    sources = [path.read_text() for package in ("grpo_core", "jobs") for path in (ROOT / package).rglob("*.py")]
+    codes = set().union(*map(codes_in, sources))
+    assert {"no_reward_variance", "worker_lost", "model_gated", "peft_disagrees", "data_changed", "hub_away"} <= codes
+    page = (ROOT / "docs" / "failures.md").read_text()
+    assert sorted(code for code in codes if f"`{code}`" not in page) == []
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    named = {code for row in rows for cell in row.split("|")[1:3] for code in re.findall(r"`([a-z0-9_]+)`", cell)}
+    everything = "\n".join(sources)
+    assert sorted(code for code in named if f'"{code}"' not in everything) == []
 
 
 def modules_of(package: str) -> set[str]:

@@ -79,7 +79,9 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"gpus": 1}, 12.0, True),
         ({"gpus": 1, "min_gpu_memory_gb": 20}, 25.8, True),
         ({"gpus": 1, "min_gpu_memory_gb": 25}, 25.8, False),
-        ({"gpus": 1, "min_gpu_memory_gb": 500}, 192.0, False),
+        ({"gpus": 1, "min_gpu_memory_gb": 200}, 192.0, False),
+        ({"gpus": 1, "min_gpu_memory_gb": 200}, 288.4, True),
+        ({"gpus": 1, "min_gpu_memory_gb": 500}, 288.4, False),
         ({"gpus": 1, "min_gpu_memory_gb": 500}, 1024.0, True),
     ],
 )

@@ -31,7 +31,7 @@ function canvasAlpha(colour, alpha) {
 /**
  * One chart.
  *
- * `series`: [{label, values(metrics) -> number[], colour?}]; `band`: {low, high} functions of metrics, around the first
+ * `series`: [{label, value(metric) -> number, colour?}], the colour by its place, their own by default; `band`: {low, high} functions of metrics, around the first
  * series; `marks`: () => [{step, kind}]; `onStep(step)`: what a click opens.
  */
 export class Chart {
@@ -73,10 +73,23 @@ export class Chart {
   update(metrics) {
     this.metrics = metrics;
     this.data = this.columns(metrics);
-    if (this.plot && this.plot.data.length === this.data.length) this.plot.setData(this.data);
+    if (this.plot && this.plot.data.length === this.data.length) this.show();
     else this.draw();
-    this.drawLegend();
+    // Drawn once: a button of it that has the keyboard keeps it.
+    if (this.values) this.showAt(this.plot?.cursor.idx ?? null);
+    else this.drawLegend();
     this.describe();
+  }
+
+  /** A part of the steps that was chosen stays, whatever comes; a double click shows all again. */
+  show() {
+    const [steps] = this.plot.data;
+    const { min, max } = this.plot.scales.x;
+    const isZoomed = steps.length > 1 && (min > steps[0] || max < steps.at(-1));
+    this.plot.batch(() => {
+      this.plot.setData(this.data);
+      if (isZoomed) this.plot.setScale("x", { min, max });
+    });
   }
 
   columns(metrics) {
@@ -135,7 +148,7 @@ export class Chart {
   }
 
   colour(place) {
-    return this.series[place].colour ?? seriesColour(place);
+    return seriesColour(this.series[place].colour ?? place);
   }
 
   seriesOptions(one, place) {

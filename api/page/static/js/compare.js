@@ -1,11 +1,11 @@
 // Two jobs beside each other: their curves in one picture, what was asked differently, and how each ended.
 
 import { Asking, get, query as queryString } from "./api.js";
-import { fill, h, raw } from "./dom.js";
+import { fill, h, raw, redraw } from "./dom.js";
 import { duration, fixed, number, percent, t } from "./i18n.js";
-import { Chart, seriesColour } from "./charts.js";
+import { Chart } from "./charts.js";
 import { badge, busy, empty, jobName, problemCard } from "./parts.js";
-import { flatten, shown } from "./spec.js";
+import { flatten, keysOf, shown } from "./spec.js";
 
 const IGNORED = new Set(["/name", "/schema_version"]);
 
@@ -27,7 +27,7 @@ export async function compareView(_, query) {
       return;
     }
     fill(body, busy());
-    asking.ask(() => Promise.all(["a", "b"].map((key) => side(ids[key]))), { answered: draw, refused: (error) => fill(body, problemCard(error)) });
+    asking.ask(() => Promise.all(["a", "b"].map((key) => side(ids[key]))), { answered: draw, refused: (error) => fill(body, problemCard(error, { again: load })) });
   }
 
   function drawForm() {
@@ -38,9 +38,9 @@ export async function compareView(_, query) {
         "label",
         { class: "field" },
         h("span", {}, h("i", { class: "swatch", css: { background: `var(--series-${key === "a" ? 1 : 3})` } }), t(`compare.${key}`)),
-        h("select", { onchange: (event) => (location.hash = `/compare${queryString({ ...ids, [key]: event.target.value })}`) }, h("option", { value: "" }, t("compare.choose")), [...known].map(([id, name]) => h("option", { value: id, selected: ids[key] === id, translate: "no" }, name === id ? id : `${name} · ${id.slice(-6)}`))),
+        h("select", { data: { focus: key }, onchange: (event) => (location.hash = `/compare${queryString({ ...ids, [key]: event.target.value })}`) }, h("option", { value: "" }, t("compare.choose")), [...known].map(([id, name]) => h("option", { value: id, selected: ids[key] === id, translate: "no" }, name === id ? id : `${name} · ${id.slice(-6)}`))),
       );
-    fill(form, select("a"), select("b"));
+    redraw(form, select("a"), select("b"));
   }
 
   function draw(sides) {
@@ -82,7 +82,7 @@ function read(query) {
 }
 
 async function side(id) {
-  const [job, metrics, report] = await Promise.all([get(`/jobs/${id}`), get(`/jobs/${id}/metrics`), get(`/page/reports/${id}`).catch(() => null)]);
+  const [job, metrics, report] = await Promise.all([get(`/jobs/${id}`), get(`/jobs/${id}/metrics`), get(`/page/reports/${id}`)]);
   return { job, metrics: metrics.data, evaluation: report?.evaluation ?? null };
 }
 
@@ -100,7 +100,7 @@ function merge(sides) {
 
 function overlays(sides) {
   const names = sides.map((one, place) => `${place ? "B" : "A"} · ${jobName(one.job)}`);
-  const both = (read) => names.map((label, place) => ({ label, colour: seriesColour(place * 2), value: (row) => (row.sides[place] ? read(row.sides[place]) : null) }));
+  const both = (read) => names.map((label, place) => ({ label, colour: place * 2, value: (row) => (row.sides[place] ? read(row.sides[place]) : null) }));
   const rewards = [...new Set(sides.flatMap((one) => one.metrics.flatMap((metric) => Object.keys(metric.rewards ?? {}))))];
   const any = (read) => sides.some((one) => one.metrics.some((metric) => Number.isFinite(read(metric))));
   const share = (value) => percent(value, 0);
@@ -153,7 +153,7 @@ function differences(sides) {
     { class: "card" },
     h("h2", {}, t("compare.spec")),
     pointers.length
-      ? h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("compare.spec") }, h("table", { class: "plain" }, h("thead", {}, heads(sides)), h("tbody", {}, pointers.map((pointer) => h("tr", {}, h("th", { scope: "row" }, raw(pointer.slice(1).replaceAll("/", "."), { class: "code" })), cell(a.get(pointer)), cell(b.get(pointer)))))))
+      ? h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("compare.spec") }, h("table", { class: "plain" }, h("thead", {}, heads(sides)), h("tbody", {}, pointers.map((pointer) => h("tr", {}, h("th", { scope: "row" }, raw(keysOf(pointer).join("."), { class: "code" })), cell(a.get(pointer)), cell(b.get(pointer)))))))
       : h("p", { class: "hint" }, t("compare.spec.same")),
   );
 }

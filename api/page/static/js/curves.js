@@ -25,8 +25,9 @@ export function curvesTab(feed, _query, go) {
     element,
     update() {
       if (!feed.metrics.length) {
-        if (shape !== "none") fill(element, empty(t("curves.none"), h("p", {}, t(feed.state === "ended" ? "curves.none.ended" : "curves.none.hint"))));
-        shape = "none";
+        const nothing = feed.state === "ended" ? "curves.none.ended" : "curves.none.hint";
+        if (shape !== nothing) fill(element, empty(t("curves.none"), h("p", {}, t(nothing))));
+        shape = nothing;
         return;
       }
       const now = JSON.stringify(presence(feed.metrics));

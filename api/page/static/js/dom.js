@@ -32,6 +32,14 @@ export function fill(element, ...children) {
   return element;
 }
 
+/** Put new children in the place of the old ones; what had the keyboard gives it to its successor, by `data-focus`. */
+export function redraw(element, ...children) {
+  const focused = element.contains(document.activeElement) ? document.activeElement.dataset.focus : undefined;
+  fill(element, ...children);
+  if (focused) element.querySelector(`[data-focus="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+  return element;
+}
+
 /** Text that is somebody's and not the page's: names, completions, numbers. It is not translated. */
 export function raw(text, attributes = {}) {
   return h("span", { translate: "no", ...attributes }, text);

@@ -5,6 +5,7 @@ import { clock, fixed, has, number, percent, t } from "./i18n.js";
 import { empty, failureCard } from "./parts.js";
 import { warningCard } from "./warning.js";
 
+const SHOWN = 1000;
 const TYPES = ["warning", "error", "status", "checkpoint", "evaluation", "log"];
 
 export function eventsTab(feed) {
@@ -30,7 +31,7 @@ export function eventsTab(feed) {
     drawn = feed.events.length;
     const shown = feed.events.filter((event) => wanted.has(event.type)).reverse();
     if (!shown.length) fill(list, h("li", {}, empty(t("events.none"))));
-    else fill(list, shown.slice(0, 1000).map((event) => row(event, feed.id)));
+    else fill(list, shown.slice(0, SHOWN).map((event) => row(event, feed.id)), shown.length > SHOWN ? h("li", { class: "hint" }, t("events.more", { n: shown.length - SHOWN })) : null);
   }
 
   drawBar();

@@ -1,9 +1,10 @@
 // One job as it happens: the record, every step's metrics, every event that is no metric. One stream; no polling, but
 // of a queued job, whose place changes by what happens to others.
 //
-// The metrics come whole first, the stream then goes on from the last event read; steps that come twice are one step.
+// What was comes whole first, the stream then goes on from the last event read; steps that come twice are one step.
+// There is one stream at most, and none while the window is hidden or once the job is left.
 
-import { get, query } from "./api.js";
+import { Asking, Problem, get, query } from "./api.js";
 import { throttle } from "./dom.js";
 
 export const ENDED = new Set(["succeeded", "failed", "cancelled"]);
@@ -20,13 +21,17 @@ export class JobFeed {
     this.metrics = [];
     this.events = [];
     this.after = 0;
-    /** `live`, `broken`, `ended`. */
+    /** `live`, `broken`, `ended`; `gone` where the job was deleted. */
     this.state = "live";
     this.listeners = new Set();
     this.steps = new Map();
     this.source = null;
     this.closed = false;
     this.timer = null;
+    this.retry = null;
+    this.comingBack = new Asking();
+    this.readingJob = new Asking();
+    this.rereading = new Asking();
     this.tell = throttle(() => this.listeners.forEach((listen) => listen()), REDRAW_MS);
     this.refresh = throttle(() => this.readJob(), 1000);
     this.onVisibility = () => this.followWhenSeen();
@@ -34,22 +39,26 @@ export class JobFeed {
 
   /** Read what there is, then follow. Raises what the requests raise. */
   async open() {
-    const [job, metrics] = await Promise.all([get(`/jobs/${this.id}`), get(`/jobs/${this.id}/metrics`), this.readEvents()]);
+    // The events first: the stream goes on behind them, so no metric may be older than they are.
+    await this.readEvents();
+    const [job, metrics] = await Promise.all([get(`/jobs/${this.id}`), get(`/jobs/${this.id}/metrics`)]);
     this.job = job;
     this.takeMetrics(metrics.data);
-    if (ENDED.has(job.status)) this.state = "ended";
-    else {
+    if (ENDED.has(job.status)) {
+      await this.readEvents(); // the last ones may have come meanwhile
+      this.state = "ended";
+    } else {
       this.follow();
-      this.timer = setInterval(() => this.job.status === "queued" && !document.hidden && this.readJob(), QUEUED_MS);
+      this.timer = setInterval(() => this.job.status === "queued" && !this.isOver() && !document.hidden && this.readJob(), QUEUED_MS);
       document.addEventListener("visibilitychange", this.onVisibility);
     }
   }
 
   /** A browser has six connections to a service for all its tabs: one that nobody looks at gives its own back. */
   followWhenSeen() {
-    if (this.state === "ended") return;
-    if (document.hidden) this.source?.close();
-    else if (this.source?.readyState === EventSource.CLOSED) this.comeBack();
+    if (this.isOver()) return;
+    if (document.hidden) this.unfollow();
+    else if (!this.source || this.source.readyState === EventSource.CLOSED) this.comeBack();
   }
 
   async readEvents() {
@@ -60,13 +69,24 @@ export class JobFeed {
     }
   }
 
-  async readJob() {
-    try {
-      this.job = await get(`/jobs/${this.id}`);
-    } catch {
-      return; // the stream says whether the service is there
-    }
-    this.tell();
+  isOver() {
+    return this.closed || this.state === "ended" || this.state === "gone";
+  }
+
+  readJob() {
+    if (this.closed) return;
+    const refused = (error) => {
+      if (isGone(error)) this.leave();
+      // Else the stream says whether the service is there; behind the last event there is none any more.
+      else if (this.state === "ended") this.retry = setTimeout(() => this.readJob(), RETRY_MS);
+    };
+    this.readingJob.ask(() => get(`/jobs/${this.id}`), { answered: (job) => ((this.job = job), this.tell()), refused });
+  }
+
+  /** The job was deleted: there is nothing more to ask. */
+  leave() {
+    this.unfollow();
+    this.setState("gone");
   }
 
   takeMetrics(list) {
@@ -96,37 +116,50 @@ export class JobFeed {
   }
 
   follow() {
+    this.unfollow();
+    if (this.closed || document.hidden) return; // being seen begins it
     const types = ["metric", ...TOLD];
-    this.source = new EventSource(`/jobs/${this.id}/events${query({ after: this.after, type: types })}`);
-    this.source.onopen = () => this.setState("live");
+    const source = new EventSource(`/jobs/${this.id}/events${query({ after: this.after, type: types })}`);
+    this.source = source;
+    source.onopen = () => this.setState("live");
     for (const type of types) {
-      this.source.addEventListener(type, (message) => {
+      source.addEventListener(type, (message) => {
         if (message.data === undefined) return; // the browser's own `error`: the connection broke
         this.take(type, JSON.parse(message.data));
       });
     }
-    this.source.onerror = (message) => {
-      if (message.data !== undefined || this.closed) return;
-      // CONNECTING: the browser comes back by itself, with Last-Event-ID. CLOSED: it was refused, or all was read.
-      const isClosed = this.source.readyState === EventSource.CLOSED;
+    source.onerror = (message) => {
+      if (message.data !== undefined || this.source !== source) return;
       if (this.job && ENDED.has(this.job.status)) {
-        this.source.close();
+        this.unfollow();
         this.setState("ended");
         return;
       }
       this.setState("broken");
-      if (isClosed) setTimeout(() => this.comeBack(), RETRY_MS);
+      // CONNECTING: the browser comes back by itself, with Last-Event-ID. CLOSED: it was refused, or all was read.
+      if (source.readyState === EventSource.CLOSED) this.comeBackLater();
     };
   }
 
-  async comeBack() {
-    if (this.closed) return;
-    try {
-      this.job = await get(`/jobs/${this.id}`); // a session that is over ends here, with the log-in
-      this.follow();
-    } catch {
-      setTimeout(() => this.comeBack(), RETRY_MS);
-    }
+  unfollow() {
+    clearTimeout(this.retry);
+    this.comingBack.stop();
+    this.source?.close();
+    this.source = null;
+  }
+
+  comeBack() {
+    this.unfollow();
+    // A session that is over ends here, with the log-in.
+    this.comingBack.ask(() => get(`/jobs/${this.id}`), {
+      answered: (job) => ((this.job = job), this.follow(), this.tell()),
+      refused: (error) => (isGone(error) ? this.leave() : this.comeBackLater()),
+    });
+  }
+
+  comeBackLater() {
+    clearTimeout(this.retry);
+    this.retry = setTimeout(() => this.comeBack(), RETRY_MS);
   }
 
   take(type, event) {
@@ -139,7 +172,8 @@ export class JobFeed {
       if (type === "checkpoint") setTimeout(() => this.closed || this.readJob(), SAVED_MS);
       if (type === "log" && event.data.code === "resumed") this.reread();
       if (type === "status" && ENDED.has(event.data.status)) {
-        this.source.close();
+        this.unfollow();
+        this.job = { ...this.job, status: event.data.status };
         this.state = "ended";
       }
       this.refresh();
@@ -147,13 +181,16 @@ export class JobFeed {
     this.tell();
   }
 
-  /** After a resume steps may count again that were taken back: what the service says now is right. */
-  async reread() {
-    const metrics = await get(`/jobs/${this.id}/metrics`).catch(() => null);
-    if (!metrics) return;
-    this.steps.clear();
-    this.takeMetrics(metrics.data);
-    this.tell();
+  /** After a resume steps may count again that were taken back: what the service says is right, and what came since. */
+  reread() {
+    const known = new Map(this.steps);
+    const answered = ({ data }) => {
+      const since = [...this.steps].filter(([step, metric]) => known.get(step) !== metric);
+      this.steps = new Map([...data.map((metric) => [metric.step, metric]), ...since]);
+      this.sortMetrics();
+      this.tell();
+    };
+    this.rereading.ask(() => get(`/jobs/${this.id}/metrics`), { answered, refused: () => {} });
   }
 
   setState(state) {
@@ -169,8 +206,9 @@ export class JobFeed {
 
   close() {
     this.closed = true;
-    this.source?.close();
+    this.unfollow();
     clearInterval(this.timer);
+    [this.readingJob, this.rereading].forEach((asking) => asking.stop());
     document.removeEventListener("visibilitychange", this.onVisibility);
     this.listeners.clear();
   }
@@ -178,9 +216,13 @@ export class JobFeed {
   /** Seconds until training ends at the pace of the last steps, or null. */
   eta() {
     const job = this.job;
-    if (!job || job.status !== "running" || !job.total_steps) return null;
+    if (!job || job.status !== "running" || job.step >= job.total_steps) return null;
     const recent = this.metrics.slice(-20).map((metric) => metric.seconds?.total).filter((value) => value > 0);
     if (!recent.length) return null;
     return (recent.reduce((sum, value) => sum + value, 0) / recent.length) * Math.max(0, job.total_steps - job.step);
   }
+}
+
+function isGone(error) {
+  return error instanceof Problem && error.status === 404;
 }

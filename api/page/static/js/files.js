@@ -32,7 +32,7 @@ class Part {
   }
 
   load() {
-    this.asking.ask(() => get(this.path), { answered: ({ data }) => fill(this.element, this.draw(data)), refused: (error) => fill(this.element, problemCard(error)) });
+    this.asking.ask(() => get(this.path), { answered: ({ data }) => fill(this.element, this.draw(data)), refused: (error) => fill(this.element, problemCard(error, { again: () => this.load() })) });
   }
 }
 

@@ -1,7 +1,7 @@
 // One job: what it is doing now, what can be done with it, and a tab for each thing there is to know.
 
 import { post, query as queryString, request } from "./api.js";
-import { fill, h, raw } from "./dom.js";
+import { fill, h, raw, redraw } from "./dom.js";
 import { duration, fixed, number, percent, signed, t, time } from "./i18n.js";
 import { badge, confirmed, copyButton, failureCard, jobName, problemCard, progressBar, tile, toast } from "./parts.js";
 import { ENDED, JobFeed } from "./feed.js";
@@ -44,9 +44,9 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
 
   function drawTabs() {
     const counts = { events: feed.events.filter((event) => event.type === "warning").length || "" };
-    fill(
+    redraw(
       navigation,
-      Object.keys(TABS).map((name) => h("a", { href: `#/jobs/${id}/${name}`, "aria-current": name === shownTab ? "page" : null }, t(`tab.${name}`), counts[name] ? raw(String(counts[name]), { class: "count" }) : null)),
+      Object.keys(TABS).map((name) => h("a", { href: `#/jobs/${id}/${name}`, data: { focus: name }, "aria-current": name === shownTab ? "page" : null }, t(`tab.${name}`), counts[name] ? raw(String(counts[name]), { class: "count" }) : null)),
     );
     const here = navigation.querySelector("[aria-current]");
     if (here) navigation.scrollLeft = here.offsetLeft - navigation.offsetLeft - 40;
@@ -75,6 +75,12 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
 
   function draw() {
     const { job } = feed;
+    if (feed.state === "gone") {
+      opened?.close?.();
+      opened = null;
+      fill(element, h("h1", { tabindex: "-1" }, t("nowhere.title")), h("p", {}, h("a", { href: "#/" }, t("nav.jobs"))));
+      return;
+    }
     fill(state, badge(job.status, MOVING.has(job.status) ? job.phase : null));
     const isTold = feed.state === "broken" || (feed.state === "live" && MOVING.has(job.status));
     fill(live, isTold ? h("span", { class: feed.state, title: t(`live.${feed.state}.hint`) }, t(`live.${feed.state}`)) : null);
@@ -82,11 +88,10 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
     drawTiles(job);
     showTiles();
     drawNotes(job);
-    // Only where it changed: a link that has the keyboard keeps it.
     const warnings = feed.events.filter((event) => event.type === "warning").length;
     if (String(warnings) !== navigation.dataset.warnings) {
       navigation.dataset.warnings = String(warnings);
-      if (!navigation.contains(document.activeElement)) drawTabs();
+      drawTabs();
     }
     opened?.update?.();
   }
@@ -175,11 +180,12 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
     }
   }
 
+  const element = h("div", { class: "job" }, head, refusal, trouble, tiles, notes, navigation, panel);
   const stop = feed.listen(draw);
   openTab(tab, query);
   draw();
   return {
-    element: h("div", { class: "job" }, head, refusal, trouble, tiles, notes, navigation, panel),
+    element,
     go(parameters, values) {
       if (parameters.id !== id) return false;
       openTab(parameters.tab ?? "curves", values);

@@ -1,14 +1,14 @@
 // The list of jobs: what each is doing, how its reward goes, when it will be done. One request every few seconds.
 
 import { Asking, get, query as queryString, Problem } from "./api.js";
-import { fill, h, raw } from "./dom.js";
+import { fill, h, raw, redraw } from "./dom.js";
 import { duration, fixed, has, t, time } from "./i18n.js";
 import { sparkline } from "./charts.js";
 import { badge, busy, empty, jobName, problemCard, progressBar } from "./parts.js";
 
 const POLL_MS = 4000;
 const PAGE = 25;
-const PAIR = /^([^=]+)=(.*)$/;
+const PAIR = /^([^=]+)=(.+)$/;
 const STATUSES = ["queued", "running", "paused", "succeeded", "failed", "cancelled"];
 
 export async function jobsView(_, query) {
@@ -26,9 +26,9 @@ export async function jobsView(_, query) {
   const element = h("div", {}, h("div", { class: "title-row" }, h("h1", { tabindex: "-1" }, t("nav.jobs")), h("a", { class: "button primary", href: "#/new" }, t("nav.new"))), bar, compare, list);
 
   function drawFilters() {
-    const chip = (status, text) => h("a", { class: "chip", href: address({ ...filters, status }), "aria-current": filters.status === status ? "true" : null }, text);
+    const chip = (status, text) => h("a", { class: "chip", data: { focus: `status-${status}` }, href: address({ ...filters, status }), "aria-current": filters.status === status ? "true" : null }, text);
     const field = h("input", { type: "search", id: "metadata", value: filters.metadata, placeholder: t("jobs.metadata.example"), "aria-label": t("jobs.metadata"), title: t("jobs.metadata"), onchange: () => (location.hash = address({ ...filters, metadata: field.value.trim() })) });
-    fill(bar, h("div", { class: "chips", role: "group", "aria-label": t("jobs.status") }, chip("", t("jobs.all")), STATUSES.map((status) => chip(status, t(`status.${status}`)))), field);
+    redraw(bar, h("div", { class: "chips", role: "group", "aria-label": t("jobs.status") }, chip("", t("jobs.all")), STATUSES.map((status) => chip(status, t(`status.${status}`)))), field);
   }
 
   async function load() {
@@ -95,8 +95,6 @@ export async function jobsView(_, query) {
 
   function draw({ data, more }) {
     list.removeAttribute("aria-busy");
-    // What has the keyboard keeps it: rows are made anew.
-    const focused = document.activeElement?.dataset?.focus;
     if (!data.length) {
       const isFiltered = filters.status || filters.metadata;
       const isMisread = filters.metadata && !PAIR.test(filters.metadata);
@@ -109,12 +107,11 @@ export async function jobsView(_, query) {
       h("th", { scope: "col", class: "pick" }, h("span", { class: "sr-only" }, t("nav.compare"))),
       ["name", "state", "progress", "reward", "eta", "age"].map((name) => h("th", { scope: "col" }, t(`jobs.${name}`))),
     );
-    fill(
+    redraw(
       list,
       h("div", { class: "card flush" }, h("table", { class: "jobs" }, h("caption", { class: "sr-only" }, t("nav.jobs")), h("thead", {}, head), h("tbody", {}, data.map(row)))),
       more ? h("p", { class: "more" }, h("button", { type: "button", data: { focus: "more" }, onclick: () => ((pages += 1), refresh()) }, t("more"))) : null,
     );
-    if (focused) list.querySelector(`[data-focus="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
   }
 
   function row(job) {
@@ -186,7 +183,8 @@ function address(filters) {
 /** What is left of a running job at its pace so far; how long an ended one took. */
 function eta(job) {
   if (job.finished_at && job.started_at) return raw(duration((Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000), { class: "took" });
-  if (job.status !== "running" || !job.step || !job.started_at) return raw("–");
+  // It has run since `started_at` only where it was neither paused nor lost; of the questions after the last step nothing is known.
+  if (job.status !== "running" || !job.step || !job.started_at || job.epoch > 1 || job.step >= job.total_steps) return raw("–");
   const seconds = ((Date.parse(job.updated_at) - Date.parse(job.started_at)) / 1000 / job.step) * (job.total_steps - job.step);
   return t("jobs.left", { time: duration(seconds) });
 }

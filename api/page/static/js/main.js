@@ -3,7 +3,7 @@
 import { logOut, who, whenLoggedOut, Problem } from "./api.js";
 import { fill, h, raw } from "./dom.js";
 import { LANGUAGES, chooseLanguage, language, loadWords, refreshTimes, t } from "./i18n.js";
-import { busy, problemCard } from "./parts.js";
+import { busy, closeDialogs, problemCard, toast } from "./parts.js";
 import { compareView } from "./compare.js";
 import { jobView } from "./job.js";
 import { jobsView } from "./jobs.js";
@@ -30,6 +30,7 @@ function place() {
 
 async function show() {
   if (!holder) return;
+  closeDialogs();
   const { path, query } = place();
   const [, view, parameters] = VIEWS.map(([pattern, make]) => [pattern, make, pattern.exec(path)?.groups ?? (pattern.test(path) ? {} : null)]).find(([, , found]) => found) ?? [];
   // A view that can go there itself keeps what it has: the tabs of a job, the filters of a list.
@@ -54,7 +55,7 @@ async function show() {
   } catch (error) {
     if (current !== opened) return;
     console.error(error);
-    fill(main, h("h1", { tabindex: "-1" }, error instanceof Problem && error.status === 404 ? t("nowhere.title") : t("problem.title")), problemCard(error), h("p", {}, h("a", { href: "#/" }, t("nav.jobs"))));
+    fill(main, h("h1", { tabindex: "-1" }, error instanceof Problem && error.status === 404 ? t("nowhere.title") : t("problem.title")), problemCard(error, { again: restart }), h("p", {}, h("a", { href: "#/" }, t("nav.jobs"))));
   }
   title();
   markNavigation(path);
@@ -118,12 +119,19 @@ function chooseTheme(name) {
 }
 
 async function leave() {
-  await logOut().catch(() => null);
+  try {
+    await logOut();
+  } catch (error) {
+    if (!(error instanceof Problem && error.status === 401)) return toast(t("nav.leave.failed"));
+  }
   holder = null;
-  restart();
+  return restart();
 }
 
+/** Begin anew with what is known of the session and the language; a form gets back what was typed into it. */
 function restart() {
+  closeDialogs();
+  current?.keep?.();
   current?.close?.();
   current = null;
   frame();
@@ -136,6 +144,30 @@ function restart() {
   main.querySelector("input")?.focus();
 }
 
+/** Who is logged in; a service that does not answer says nothing of that. */
+async function find() {
+  try {
+    holder = await who();
+  } catch (error) {
+    if (!(error instanceof Problem && error.status === 401)) {
+      frame();
+      fill(main, h("h1", { tabindex: "-1" }, t("problem.title")), problemCard(error, { again: find }));
+      title();
+      return;
+    }
+    holder = null;
+  }
+  restart();
+}
+
+/** Somebody else may have logged in in another window: what is shown is theirs from now on. */
+async function follow() {
+  const found = await who().catch(() => null);
+  if (!found || !holder || found.owner === holder.owner) return;
+  holder = found;
+  restart();
+}
+
 async function start() {
   await loadWords();
   whenLoggedOut(() => {
@@ -143,9 +175,9 @@ async function start() {
     holder = null;
     restart();
   });
-  holder = await who().catch(() => null);
-  restart();
+  await find();
   window.addEventListener("hashchange", show);
+  document.addEventListener("visibilitychange", () => document.hidden || follow());
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => current?.repaint?.());
   setInterval(refreshTimes, 10_000);
 }

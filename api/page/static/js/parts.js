@@ -8,10 +8,11 @@ export function busy() {
   return h("p", { class: "busy", role: "status" }, t("busy"));
 }
 
-/** What went wrong, in words; fields that are at fault each with the remedy. */
-export function problemCard(error, { skipFields = false } = {}) {
+/** What went wrong, in words; fields that are at fault each with the remedy. `again` is what a button tries again. */
+export function problemCard(error, { again = null, skipFields = false } = {}) {
   const card = h("div", { class: "card danger", role: "alert" });
-  if (error instanceof Unreachable) return fill(card, h("p", {}, t("problem.unreachable")));
+  const button = again ? h("p", {}, h("button", { type: "button", onclick: again }, t("problem.again"))) : null;
+  if (error instanceof Unreachable) return fill(card, h("p", {}, t("problem.unreachable")), button);
   if (!(error instanceof Problem)) return fill(card, h("p", {}, t("problem.unforeseen")));
   const known = has(`problem.${error.code}`) ? h("p", { class: "strong" }, t(`problem.${error.code}`)) : null;
   const fields = skipFields ? [] : error.errors.map((one) => h("li", {}, raw(one.pointer || one.parameter || "/", { class: "code" }), " ", raw(`${one.detail}. ${one.remedy}`, { lang: "en" })));
@@ -21,6 +22,7 @@ export function problemCard(error, { skipFields = false } = {}) {
     h("p", {}, raw(error.message, { lang: "en" })),
     error.retryAfter ? h("p", {}, t("problem.retry", { seconds: error.retryAfter })) : null,
     fields.length ? h("ul", {}, fields) : null,
+    error.status >= 500 || error.status === 429 ? button : null,
     error.status >= 500 && error.requestId ? h("p", { class: "hint" }, t("problem.request"), " ", raw(error.requestId, { class: "code" })) : null,
   );
 }
@@ -96,6 +98,11 @@ export function confirmed({ title, text, action, danger = false }) {
     document.body.append(dialog);
     dialog.showModal();
   });
+}
+
+/** What was asked in a view that is left is not asked any more. */
+export function closeDialogs() {
+  document.querySelectorAll("dialog[open]").forEach((dialog) => dialog.close());
 }
 
 /** A short message that goes away, also read aloud. */

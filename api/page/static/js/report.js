@@ -15,6 +15,10 @@ export function reportTab(feed) {
   const asking = new Asking();
   let mark = "";
 
+  function load() {
+    asking.ask(() => Promise.all([get(`/page/reports/${feed.id}`), get(`/jobs/${feed.id}/artifacts`)]), { answered: show, refused: (error) => fill(element, problemCard(error, { again: load })) });
+  }
+
   function show([report, files]) {
     const whole = files.data.find((file) => file.path === "report.html");
     fill(element, draw(report, feed), whole ? h("p", { class: "hint" }, h("a", { href: whole.url, download: "report.html", rel: "noopener" }, t("report.whole")), " ", t("report.whole.hint")) : null);
@@ -26,7 +30,7 @@ export function reportTab(feed) {
       const now = `${feed.job.status} ${feed.events.filter((event) => event.type === "evaluation").length}`;
       if (now === mark) return;
       mark = now;
-      asking.ask(() => Promise.all([get(`/page/reports/${feed.id}`), get(`/jobs/${feed.id}/artifacts`)]), { answered: show, refused: (error) => fill(element, problemCard(error)) });
+      load();
     },
   };
 }

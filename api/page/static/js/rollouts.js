@@ -1,7 +1,7 @@
 // The tab of rollouts: every completion with its rewards, filtered, in groups of one prompt, two of them compared.
 
 import { Asking, get, query as queryString } from "./api.js";
-import { fill, h, raw } from "./dom.js";
+import { fill, h, raw, redraw } from "./dom.js";
 import { fixed, number, signed, t } from "./i18n.js";
 import { ENDED } from "./feed.js";
 import { busy, empty, problemCard } from "./parts.js";
@@ -18,6 +18,9 @@ export function rolloutsTab(feed, query, go) {
   let cursor = null;
   const asking = new Asking();
   let picked = [];
+  /** What there was when the list was asked for. */
+  let mark = "";
+  let moves = [];
 
   const form = h("form", { class: "filters rollouts-filters", onsubmit: (event) => (event.preventDefault(), apply()) });
   const list = h("div", { class: "groups", "aria-live": "off" });
@@ -29,11 +32,11 @@ export function rolloutsTab(feed, query, go) {
   }
 
   function field(name, attributes = {}) {
-    return h("label", { class: `field ${name}` }, h("span", {}, t(`rollouts.${name}`)), h("input", { name, value: filters[name] ?? "", ...attributes }));
+    return h("label", { class: `field ${name}` }, h("span", {}, t(`rollouts.${name}`)), h("input", { name, data: { focus: name }, value: filters[name] ?? "", ...attributes }));
   }
 
   function select(name, options) {
-    return h("label", { class: `field ${name}` }, h("span", {}, t(`rollouts.${name}`)), h("select", { name, onchange: apply }, options.map(([value, text]) => h("option", { value, selected: (filters[name] ?? "") === value }, text))));
+    return h("label", { class: `field ${name}` }, h("span", {}, t(`rollouts.${name}`)), h("select", { name, data: { focus: name }, onchange: apply }, options.map(([value, text]) => h("option", { value, selected: (filters[name] ?? "") === value }, text))));
   }
 
   /** On a phone the filters would fill the window: all but the step wait behind a button. */
@@ -42,12 +45,17 @@ export function rolloutsTab(feed, query, go) {
     form.querySelector(".unfold")?.setAttribute("aria-expanded", String(!isFolded));
   }
 
+  function moveTo(by) {
+    const step = Number(filters.step) + by;
+    return Number(filters.step) && step >= 1 && step <= lastStep() ? step : null;
+  }
+
   function drawForm() {
-    const step = Number(filters.step);
-    const move = (by, label, text) => h("button", { type: "button", class: "icon", "aria-label": label, title: label, disabled: !step || step + by < 1 || step + by > lastStep(), onclick: () => go("rollouts", { ...filters, step: step + by }) }, text);
-    fill(
+    const move = (by, label, text) => h("button", { type: "button", class: "icon", data: { focus: `move${by}` }, "aria-label": label, title: label, disabled: !moveTo(by), onclick: () => go("rollouts", { ...filters, step: moveTo(by) }) }, text);
+    moves = [[-1, move(-1, t("rollouts.previous"), "‹")], [1, move(1, t("rollouts.next"), "›")]];
+    redraw(
       form,
-      h("div", { class: "stepper" }, move(-1, t("rollouts.previous"), "‹"), field("step", { type: "number", min: 1, max: lastStep() || null, inputmode: "numeric", placeholder: t("rollouts.any") }), move(1, t("rollouts.next"), "›")),
+      h("div", { class: "stepper" }, moves[0][1], field("step", { type: "number", min: 1, max: lastStep() || null, inputmode: "numeric", placeholder: t("rollouts.any") }), moves[1][1]),
       h("button", { type: "button", class: "unfold", "aria-expanded": String(!form.classList.contains("folded")), onclick: () => fold(!form.classList.contains("folded")) }, t("rollouts.filters")),
       field("prompt", { type: "text", spellcheck: "false", placeholder: t("rollouts.any") }),
       field("reward_gt", { type: "number", step: "any", placeholder: "–" }),
@@ -77,13 +85,17 @@ export function rolloutsTab(feed, query, go) {
   function load() {
     loaded = null;
     fill(list, busy());
-    asking.ask(() => ask(), { answered: (answer) => take(answer.data, answer), refused: (error) => fill(list, problemCard(error)) });
+    loadQuietly();
+  }
+
+  function loadQuietly() {
+    asking.ask(() => ask(), { answered: (answer) => take(answer.data, answer), refused: (error) => fill(list, problemCard(error, { again: load })) });
   }
 
   /** What is there stays, also where the rest cannot be had. */
   function loadMore() {
-    list.querySelector(".more ~ .danger")?.remove();
-    asking.ask(() => ask(cursor), { answered: (answer) => take([...loaded, ...answer.data], answer), refused: (error) => list.append(problemCard(error)) });
+    list.querySelector(":scope > .danger")?.remove();
+    asking.ask(() => ask(cursor), { answered: (answer) => take([...loaded, ...answer.data], answer), refused: (error) => list.append(problemCard(error, { again: loadMore })) });
   }
 
   function drawList() {
@@ -92,10 +104,10 @@ export function rolloutsTab(feed, query, go) {
       fill(list, empty(t("rollouts.none"), h("p", {}, t(feed.metrics.length ? "rollouts.none.filtered" : ENDED.has(feed.job.status) ? "curves.none.ended" : "rollouts.none.yet"))));
       return;
     }
-    fill(
+    redraw(
       list,
-      isRanked() ? h("div", { class: "cards" }, loaded.map((rollout) => card(rollout, null, null, true))) : groups(loaded).map(group),
-      cursor ? h("p", { class: "more" }, h("button", { type: "button", onclick: loadMore }, t("more"))) : null,
+      isRanked() ? h("div", { class: "cards" }, loaded.map((rollout) => card(rollout, null, null, true))) : groups(loaded).map((one, place, all) => group(one, Boolean(cursor) && place === all.length - 1)),
+      cursor ? h("p", { class: "more" }, h("button", { type: "button", data: { focus: "more" }, onclick: loadMore }, t("more"))) : null,
     );
   }
 
@@ -104,11 +116,12 @@ export function rolloutsTab(feed, query, go) {
     return Boolean(filters.order) && !filters.order.endsWith("step") && !(filters.step && filters.prompt);
   }
 
-  function group(rollouts) {
+  /** The completions of one prompt at one step; where more of them may follow, there is no best and no worst yet. */
+  function group(rollouts, isCut) {
     const [first] = rollouts;
-    const rewards = rollouts.map((rollout) => rollout.reward_total);
-    const best = Math.max(...rewards);
-    const worst = Math.min(...rewards);
+    const rewards = rollouts.map((rollout) => rollout.reward_total).filter((value) => value !== null);
+    const best = isCut || !rewards.length ? null : Math.max(...rewards);
+    const worst = isCut || !rewards.length ? null : Math.min(...rewards);
     const across = filters.prompt ? h("a", { href: address({ step: first.step }) }, t("rollouts.whole.step", { step: number(first.step) })) : h("a", { href: address({ prompt: first.prompt_id, order: "step" }) }, t("rollouts.across"));
     return h(
       "article",
@@ -118,7 +131,7 @@ export function rolloutsTab(feed, query, go) {
         {},
         h("h3", {}, h("a", { href: address({ step: first.step }) }, t("chart.step", { step: number(first.step) })), " · ", t("rollouts.prompt"), " ", raw(first.prompt_id, { class: "code" })),
         h("p", { class: "question" }, raw(first.prompt)),
-        h("p", { class: "meta" }, t("rollouts.answer"), " ", raw(first.answer, { class: "gold" }), " · ", rollouts.length > 1 ? t("rollouts.spread", { worst: fixed(worst, 2), best: fixed(best, 2) }) : null, " ", across),
+        h("p", { class: "meta" }, t("rollouts.answer"), " ", raw(first.answer, { class: "gold" }), " · ", rollouts.length > 1 && best !== null ? t("rollouts.spread", { worst: fixed(worst, 2), best: fixed(best, 2) }) : null, " ", across),
       ),
       h("div", { class: "cards" }, rollouts.map((rollout) => card(rollout, best, worst))),
     );
@@ -138,7 +151,7 @@ export function rolloutsTab(feed, query, go) {
     const standing = best === worst ? "" : rollout.reward_total === best ? "best" : rollout.reward_total === worst ? "worst" : "";
     const key = keyOf(rollout);
     const isPicked = picked.some((one) => keyOf(one) === key);
-    const button = h("button", { type: "button", class: "quiet", "aria-pressed": String(isPicked), onclick: () => pick(rollout, button) }, t("diff.pick"));
+    const button = h("button", { type: "button", class: "quiet", data: { focus: key }, "aria-pressed": String(isPicked), onclick: () => pick(rollout) }, t("diff.pick"));
     return h(
       "section",
       { class: `card rollout ${standing}`, "aria-label": t("rollouts.card", { step: rollout.step, sample: rollout.sample }) },
@@ -149,14 +162,12 @@ export function rolloutsTab(feed, query, go) {
     );
   }
 
-  function pick(rollout, button) {
+  function pick(rollout) {
     const key = keyOf(rollout);
     const isPicked = picked.some((one) => keyOf(one) === key);
     picked = isPicked ? picked.filter((one) => keyOf(one) !== key) : [...picked, rollout].slice(-2);
     drawTray();
     drawList();
-    const again = [...list.querySelectorAll("button[aria-pressed=true]")].at(-1);
-    if (!button.isConnected) again?.focus({ preventScroll: true });
     if (picked.length === 2 && !isPicked) showDiff();
   }
 
@@ -190,6 +201,14 @@ export function rolloutsTab(feed, query, go) {
       drawForm();
       load();
       return true;
+    },
+    update() {
+      for (const [by, button] of moves) button.disabled = !moveTo(by);
+      form.elements.step.max = lastStep() || "";
+      const now = `${lastStep()} ${feed.job.status}`;
+      if (now === mark) return;
+      mark = now;
+      if (loaded && !loaded.length) loadQuietly();
     },
     close() {
       asking.stop();

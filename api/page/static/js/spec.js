@@ -2,19 +2,24 @@
 
 import { fill, h, raw } from "./dom.js";
 import { t } from "./i18n.js";
-import { specSchema } from "./api.js";
-import { copyButton } from "./parts.js";
+import { Asking, specSchema } from "./api.js";
+import { busy, copyButton, problemCard } from "./parts.js";
 
 export function specTab(feed) {
   const element = h("div", {});
-  specSchema().then((schema) => draw(schema));
+  const asking = new Asking();
+
+  function load() {
+    fill(element, busy());
+    asking.ask(specSchema, { answered: draw, refused: (error) => fill(element, problemCard(error, { again: load })) });
+  }
 
   function draw(schema) {
     const defaults = flatten(defaultsOf(schema, schema));
     const values = flatten(feed.job.spec);
     const sections = new Map();
     for (const [pointer, value] of values) {
-      const [, section, ...rest] = pointer.split("/");
+      const [section, ...rest] = keysOf(pointer);
       const name = rest.length ? section : "";
       if (!sections.has(name)) sections.set(name, []);
       sections.get(name).push([rest.join(".") || section, value, JSON.stringify(defaults.get(pointer)) !== JSON.stringify(value)]);
@@ -27,13 +32,20 @@ export function specTab(feed) {
       h("div", { class: "spec" }, [...sections].sort(([a], [b]) => a.localeCompare(b)).map(([name, rows]) => h("section", { class: "card" }, h("h2", {}, name ? raw(name, { class: "code" }) : t("spec.general")), h("dl", { class: "values" }, rows.map(([key, value, isChanged]) => h("div", { class: isChanged ? "changed" : "" }, h("dt", {}, raw(key, { class: "code" })), h("dd", { translate: "no" }, shown(value), isChanged ? h("span", { class: "sr-only" }, t("spec.changed")) : null))))))),
     );
   }
-  return { element };
+
+  load();
+  return { element, close: () => asking.stop() };
+}
+
+/** The keys that a JSON pointer (RFC 6901) goes through. */
+export function keysOf(pointer) {
+  return pointer.split("/").slice(1).map((key) => key.replaceAll("~1", "/").replaceAll("~0", "~"));
 }
 
 /** A spec as pointer and value pairs; lists and empty objects are values. */
 export function flatten(value, pointer = "", found = new Map()) {
   if (value !== null && typeof value === "object" && !Array.isArray(value) && Object.keys(value).length) {
-    for (const [key, inner] of Object.entries(value)) flatten(inner, `${pointer}/${key}`, found);
+    for (const [key, inner] of Object.entries(value)) flatten(inner, `${pointer}/${key.replaceAll("~", "~0").replaceAll("/", "~1")}`, found);
   } else found.set(pointer, value);
   return found;
 }

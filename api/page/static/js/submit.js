@@ -4,19 +4,24 @@ import { get, post, request, specSchema, Problem } from "./api.js";
 import { fill, h, raw } from "./dom.js";
 import { compact, fieldWords, number, t, has } from "./i18n.js";
 import { busy, problemCard, prose, toast } from "./parts.js";
-import { defaultsOf, flatten, resolve, shown } from "./spec.js";
+import { defaultsOf, flatten, keysOf, resolve, shown } from "./spec.js";
 
 // Those that most jobs set, in this order; others follow as the schema has them.
 const ORDER = ["", "model", "data", "evaluation", "training", "sampling", "rewards", "loss", "optimizer", "lora", "guards", "audits", "resources"];
 const OPEN = new Set(["", "model", "data", "training", "sampling"]);
 
+/** What was typed when the session ended or the language was changed: `{owner, from, spec, isForm}`. */
+let kept = null;
+
 export async function submitView(_, query, holder) {
   const schema = await specSchema();
   const defaults = defaultsOf(schema, schema);
   const from = query.get("from");
-  const given = from ? (await get(`/jobs/${from}`)).spec : {};
-  let spec = different(given, defaults);
-  let isForm = true;
+  const draft = kept?.owner === holder.owner && kept.from === from ? kept : null;
+  kept = null;
+  const given = from && !draft ? (await get(`/jobs/${from}`)).spec : {};
+  let spec = draft ? draft.spec : different(given, defaults);
+  let isForm = draft?.isForm ?? true;
 
   const place = h("div", {});
   const outcome = h("div", { class: "outcome", "aria-live": "polite" });
@@ -47,6 +52,18 @@ export async function submitView(_, query, holder) {
     isForm = toForm;
     fill(outcome);
     draw();
+    if (isForm) keepWhatTheFormCannotShow();
+  }
+
+  /** A form has the fields of the schema and no other: what it would lose stays as JSON, for the service to look at. */
+  function keepWhatTheFormCannotShow() {
+    const shownThere = collect();
+    const seen = (pointer) => (at(shownThere, pointer) === undefined ? at(defaults, pointer) : at(shownThere, pointer));
+    const lost = [...flatten(spec)].filter(([pointer, value]) => !isEmpty(value) && !isSame(seen(pointer), value));
+    if (!lost.length) return;
+    isForm = false;
+    draw();
+    fill(outcome, h("div", { class: "card danger", role: "alert" }, h("p", { class: "strong" }, t("submit.only.json")), h("ul", {}, lost.map(([pointer]) => h("li", {}, raw(pointer, { class: "code" }))))));
   }
 
   function draw() {
@@ -136,9 +153,9 @@ export async function submitView(_, query, holder) {
     field.control.dispatchEvent(new Event("input"));
   }
 
-  /** The spec as it stands, without what is default. Raises `SyntaxError`. */
+  /** The spec as it stands, without what is default. Raises `SyntaxError`, also where it is JSON and no object. */
   function collect() {
-    if (json) return JSON.parse(json.value || "{}");
+    if (json) return readObject(json.value || "{}");
     const found = {};
     for (const [pointer, { control, kind, preset }] of fields) {
       const value = readControl(control, kind, preset);
@@ -149,6 +166,7 @@ export async function submitView(_, query, holder) {
 
   async function send(isDry) {
     clearErrors();
+    if (markMistyped()) return;
     let body;
     try {
       body = collect();
@@ -199,6 +217,19 @@ export async function submitView(_, query, holder) {
     return true;
   }
 
+  /** The browser gives no value for what is no number: it would be sent as the default. */
+  function markMistyped() {
+    const mistyped = [...fields.values()].filter(({ control }) => control.validity?.badInput);
+    for (const { control, trouble, wrapper } of mistyped) {
+      wrapper.closest("details")?.setAttribute("open", "");
+      control.setAttribute("aria-invalid", "true");
+      trouble.append(t("submit.no.number"));
+    }
+    if (mistyped.length) fill(outcome, h("div", { class: "card danger", role: "alert" }, h("p", { class: "strong" }, t("submit.refused", { n: mistyped.length }))));
+    mistyped[0]?.control.focus();
+    return mistyped.length > 0;
+  }
+
   function clearErrors() {
     for (const { control, trouble } of fields.values()) {
       control.removeAttribute("aria-invalid");
@@ -207,16 +238,25 @@ export async function submitView(_, query, holder) {
   }
 
   function checked(answer, body) {
-    const asked = flatten(body);
+    const asked = [...flatten(body)].filter(([pointer, value]) => !isEmpty(value) && !isSame(at(defaults, pointer), value));
     return [
       h("div", { class: "card good" }, h("p", { class: "strong" }, t("submit.valid")), answer.warnings.length ? null : h("p", { class: "hint" }, t("submit.no.warnings")), h("p", { class: "hint" }, size(answer.estimate))),
       answer.warnings.map((one) => h("div", { class: "card warning" }, h("p", {}, raw(one.pointer, { class: "code" }), " ", raw(one.code, { class: "code" })), h("p", {}, raw(one.message, { lang: "en" })))),
-      h("details", { class: "card" }, h("summary", {}, t("submit.resolved"), " ", h("span", { class: "hint" }, t("submit.changed", { n: asked.size }))), h("pre", { class: "code", tabindex: "0", translate: "no" }, JSON.stringify(answer.spec, null, 2))),
+      h("details", { class: "card" }, h("summary", {}, t("submit.resolved"), " ", h("span", { class: "hint" }, t("submit.changed", { n: asked.length }))), h("pre", { class: "code", tabindex: "0", translate: "no" }, JSON.stringify(answer.spec, null, 2))),
     ];
   }
 
   draw();
-  return { element };
+  return {
+    element,
+    keep() {
+      try {
+        kept = { owner: holder.owner, from, spec: collect(), isForm };
+      } catch {
+        kept = null; // text that is no JSON is nothing to begin from
+      }
+    },
+  };
 }
 
 function size(estimate) {
@@ -270,12 +310,28 @@ function readControl(control, kind, preset) {
   return Number.isFinite(Number(text)) ? Number(text) : text;
 }
 
+/** JSON that is an object; raises `SyntaxError`. */
+function readObject(text) {
+  const value = JSON.parse(text);
+  if (value === null || typeof value !== "object" || Array.isArray(value)) throw new SyntaxError(t("submit.no.object"));
+  return value;
+}
+
+function isSame(one, other) {
+  return JSON.stringify(one) === JSON.stringify(other);
+}
+
+/** Whether it is an object that says nothing. */
+function isEmpty(value) {
+  return value !== null && typeof value === "object" && !Array.isArray(value) && !Object.keys(value).length;
+}
+
 function at(value, pointer) {
-  return pointer.split("/").slice(1).reduce((inner, key) => (inner === null || inner === undefined ? undefined : inner[key]), value);
+  return keysOf(pointer).reduce((inner, key) => (inner === null || inner === undefined ? undefined : inner[key]), value);
 }
 
 function put(target, pointer, value) {
-  const keys = pointer.split("/").slice(1);
+  const keys = keysOf(pointer);
   const last = keys.pop();
   const inner = keys.reduce((one, key) => (one[key] ??= {}), target);
   inner[last] = value;

@@ -4,6 +4,7 @@ import { h } from "./dom.js";
 
 /* global Diff */
 
+const DIFF_MS = 1000;
 const TAGS = /(<\/?(?:reasoning|answer|think|thinking)>)/g;
 
 /** The text with its tags marked; everything goes in as text, whatever it holds. */
@@ -19,8 +20,9 @@ export function completionText(text) {
 export function diffText(before, after) {
   // Languages without spaces between words have words all the same.
   const segmenter = Intl.Segmenter && /[\u3040-\u30ff\u3400-\u9fff]/.test(before + after) ? new Intl.Segmenter("zh", { granularity: "word" }) : undefined;
-  const changes = segmenter ? Diff.diffWordsWithSpace(before, after, { intlSegmenter: segmenter }) : Diff.diffWordsWithSpace(before, after);
-  return changes;
+  const changes = Diff.diffWordsWithSpace(before, after, { timeout: DIFF_MS, ...(segmenter ? { intlSegmenter: segmenter } : {}) });
+  // Long texts with little in common would hold the window for seconds: they are shown as they are.
+  return changes ?? [{ value: before, removed: true }, { value: after, added: true }];
 }
 
 export function diffView(before, after) {

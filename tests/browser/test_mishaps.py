@@ -124,13 +124,13 @@ def test_no_step_is_lost_where_answers_come_late(visit: Visit, stack: Stack) -> 
     visitor.log_in()
     page.route(re.compile(r"/events\?.*limit="), lambda route: (page.wait_for_timeout(3000), route.continue_()))
     visitor.go(f"/jobs/{job_id}")
-    visitor.wait(lambda: len(steps_of(page)) > 60)
+    visitor.wait(lambda: len(steps_of(page)) > 60, seconds=60)
     assert is_whole(steps_of(page))
     page.route(re.compile("/metrics$"), lambda route: (page.wait_for_timeout(1500), route.continue_()))
     stack.service.pause(job_id, OWNER)
     stack.wait(job_id, JobStatus.PAUSED)
     paused = stack.service.resume(job_id, OWNER).step
-    visitor.wait(lambda: steps_of(page)[-1] > paused + 60)
+    visitor.wait(lambda: max(steps_of(page), default=0) > paused + 60, seconds=60)
     page.wait_for_timeout(2000)  # the answer that was asked for at the resume
     assert is_whole(steps_of(page))
     end(stack, job_id)

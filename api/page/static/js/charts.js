@@ -31,8 +31,9 @@ function canvasAlpha(colour, alpha) {
 /**
  * One chart.
  *
- * `series`: [{label, value(metric) -> number, colour?}], the colour by its place, their own by default; `band`: {low, high} functions of metrics, around the first
- * series; `marks`: () => [{step, kind}]; `onStep(step)`: what a click opens.
+ * `series`: [{label, value(metric) -> number, colour?}], the colour as a place among the series' colours, else its own;
+ * `band`: {low, high} functions of metrics, around the first series; `marks`: () => [{step, kind}]; `onStep(step)`: what
+ * a click opens.
  */
 export class Chart {
   constructor({ title, hint = "", series, band = null, marks = null, onStep = null, height = 180, format = number, big = false, range = null }) {

@@ -27,7 +27,7 @@ export async function jobsView(_, query) {
 
   function drawFilters() {
     const chip = (status, text) => h("a", { class: "chip", data: { focus: `status-${status}` }, href: address({ ...filters, status }), "aria-current": filters.status === status ? "true" : null }, text);
-    const field = h("input", { type: "search", id: "metadata", value: filters.metadata, placeholder: t("jobs.metadata.example"), "aria-label": t("jobs.metadata"), title: t("jobs.metadata"), onchange: () => (location.hash = address({ ...filters, metadata: field.value.trim() })) });
+    const field = h("input", { type: "search", id: "metadata", data: { focus: "metadata" }, value: filters.metadata, placeholder: t("jobs.metadata.example"), "aria-label": t("jobs.metadata"), title: t("jobs.metadata"), onchange: () => (location.hash = address({ ...filters, metadata: field.value.trim() })) });
     redraw(bar, h("div", { class: "chips", role: "group", "aria-label": t("jobs.status") }, chip("", t("jobs.all")), STATUSES.map((status) => chip(status, t(`status.${status}`)))), field);
   }
 

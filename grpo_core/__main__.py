@@ -1,7 +1,7 @@
-"""`python -m grpo_core train spec.json --out run/`: one job in one process, without any service.
+"""`python -m grpo_core train spec.json --out run/`: one job without a service, in one process or one per GPU.
 
-Owns the command line and the process's environment; the run itself is `training`. Exits with the codes of
-`errors.EXIT_CODES`, 0 when done and 75 when asked to stop.
+Owns the command line and the process's environment; the run itself is `training`, starting several processes for it
+`ranks`. Exits with the codes of `errors.EXIT_CODES`, 0 when done and 75 when asked to stop.
 """
 
 from __future__ import annotations
@@ -13,13 +13,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_core import micro_batch, strict_json
+from grpo_core import egress, strict_json
+from grpo_core.confinement.rights import hide_memory
 from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_CODES, EXIT_DONE
-from grpo_core.lifetime import StoppedEarly, StopRequest, die_with_parent, dump_stacks_when_asked
-from grpo_core.runfolder import RunFolder, write_json
+from grpo_core.hardware import micro_batch
+from grpo_core.monitoring import trackers
+from grpo_core.processes import die_with_parent
+from grpo_core.ranks import ALONE, MAX_RANKS, Launcher, Rank, take_rank
+from grpo_core.reasons import FailureClass
+from grpo_core.rewards.graders.operator import hosts_for
+from grpo_core.run_dir.layout import RunFolder, write_json
+from grpo_core.signals import StoppedEarly, StopRequest, dump_stacks_when_asked
 from grpo_core.spec import JobSpec, SpecError, parse_spec
 
-_BAD_REQUEST = EXIT_CODES["user_config"]
+_BAD_REQUEST = EXIT_CODES[FailureClass.USER_CONFIG]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,31 +34,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "report":
         return _report(options.run)
+    rank = take_rank(os.environ)
+    hide_memory()
     die_with_parent()
     dump_stacks_when_asked()
     stop = StopRequest()
     try:
         stop.listen()
-        return _train(options, RunFolder(options.out), stop)
+        folder = RunFolder(options.out)
+        spec = _read_spec(options.spec)
+        if spec is None:
+            return _BAD_REQUEST
+        count = options.ranks or max(1, spec.resources.gpus)
+        if rank is None and count > 1 and not folder.is_used():
+            command = [sys.executable, "-m", "grpo_core", *(sys.argv[1:] if arguments is None else arguments)]
+            return Launcher(command, folder, count, epoch=options.epoch).run()
+        return _train(options, spec, folder, stop, rank or ALONE)
     except StoppedEarly:
         return EXIT_CHECKPOINTED
 
 
-def _train(options: argparse.Namespace, folder: RunFolder, stop: StopRequest) -> int:
-    spec = _read_spec(options.spec)
-    if spec is None:
-        return _BAD_REQUEST
+def _train(options: argparse.Namespace, spec: JobSpec, folder: RunFolder, stop: StopRequest, rank: Rank) -> int:
     parts: int | None = options.gradient_accumulation
     if parts is not None and (reason := _why_not_in(parts, spec)):
         _complain(f"--gradient-accumulation {parts}: {reason}")
         return _BAD_REQUEST
-    if folder.is_used():
+    if folder.of_rank(rank.number).is_used():
         _complain(f"{folder.root} already holds a run; choose another folder with --out.")
         return _BAD_REQUEST
-    if not folder.spec.exists():
+    if rank.is_lead and not folder.spec.exists():
         write_json(folder.spec, spec.as_dict())
     _prepare_environment()
-    from grpo_core.training import run
+    egress.install((*trackers.hosts(spec, os.environ), *hosts_for(spec.rewards.graders, os.environ)))
+    from grpo_core.training.run import run
 
     return run(
         spec,
@@ -60,7 +75,8 @@ def _train(options: argparse.Namespace, folder: RunFolder, stop: StopRequest) ->
         stop=stop,
         resume=options.resume or (folder.resume if folder.resume.is_dir() else None),
         accumulation=parts,
-        listener=_Progress(spec.training.steps),
+        rank=rank,
+        listener=_Progress(spec.training.steps) if rank.is_lead else None,
     )
 
 
@@ -79,7 +95,7 @@ def _report(folder: Path) -> int:
 
 
 def _why_not_in(parts: int, spec: JobSpec) -> str:
-    """What is wrong with training on a step of this job in so many parts; empty if nothing is."""
+    """Why `--gradient-accumulation` is invalid for this spec, or an empty string."""
     if parts == spec.sampling.gradient_accumulation:
         return ""
     legal = micro_batch.splits(spec)
@@ -95,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     report = commands.add_parser("report", help="write report.html into a run folder: how the run went, in one file")
     report.add_argument("run", type=Path, metavar="RUN_DIR", help="the run folder")
-    train = commands.add_parser("train", help="run one job in this process")
+    train = commands.add_parser("train", help="run one job")
     train.add_argument("spec", type=Path, metavar="SPEC", help="the job spec, a JSON file")
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run folder, made if need be")
     train.add_argument("--epoch", type=_positive, default=1, metavar="N", help="number of this run of the job")
@@ -103,13 +119,20 @@ def _parser() -> argparse.ArgumentParser:
         "--resume",
         type=Path,
         metavar="DIR",
-        help="go on from this checkpoint of the same spec (default: inputs/resume in the run folder, if it is there)",
+        help="resume from this checkpoint of the same spec (default: inputs/resume in the run folder, if it exists)",
     )
     train.add_argument(
         "--gradient-accumulation",
         type=_positive,
         metavar="M",
         help="train on each step's completions in M parts instead of the spec's number: less memory, the same step",
+    )
+    train.add_argument(
+        "--ranks",
+        type=_positive,
+        choices=range(1, MAX_RANKS + 1),
+        metavar="N",
+        help="train in this many processes together (default: one a card, resources.gpus of them)",
     )
     return parser
 
@@ -142,7 +165,7 @@ def _complain(text: str) -> None:
 def _prepare_environment() -> None:
     """What must be set before torch and its friends are imported; what the caller set is kept."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # One core is left to whoever watches: on two busy cores, two threads were up to ten times slower than one.
+    # One core is left to other processes: on two busy cores, two threads were up to ten times slower than one.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -150,7 +173,7 @@ def _prepare_environment() -> None:
 
 
 class _Progress:
-    """Says in one line what each event means to whoever started the run by hand."""
+    """Prints a line for each event, for a run that was started by hand."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps

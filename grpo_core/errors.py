@@ -13,38 +13,29 @@ wrote no error event.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-FailureClass = Literal[
-    "user_config",
-    "dataset",
-    "reward",
-    "oom",
-    "no_signal",
-    "diverged",
-    "stalled",
-    "preempted",
-    "infra",
-    "internal",
-]
+from grpo_core.reasons import FailureClass
 
 EXIT_DONE = 0
 EXIT_CHECKPOINTED = 75
 """The child saved its state and stopped because it was asked to (BSD's EX_TEMPFAIL)."""
 
-EXIT_CODES: dict[FailureClass, int] = {
-    "user_config": 10,
-    "dataset": 11,
-    "reward": 12,
-    "oom": 13,
-    "no_signal": 14,
-    "diverged": 15,
-    "internal": 16,
-}
-"""What the child exits with. `infra`, `stalled` and `preempted` are the worker's to say."""
+EXIT_RANK_LOST = 17
+"""Of processes that train together, one died, hung or could not be reached: `infra`, and the others ended with it."""
 
-RETRYABLE: frozenset[FailureClass] = frozenset({"infra", "preempted", "stalled"})
-"""Classes another attempt may cure without any change to the job."""
+EXIT_CODES: dict[FailureClass, int] = {
+    FailureClass.USER_CONFIG: 10,
+    FailureClass.DATASET: 11,
+    FailureClass.REWARD: 12,
+    FailureClass.OOM: 13,
+    FailureClass.NO_SIGNAL: 14,
+    FailureClass.DIVERGED: 15,
+    FailureClass.INTERNAL: 16,
+}
+"""Exit codes of the child. Only the worker assigns `infra`, `stalled` and `preempted`."""
+
+RETRYABLE: frozenset[FailureClass] = frozenset({FailureClass.INFRA, FailureClass.PREEMPTED, FailureClass.STALLED})
+"""Classes for which another attempt may succeed without a change to the job."""
 
 
 class GrpoError(Exception):
@@ -53,7 +44,7 @@ class GrpoError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class FailureReport:
-    """What a failed job tells its owner: stored in the record, the last event and `outcome.json`."""
+    """The failure as the owner sees it: stored in the record, the last event and `outcome.json`."""
 
     failure_class: FailureClass
     code: str
@@ -73,7 +64,7 @@ class FailureReport:
 
 
 class JobFailure(GrpoError):
-    """A run that cannot go on; carries the report for the user and the exit code for the worker."""
+    """A run cannot continue; carries the report for the user and the exit code for the worker."""
 
     def __init__(self, failure_class: FailureClass, code: str, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -88,22 +79,24 @@ class JobFailure(GrpoError):
     @property
     def exit_code(self) -> int:
         """The child's exit status for this failure."""
-        return EXIT_CODES.get(self.report.failure_class, EXIT_CODES["internal"])
+        if self.report.code == "rank_lost":
+            return EXIT_RANK_LOST
+        return EXIT_CODES.get(self.report.failure_class, EXIT_CODES[FailureClass.INTERNAL])
 
 
 def fault(code: str, message: str) -> JobFailure:
-    """The failure of a run that came to what must not be: a fault of ours, or of a library's."""
+    """A violated invariant: an error of this project or of a library."""
     return JobFailure(
-        "internal",
+        FailureClass.INTERNAL,
         code,
         message,
-        hint="This is a fault of the service or of its library versions: install the locked versions, and report it.",
+        hint="This is an error of the service or of its library versions: install the locked versions, and report it.",
     )
 
 
 def failure_class_of_exit(code: int) -> FailureClass:
-    """The failure class of a child that exited with `code` (negative: killed by that signal) and said nothing."""
+    """The failure class of a child that exited with `code` (negative: killed by that signal) without a report."""
     for name, exit_code in EXIT_CODES.items():
         if exit_code == code:
             return name
-    return "infra" if code < 0 else "internal"
+    return FailureClass.INFRA if code < 0 or code == EXIT_RANK_LOST else FailureClass.INTERNAL

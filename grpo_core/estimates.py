@@ -1,30 +1,41 @@
-"""What a job will take, by arithmetic alone: completions, tokens, share of an epoch, precision, memory of weights.
-
-A dry run shows these numbers and the warnings: settings that are legal and yet rarely meant. Knows no device and
-downloads nothing; what depends on the card is decided by the worker, with `resolve_precision`. Invariant: a warning
-never stops a job, and each has a reason that its message gives.
+"""Estimates of a job's size from its spec alone: completions, tokens, passes over the data, precision, memory of
+weights. A dry run shows them, with warnings about settings that are legal but rarely intended. Knows no device and
+downloads nothing; the worker decides what depends on the GPU, with `resolve_precision`. Invariant: a warning never
+stops a job, and its message gives the reason.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
+from grpo_core import cost
+from grpo_core.cost import ASIDE_BYTES, GIB, USABLE
 from grpo_core.errors import JobFailure
-from grpo_core.spec import JobSpec
+from grpo_core.reasons import FailureClass
+from grpo_core.spec import JobSpec, Problem
 
-Precision = Literal["fp32", "16bit", "4bit"]
+Precision = Literal["fp32", "16bit", "8bit", "4bit"]
 
 WEIGHTS_SHARE = 0.4
-"""`auto` takes 16-bit weights where they fill at most this share of the card."""
+"""`auto` chooses 16-bit weights if they take at most this share of the GPU."""
 
-BYTES_PER_PARAMETER: dict[Precision, float] = {"fp32": 4.0, "16bit": 2.0, "4bit": 0.75}
-"""In 4-bit the projections take about half a byte, but embeddings and the output layer stay in 16-bit."""
+BYTES_PER_PARAMETER: dict[Precision, float] = {"fp32": 4.0, "16bit": 2.0, "8bit": 1.15, "4bit": 0.75}
+"""In 8 and 4 bits the projections take a byte or half of one, but embeddings and the output layer stay in 16-bit."""
 
-_GIB = 1024**3
-"""Cards are sold by it: one of 80 GB has 80 of these. Weights are told in units of 10^9 bytes, as everywhere."""
+LARGEST_GPU_GB = 288
+SMALL_GPU_GB = 24
+"""A model that fits into this fits into most GPUs that train."""
+LEAST_ROOM_BYTES = 10**9
+"""What it needs at least for keys and activations."""
+
+_NEEDED_ERRORS: Final = 1.96 + 0.84
+"""Standard errors between no change and one that is found at the 5 % level in 8 of 10 cases."""
+_FLIPPED_SHARE: Final = 0.1
+
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([BM])(?![A-Za-z0-9])", re.IGNORECASE)
 _LARGE_MODEL = 100_000_000
 _FORMAT_TOKENS = 24
@@ -51,11 +62,24 @@ class Estimate:
     epoch_share: float | None
     """How often the job goes through the data set; null where its rows are not known."""
     checkpoints: int
-    """Checkpoints that a lost run could go on from."""
+    """Checkpoints from which a lost run could resume."""
     parameters: int | None
     """Guessed from the model's name."""
     weight_bytes: dict[str, int] | None
     """The base model's weights alone, for each precision."""
+    gpu_memory_bytes: dict[str, int] | None
+    """The smallest GPU, about, that trains this model in each precision."""
+    gpu: str | None
+    """The GPU that time and peak memory are estimated for, of the smallest size that the job allows; null on a CPU."""
+    step_seconds: float | None
+    """One step, about, on that GPU; null without one, with engine `trl` and where the model's size is not known."""
+    training_seconds: float | None
+    """All steps, about, on that GPU; without loading and evaluation."""
+    peak_memory_bytes: int | None
+    """Peak memory of each such GPU, about."""
+    detectable_difference: float | None
+    """The smallest change in held-out accuracy that such a run finds in 8 of 10 cases, if one answer in ten flips;
+    null without held-out questions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +100,11 @@ def estimate(spec: JobSpec, *, rows: int | None = None) -> Estimate:
     tokens_each = sampling.max_prompt_tokens + sampling.max_completion_tokens
     prompts = batches * sampling.prompts_per_step
     parameters = guess_parameters(spec.model.name)
+    gpu, seconds, peak = cost.gpu_for(spec), None, None
+    if gpu is not None and parameters is not None:
+        precision = precision_on(spec, parameters, gpu.memory_bytes)
+        seconds = cost.step_seconds(spec, gpu, parameters, precision)
+        peak = cost.peak_memory_bytes(spec, gpu, parameters, weight_bytes(parameters, precision))
     return Estimate(
         completions_per_step=per_step,
         micro_batch=spec.micro_batch,
@@ -88,14 +117,18 @@ def estimate(spec: JobSpec, *, rows: int | None = None) -> Estimate:
         epoch_share=_epoch_share(prompts, rows, spec.data.max_rows),
         checkpoints=spec.training.steps // spec.training.checkpoint_every,
         parameters=parameters,
-        weight_bytes=None
-        if parameters is None
-        else {name: weight_bytes(parameters, name) for name in BYTES_PER_PARAMETER},
+        weight_bytes=_by_precision(parameters, weight_bytes),
+        gpu_memory_bytes=_by_precision(parameters, least_gpu_memory),
+        gpu=None if gpu is None else gpu.name,
+        step_seconds=seconds,
+        training_seconds=None if seconds is None else round(seconds * spec.training.steps, 1),
+        peak_memory_bytes=peak,
+        detectable_difference=detectable_difference(spec.evaluation.questions),
     )
 
 
 def resolve_precision(
-    requested: Literal["auto", "16bit", "4bit"],
+    requested: Literal["auto", "16bit", "8bit", "4bit"],
     *,
     device: Literal["cpu", "cuda"],
     parameters: int | None,
@@ -108,7 +141,7 @@ def resolve_precision(
     if device == "cpu":
         if requested != "auto":
             raise JobFailure(
-                "user_config",
+                FailureClass.USER_CONFIG,
                 "precision_needs_gpu",
                 f"model.precision is {requested}, and this worker has no GPU",
                 hint="Set model.precision to auto; a CPU trains in 32-bit.",
@@ -120,6 +153,15 @@ def resolve_precision(
         return "4bit"
     fits = weight_bytes(parameters, "16bit") <= WEIGHTS_SHARE * gpu_memory_bytes
     return "16bit" if fits else "4bit"
+
+
+def precision_on(spec: JobSpec, parameters: int, gpu_memory_bytes: int) -> Precision:
+    """The precision that a job gets on a GPU of this size; the native engine has no 4-bit weights."""
+    if spec.engine == "native" and spec.model.precision == "auto":
+        return "16bit"
+    return resolve_precision(
+        spec.model.precision, device="cuda", parameters=parameters, gpu_memory_bytes=gpu_memory_bytes
+    )
 
 
 def guess_parameters(model_name: str) -> int | None:
@@ -138,6 +180,71 @@ def weight_bytes(parameters: int, precision: Precision) -> int:
     return round(parameters * BYTES_PER_PARAMETER[precision])
 
 
+def least_gpu_memory(parameters: int, precision: Precision, *, native: bool = True) -> int:
+    """The smallest memory of a GPU, in bytes, that a model of this size trains on; of other engines only the weights
+    are counted."""
+    weights = weight_bytes(parameters, precision)
+    return round((weights + ASIDE_BYTES + LEAST_ROOM_BYTES) / USABLE) if native else weights
+
+
+def detectable_difference(questions: int) -> float | None:
+    """The smallest change of a share that a paired test of this number of questions finds in 8 of 10 cases."""
+    return None if questions < 1 else round(_NEEDED_ERRORS * math.sqrt(_FLIPPED_SHARE / questions), 3)
+
+
+def _by_precision(parameters: int | None, size: Callable[[int, Precision], int]) -> dict[str, int] | None:
+    return None if parameters is None else {name: size(parameters, name) for name in BYTES_PER_PARAMETER}
+
+
+def largest_model(memory_gb: float, precision: Precision) -> int:
+    """The number of parameters of the largest model that the native engine trains on a GPU of this size."""
+    room = USABLE * memory_gb * GIB - ASIDE_BYTES - LEAST_ROOM_BYTES
+    return max(0, int(room / BYTES_PER_PARAMETER[precision]))
+
+
+def too_large(spec: JobSpec) -> Problem | None:
+    """Why a job can never run on the smallest GPU that it allows, by the size in its model's name; None if it can.
+
+    No rule of the spec, since the size is a guess: jobs that were accepted before stay readable.
+    """
+    needs, asked_gb = _least_needs(spec), spec.resources.min_gpu_memory_gb
+    if needs is None or needs.gigabytes <= (asked_gb or LARGEST_GPU_GB):
+        return None
+    least, precision = needs.gigabytes, needs.precision
+    has = f"is {asked_gb}, and" if asked_gb else f"is not set, the largest GPUs have {LARGEST_GPU_GB} GB, and"
+    return Problem(
+        pointer="/resources/min_gpu_memory_gb",
+        code="model_too_large",
+        detail=f"{has} {needs.of} needs a GPU of {least} GB",
+        remedy=f"Set it to {least} or more, or use a smaller model"
+        + (" or a lower model.precision." if precision in ("16bit", "8bit") else "."),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """The least that a job needs of a GPU."""
+
+    of: str
+    gigabytes: int
+    precision: Precision
+
+
+def _least_needs(spec: JobSpec) -> _Needs | None:
+    """In the smallest precision that the job may get; None on a CPU and where the model's size is not known."""
+    parameters = guess_parameters(spec.model.name)
+    if parameters is None or spec.resources.gpus == 0:
+        return None
+    native, asked = spec.engine == "native", spec.model.precision
+    precision: Precision = ("16bit" if native else "4bit") if asked == "auto" else asked
+    what = "and the room to train it" if native else "alone"
+    return _Needs(
+        f"a model of {parameters / 1e9:g}B parameters in {precision} {what}",
+        -(-least_gpu_memory(parameters, precision, native=native) // GIB),
+        precision,
+    )
+
+
 def warnings(spec: JobSpec) -> list[SpecWarning]:
     """Everything in a spec that is legal and suspicious, in the order of the spec's sections."""
     return [warning for check in CHECKS for warning in check(spec)]
@@ -152,11 +259,21 @@ def _epoch_share(prompts: int, rows: int | None, max_rows: int | None) -> float 
 
 def _precision_fits_the_card(spec: JobSpec) -> Iterator[SpecWarning]:
     parameters, memory_gb = guess_parameters(spec.model.name), spec.resources.min_gpu_memory_gb
-    if parameters is None or spec.model.precision == "auto":
+    if parameters is None:
+        return
+    if spec.model.precision == "auto":
+        needs = _least_needs(spec)
+        if memory_gb is None and needs is not None and needs.gigabytes > SMALL_GPU_GB:
+            yield SpecWarning(
+                pointer="/resources/min_gpu_memory_gb",
+                code="no_memory_floor",
+                message=f"Any GPU may get the job, and {needs.of} needs one of {needs.gigabytes} GB; set "
+                f"min_gpu_memory_gb to {needs.gigabytes} or more.",
+            )
         return
     full = weight_bytes(parameters, "16bit")
     if spec.model.precision == "4bit":
-        if memory_gb is not None and full <= WEIGHTS_SHARE * memory_gb * _GIB:
+        if memory_gb is not None and full <= WEIGHTS_SHARE * memory_gb * GIB:
             yield SpecWarning(
                 pointer="/model/precision",
                 code="needless_4bit",
@@ -171,7 +288,7 @@ def _precision_fits_the_card(spec: JobSpec) -> Iterator[SpecWarning]:
                 message=f"The 16-bit weights take about {_gb(full)}, and any card may get the job; set "
                 "min_gpu_memory_gb, or precision auto.",
             )
-    elif full > spec.model.gpu_memory_share * memory_gb * _GIB:
+    elif full > spec.model.gpu_memory_share * memory_gb * GIB:
         yield SpecWarning(
             pointer="/model/precision",
             code="weights_too_large",
@@ -210,6 +327,8 @@ def _learning_rate_is_usual(spec: JobSpec) -> Iterator[SpecWarning]:
 
 def _intervals_are_within_the_job(spec: JobSpec) -> Iterator[SpecWarning]:
     training = spec.training
+    if spec.kind == "try":
+        return
     if training.checkpoint_every > training.steps:
         yield SpecWarning(
             pointer="/training/checkpoint_every",
@@ -254,7 +373,7 @@ def _tokens_suffice(spec: JobSpec) -> Iterator[SpecWarning]:
         yield SpecWarning(
             pointer="/sampling/max_completion_tokens",
             code="too_short_for_format",
-            message=f"The asked format alone takes about {_FORMAT_TOKENS} tokens in a common tokenizer: completions "
+            message=f"The required format alone takes about {_FORMAT_TOKENS} tokens in a common tokenizer: completions "
             "are cut off before the answer.",
         )
     data = spec.data
@@ -287,8 +406,10 @@ def _rewards_can_be_earned(spec: JobSpec) -> Iterator[SpecWarning]:
             message="In mode published strict_format wants line breaks where soft_format allows none, so that no "
             "completion earns both; mode fixed pays both.",
         )
-    for name, weight in weights.model_dump().items():
+    for name, weight in weights.by_name.items():
         if weight == 0:
+            if spec.rewards.is_own and name not in spec.rewards.graders:
+                continue  # 0 is what the five have beside graders
             yield SpecWarning(
                 pointer=f"/rewards/weights/{name}",
                 code="reward_ignored",
@@ -298,7 +419,7 @@ def _rewards_can_be_earned(spec: JobSpec) -> Iterator[SpecWarning]:
             yield SpecWarning(
                 pointer=f"/rewards/weights/{name}",
                 code="reward_inverted",
-                message=f"A weight below 0 teaches the model to avoid what {name} pays for.",
+                message=f"A weight below 0 teaches the model to avoid what {name} rewards.",
             )
 
 

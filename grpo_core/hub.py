@@ -1,27 +1,86 @@
-"""The Hugging Face hub as something that may be away for a while.
+"""Access to the Hugging Face hub, which may be unavailable for a while.
 
-Owns which errors mean that, how long a run waits before it gives up, and what its owner is told meanwhile; what is
-fetched is the callers' business. Invariant: an answer of the hub, also one that says no, and a hub that the operator
-has turned off are never waited on.
+Owns which errors mean that, how long a run waits and which warnings it sends, what the worker's token may be used for,
+and where the hub's library may send requests. Callers decide what to download. Invariant: a run never waits after an
+answer of the hub, including a refusal, or for a hub that the operator has turned off.
 """
 
 from __future__ import annotations
 
+import fnmatch
+import os
 import socket
-import time
-from collections.abc import Callable
-from typing import Final, TypeVar
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-Warn = Callable[[str, str], None]
-"""Takes a code and a message."""
+from grpo_core import egress
+from grpo_core.compat.huggingface_hub import default_client
+from grpo_core.reasons import WarningCode
+from grpo_core.retry import retry
+
+if TYPE_CHECKING:
+    import httpx
+
+Warn = Callable[[WarningCode, str], None]
+"""Called with a code and a message."""
 
 WAIT_SECONDS: Final = (5.0, 15.0, 40.0, 120.0)
 """Between one try and the next. A hub that stays away ends the run, and the worker begins it anew: three times this.
 Where the host's network knows no such name only the first is waited: that once, since a name server may err too."""
 
+TOKEN_REPOS_VARIABLE: Final = "GRPO_HF_TOKEN_REPOS"  # noqa: S105 - a variable's name
+"""Repositories for which the token may be used, as comma-separated patterns. A worker always sets it. If you run
+`python -m grpo_core` by hand without it, your token is used for everything."""
+ASK_FOR_TOKEN: Final = (
+    f"If the repository is private or gated, the operator can list it in {TOKEN_REPOS_VARIABLE}, "
+    "so that the worker's HF_TOKEN is used for it."
+)
+
 T = TypeVar("T")
+
+
+def token_for(repository: str) -> str | Literal[False]:
+    """The token to fetch a repository with; False, which means none at all, unless the operator allowed it."""
+    from huggingface_hub import get_token
+
+    return (get_token() or False) if may_use_token(repository, os.environ) else False
+
+
+def may_use_token(repository: str, environment: Mapping[str, str]) -> bool:
+    """Whether the environment lets the token be used for a repository."""
+    listed = environment.get(TOKEN_REPOS_VARIABLE)
+    if listed is None:
+        return True
+    patterns = (pattern.strip().lower() for pattern in listed.split(","))
+    return any(fnmatch.fnmatchcase(repository.lower(), pattern) for pattern in patterns if pattern)
+
+
+@cache
+def watch_requests() -> None:
+    """Let the hub's library send requests, and follow redirects, only to hosts that are allowed."""
+    from huggingface_hub import constants, set_client_factory
+
+    def check(request: httpx.Request) -> None:
+        egress.require_allowed(str(request.url), endpoint=constants.ENDPOINT)
+
+    def client() -> httpx.Client:
+        made = default_client()
+        hooks: dict[str, list[Callable[..., Any]]] = made.event_hooks
+        made.event_hooks = {**hooks, "request": [check, *hooks.get("request", [])]}
+        return made
+
+    set_client_factory(client)
+
+
+def turn_off() -> None:
+    """Have the libraries ask the hub nothing more, whatever the files that were fetched from it name."""
+    from huggingface_hub import constants
+
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    constants.HF_HUB_OFFLINE = True
 
 
 def patiently(fetch: Callable[[], T], warn: Warn, *, what: str, otherwise: str) -> T:
@@ -29,19 +88,19 @@ def patiently(fetch: Callable[[], T], warn: Warn, *, what: str, otherwise: str) 
 
     For the warnings: `what` is fetched, and `otherwise` is what to do on a host that has no internet.
     """
-    for tries, seconds in enumerate(WAIT_SECONDS):
-        try:
-            return fetch()
-        except Exception as error:
-            if not is_away(error) or (tries and _is_unknown_here()):
-                raise
-            warn(
-                "hub_away",
-                f"The Hugging Face hub does not answer for {what}; the next try is in {seconds:.0f} s. "
-                f"If this worker has no internet, {otherwise}; with HF_HUB_OFFLINE=1 it does not wait.",
-            )
-        time.sleep(seconds)
-    return fetch()
+    errors: list[Exception] = []
+
+    def note(error: Exception, seconds: float) -> None:
+        if not is_away(error) or (errors and _is_unknown_here()):
+            raise error
+        errors.append(error)
+        warn(
+            WarningCode.HUB_AWAY,
+            f"The Hugging Face hub does not answer for {what}; the next try is in {seconds:.0f} s. "
+            f"If this worker has no internet, {otherwise}; with HF_HUB_OFFLINE=1 it does not wait.",
+        )
+
+    return retry(fetch, Exception, WAIT_SECONDS, note=note)
 
 
 def is_away(error: BaseException | None) -> bool:
@@ -50,7 +109,7 @@ def is_away(error: BaseException | None) -> bool:
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
-    if constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE or egress.refusal(error):
         return False
     while error is not None:
         if isinstance(error, ConnectionError | TimeoutError | httpx.TransportError):

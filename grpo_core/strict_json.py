@@ -23,7 +23,7 @@ Path = tuple[str | int, ...]
 
 
 class StrictJsonError(GrpoError):
-    """The text is not acceptable JSON; the message says what to change, and where if that is not the whole of it."""
+    """The text is not valid JSON; the message says what to change, and where."""
 
     def __init__(self, detail: str, remedy: str, path: Path = ()) -> None:
         self.detail, self.remedy, self.path = detail, remedy, path
@@ -31,11 +31,11 @@ class StrictJsonError(GrpoError):
 
     @property
     def pointer(self) -> str:
-        """Where, as RFC 6901 has it; empty for the whole text."""
+        """RFC 6901 pointer to the place; empty for the whole text."""
         return pointer_of(self.path)
 
     def below(self, key: str | int) -> StrictJsonError:
-        """The same, told of what holds the value as `key`."""
+        """The same error, one level up: `key` is put in front of the pointer."""
         return StrictJsonError(self.detail, self.remedy, (key, *self.path))
 
 
@@ -64,7 +64,7 @@ def dumps(value: object) -> str:
 
 
 def canonical(value: object) -> str:
-    """The one text of `value` that hashes are taken of: sorted keys, no spaces, ASCII only."""
+    """The canonical text of `value` for hashing: sorted keys, no spaces, ASCII only."""
     return json.dumps(value, ensure_ascii=True, separators=(",", ":"), sort_keys=True, allow_nan=False)
 
 
@@ -75,7 +75,7 @@ def pointer_of(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Refused:
-    """Stands for a value that is not accepted until its place is known, which the parser does not tell."""
+    """Placeholder for an invalid value until its position is known, which the parser does not report."""
 
     detail: str
     remedy: str
@@ -137,7 +137,7 @@ def _bounded_int(text: str) -> int | _Refused:
 
 def _check(value: Any) -> None:
     """Refuse what the parser's hooks marked, and lone surrogates and NUL, which no UTF-8 file, object key or database
-    takes. A bad key is told of the object that has it: its own pointer could not be sent."""
+    accepts. A bad key is reported at its parent object, because its own pointer could not be encoded."""
     if isinstance(value, str):
         if "\0" in value or not _encodable(value):
             raise StrictJsonError("A string holds NUL or half of a surrogate pair", "Send valid Unicode text.")

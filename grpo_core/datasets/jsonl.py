@@ -1,7 +1,7 @@
-"""JSONL data sets: checked while they arrive, and read by a run.
+"""JSONL data sets: the check during an upload, and reading in a run.
 
-A JSONL file is the user's to mend, so every bad line of it is named, up to `MAX_PROBLEMS`. Invariant: memory is
-bounded by one line and by what is kept, whatever is fed.
+The user can correct a JSONL file, so each bad line is reported, up to `MAX_PROBLEMS`. Invariant: memory is bounded by
+one line and the rows that are kept, for any input.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from grpo_core import strict_json
+from grpo_core.datasets.row_reader import Needs, RowReader, UnusableRow, is_chat
 from grpo_core.datasets.rows import (
     MAX_BYTES,
     MAX_COLUMNS,
@@ -25,7 +26,6 @@ from grpo_core.datasets.rows import (
     Row,
     error,
     problem,
-    require_columns,
     text_of,
 )
 from grpo_core.spec import DataSection, Problem, pointer_of
@@ -33,7 +33,7 @@ from grpo_core.spec import DataSection, Problem, pointer_of
 MAX_LINE_BYTES = 256 * 1024
 MAX_COLUMN_NAME = 128
 MAX_PROBLEMS = 20
-"""Bad lines that are named; at one more reading stops, so that it is known that there are others."""
+"""Largest number of bad lines that are reported. Reading stops at the next one, to report that there are more."""
 
 _READ_BYTES = 64 * 1024
 _BOM = b"\xef\xbb\xbf"
@@ -43,21 +43,25 @@ _LINE_REMEDY = 'Put one JSON object on each line, such as {"question": "6+6=?", 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSummary:
-    """What a checked JSONL file holds."""
+    """Rows and columns of a checked JSONL file."""
 
     rows: int
     bytes: int
     sha256: str
     columns: list[str]
-    """Columns with text or a number in every row, in order of first appearance: what a job may name."""
+    """Columns with text or a number in every row, which a job may name, in order of first appearance."""
+    fields: list[str] = field(default_factory=list[str])
+    """Columns of any type that every row has, which graders may name."""
+    chats: list[str] = field(default_factory=list[str])
+    """Columns that hold a chat which ends with the user's turn in every row."""
 
 
 class JsonlChecker:
     """Checks a JSONL data set as it arrives, in memory bounded by one line.
 
     `feed` raises as soon as the file is too large or 21 lines are bad, `finish` for fewer bad lines. Accepted: UTF-8
-    with or without a byte order mark, LF or CRLF, blank lines (they are no rows), columns of any JSON type; at least
-    two of them must hold text or a finite number in every row.
+    with or without a byte order mark, LF or CRLF, blank lines (which do not count as rows), and columns of any JSON
+    type. At least one column must hold text, a finite number or a chat in every row.
     """
 
     def __init__(
@@ -71,10 +75,12 @@ class JsonlChecker:
         self._bytes = 0
         self._rows = 0
         self._columns: list[str] = []
+        self._fields: list[str] = []
+        self._chats: list[str] = []
         self._incomplete: dict[str, int] = {}
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes, split anywhere."""
+        """Check the next bytes, which may be split anywhere."""
         self._bytes += len(chunk)
         if self._bytes > self._max_bytes:
             raise _too_large("too_many_bytes", f"the file has more than {self._max_bytes} bytes")
@@ -82,15 +88,20 @@ class JsonlChecker:
         self._take(self._lines.feed(chunk))
 
     def finish(self) -> DatasetSummary:
-        """Say what was fed, or raise for the bad lines in it."""
+        """Return the summary. Raises `DatasetError` if any line was bad."""
         self._take(self._lines.finish())
         self._problems.raise_any()
         if not self._rows:
             raise error("empty", "the file has no rows", _LINE_REMEDY)
-        if len(self._columns) < 2:
-            raise error("no_columns", self._why_no_columns(), "Give every line a question and an answer.")
+        if not self._columns and not self._chats:
+            raise error("no_columns", self._why_no_columns(), "Give every line a question, as text or as a chat.")
         return DatasetSummary(
-            rows=self._rows, bytes=self._bytes, sha256=self._hash.hexdigest(), columns=list(self._columns)
+            rows=self._rows,
+            bytes=self._bytes,
+            sha256=self._hash.hexdigest(),
+            columns=list(self._columns),
+            fields=list(self._fields),
+            chats=list(self._chats),
         )
 
     def _take(self, lines: Iterable[_Line]) -> None:
@@ -108,7 +119,9 @@ class JsonlChecker:
         if self._rows > self._max_rows:
             raise _too_large("too_many_rows", f"the file has more than {self._max_rows} rows")
         if self._rows == 1:
-            self._columns = list(record)
+            self._columns, self._fields, self._chats = list(record), list(record), list(record)
+        self._fields = [name for name in self._fields if name in record]
+        self._chats = [name for name in self._chats if is_chat(record.get(name))]
         lost = [name for name in self._columns if text_of(record.get(name)) is None]
         for name in lost:
             self._columns.remove(name)
@@ -116,12 +129,13 @@ class JsonlChecker:
 
     def _why_no_columns(self) -> str:
         lost = ", ".join(f"{name} has none in line {number}" for name, number in list(self._incomplete.items())[:5])
-        return "fewer than two columns hold text or a number in every row" + (f" ({lost})" if lost else "")
+        return "no column holds text or a number in every row" + (f" ({lost})" if lost else "")
 
 
-def read_jsonl(data: DataSection, path: Path) -> list[Row]:
-    """The rows of a whole file; every line must have the job's two columns."""
+def read_jsonl(data: DataSection, path: Path, needs: Needs) -> list[Row]:
+    """Return the rows of a file. Raises `DatasetError` if a line lacks anything that the job needs."""
     rows: list[Row] = []
+    reader = RowReader(data, needs)
     problems = _LineProblems()
     seen: dict[str, None] = {}
     for line in _file_lines(path):
@@ -132,10 +146,10 @@ def read_jsonl(data: DataSection, path: Path) -> list[Row]:
             if record is None:
                 continue
             seen |= dict.fromkeys(list(record)[: MAX_COLUMNS - len(seen)])
-            rows.append(_row_of(data, len(rows), record))
-        except _BadLineError as bad:
+            rows.append(reader.row(len(rows), record))
+        except (_BadLineError, UnusableRow) as bad:
             if seen and not rows:
-                require_columns(data, list(seen))
+                reader.require_columns(list(seen))
             problems.add(line.number, bad)
     problems.raise_any()
     if not rows:
@@ -158,9 +172,9 @@ def _file_lines(path: Path) -> Iterator[_Line]:
 @dataclass(frozen=True, slots=True)
 class _Line:
     number: int
-    """From 1, as editors count."""
+    """Line number, from 1."""
     raw: bytes | None
-    """None: longer than accepted."""
+    """The bytes of the line; None if it is too long."""
     limit: int
 
 
@@ -171,12 +185,12 @@ class _BadLineError(Exception):
 
 
 class _LineProblems:
-    """The bad lines so far; raises once there are enough to stop."""
+    """Collects bad lines, and raises once there are too many."""
 
     def __init__(self) -> None:
         self._found: list[Problem] = []
 
-    def add(self, number: int, bad: _BadLineError) -> None:
+    def add(self, number: int, bad: _BadLineError | UnusableRow) -> None:
         if len(self._found) == MAX_PROBLEMS:
             raise DatasetError(self._found, more=True) from None
         pointer = pointer_of(("lines", number))
@@ -188,7 +202,7 @@ class _LineProblems:
 
 
 class _LineSplitter:
-    """Cuts chunks into lines; holds at most one line, and of an over-long line nothing."""
+    """Splits chunks into lines. Keeps at most one line, and no part of a line that is too long."""
 
     def __init__(self, max_line_bytes: int) -> None:
         self._limit = max_line_bytes
@@ -226,7 +240,7 @@ class _LineSplitter:
 
 
 def _parse(line: _Line) -> dict[str, Any] | None:
-    """The object on a line, None for a blank one; raises `_BadLineError`."""
+    """Return the object on a line; None for a blank line. Raises `_BadLineError`."""
     if line.raw is None:
         raise _BadLineError("line_too_long", f"is longer than {line.limit} bytes", "Shorten or remove it.")
     if not line.raw.strip(_WHITE_SPACE):
@@ -243,25 +257,25 @@ def _parse(line: _Line) -> dict[str, Any] | None:
 
 
 def _remedy(number: int, raw: bytes) -> str:
-    """What to do about a line that is no object: by what the file seems to be instead."""
+    """Return the remedy for a line that is not an object, by the format that the file seems to have."""
     start = raw.lstrip(_WHITE_SPACE)
     if number == 1:
         for looks_so, remedy in _OTHER_FORMATS:
             if looks_so(start):
                 return remedy
     if _are_objects_in_a_row(start):
-        return "Put each object on a line of its own; with curl send the file by --data-binary, since -d joins lines."
+        return "Put each object on a separate line; with curl send the file by --data-binary, because -d joins lines."
     if start.startswith(b"{'"):
         return "Write names and text in double quotes: json.dumps does, Python's print does not."
     try:
         raw.decode()
     except UnicodeDecodeError:
-        return "Save the file as UTF-8, as with: iconv -f GB18030 -t UTF-8 (or whatever it is in now)."
+        return "Save the file as UTF-8, for example with: iconv -f GB18030 -t UTF-8 (-f names its present encoding)."
     return _LINE_REMEDY
 
 
 def _are_objects_in_a_row(start: bytes) -> bool:
-    """Whether a whole object is followed by the beginning of another."""
+    """Whether a complete object is followed by the start of another."""
     text = start.decode(errors="replace")
     try:
         _, end = json.JSONDecoder().raw_decode(text)
@@ -272,7 +286,7 @@ def _are_objects_in_a_row(start: bytes) -> bool:
 
 def _converted(kind: str, reader: str) -> str:
     how = f"import pandas; pandas.{reader}.to_json('data.jsonl', orient='records', lines=True, force_ascii=False)"
-    return f'This looks like {kind}; make JSON lines of it, as with: python -c "{how}".'
+    return f'This looks like {kind}; convert it to JSON lines, for example with: python -c "{how}".'
 
 
 def _is_csv(start: bytes) -> bool:
@@ -289,7 +303,7 @@ _OTHER_FORMATS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
 
 
 def _json_detail(reason: strict_json.StrictJsonError) -> str:
-    """Without the parser's own line number, which is always 1 here."""
+    """Return the parser's message without its line number, which is always 1."""
     cause = reason.__cause__
     if isinstance(cause, json.JSONDecodeError):
         return f"is not JSON: {cause.msg} at column {cause.colno}"
@@ -308,16 +322,6 @@ def _check_columns(record: dict[str, Any]) -> None:
         if isinstance(value, str) and len(value) > MAX_FIELD_CHARACTERS:
             detail = f"has {len(value)} characters in {name!r}; at most {MAX_FIELD_CHARACTERS} are accepted"
             raise _BadLineError("field_too_long", detail, "Shorten the text or remove the line.")
-
-
-def _row_of(data: DataSection, index: int, record: dict[str, Any]) -> Row:
-    question, answer = text_of(record.get(data.question_column)), text_of(record.get(data.answer_column))
-    for name, text in ((data.question_column, question), (data.answer_column, answer)):
-        if text is None:
-            raise _BadLineError(
-                "no_value", f"has no text or number in the column {name!r}", "Fill it in or remove the line."
-            )
-    return Row(index, cast("str", question), cast("str", answer))
 
 
 def _too_large(code: str, detail: str) -> DatasetTooLargeError:

@@ -1,6 +1,7 @@
-"""What a data set yields: rows, errors that say what to do, and the one way a value becomes text.
+"""Rows of a data set, the errors of reading it, and the conversion of values to text.
 
-Owns the limits that every source shares. Invariant: no error repeats the data's text.
+Owns the limits that all sources share; `row_reader` makes rows from records. Invariant: no error quotes text from the
+data.
 """
 
 from __future__ import annotations
@@ -8,10 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal, cast
 
 from grpo_core.errors import GrpoError
-from grpo_core.spec import DataSection, Problem
+from grpo_core.spec import Problem
 
 MAX_ROWS = 1_000_000
 MAX_BYTES = 256 * 1024 * 1024
@@ -19,20 +19,39 @@ MAX_FIELD_CHARACTERS = 65_536
 MAX_COLUMNS = 64
 
 
+Message = dict[str, str]
+"""A turn of a chat: `role` and `content`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One question with its answer."""
 
     row: int
-    """Position among the source's rows, from 0; rows that were left out are counted."""
+    """Position among the source's rows, from 0; rows that were left out count too."""
     question: str
+    """The question as people read it; for a chat, all its turns."""
     answer: str
+    """Empty if the row has no answer and the job needs none."""
+    turns: tuple[tuple[str, str], ...] = ()
+    """Role and text of each turn, if the row is a chat."""
+    item: str = "{}"
+    """The row's columns as a JSON object, if graders read them."""
+
+    @property
+    def characters(self) -> int:
+        """Number of characters in the row."""
+        return len(self.question) + len(self.answer) + len(self.item) + sum(len(text) for _, text in self.turns)
+
+
+Question = Row | str
+"""A question for a model: a row, or a text."""
 
 
 class DatasetError(GrpoError):
-    """A data set that cannot be read or has nothing to train on; `problems` says what to do.
+    """The data set cannot be read or has no usable rows. `problems` says what to do.
 
-    With `more` there are others, which were not listed because reading stopped.
+    With `more` there are further problems, which are not listed because reading stopped.
     """
 
     def __init__(self, problems: list[Problem], *, more: bool = False) -> None:
@@ -49,20 +68,22 @@ class DatasetError(GrpoError):
 
 
 class DatasetTooLargeError(DatasetError):
-    """More rows or bytes than are accepted: reading stopped there."""
+    """The data set has more rows or bytes than are accepted; reading stopped there."""
 
 
 class DatasetUnreachableError(DatasetError):
-    """The hub did not answer: the same job may work later, unchanged."""
+    """The hub did not answer; the same job may succeed later."""
 
 
 def text_of(value: object) -> str | None:
-    """A value as the stripped text that a prompt or a comparison uses; None where it cannot be used.
+    """Convert a value to the stripped text that prompts and comparisons use; None if it cannot be used.
 
-    Numbers become plain digits (12 and 12.0 are "12", since columns with gaps are often stored as floats). Truth
-    values, lists, objects, NaN, NUL, blank or over-long text cannot be used.
+    Numbers become plain digits (12 and 12.0 become "12", because columns with gaps are often stored as floats).
+    Booleans, lists, objects, NaN, and text that is blank, too long or has NUL cannot be used.
     """
     if isinstance(value, str):
+        if len(value) > 2 * MAX_FIELD_CHARACTERS:
+            return None  # too long to convert
         text = value.strip() if "\0" not in value else ""
     elif isinstance(value, bool):
         return None
@@ -78,31 +99,18 @@ def _number_text(value: float | Decimal) -> str:
         return str(value)
     if not math.isfinite(value):
         return ""
-    # The shortest text that reads back as this float, then without exponent and trailing zeros.
+    # The shortest text that parses as this float, without exponent and trailing zeros.
     text = format(Decimal(repr(value)) if isinstance(value, float) else value, "f")
     if "." in text:
         text = text.rstrip("0").rstrip(".")
     return "0" if text == "-0" else text
 
 
-def require_columns(data: DataSection, names: list[str]) -> None:
-    """Raise unless both of the job's columns are among `names`."""
-    fields: tuple[Literal["question_column", "answer_column"], ...] = ("question_column", "answer_column")
-    there = ", ".join(names[:MAX_COLUMNS]) or "none"
-    missing = [
-        problem("missing_column", f"there is no column {name!r}", f"The columns are: {there}.", f"/data/{field}")
-        for field in fields
-        if (name := cast("str", getattr(data, field))) not in names
-    ]
-    if missing:
-        raise DatasetError(missing)
-
-
 def problem(code: str, detail: str, remedy: str, pointer: str = "") -> Problem:
-    """A problem, by default of the data set as a whole."""
+    """Return a problem; by default, of the whole data set."""
     return Problem(pointer=pointer, code=code, detail=detail, remedy=remedy)
 
 
 def error(code: str, detail: str, remedy: str, pointer: str = "") -> DatasetError:
-    """An error with one problem."""
+    """Return an error with one problem."""
     return DatasetError([problem(code, detail, remedy, pointer)])

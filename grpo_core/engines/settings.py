@@ -1,8 +1,8 @@
-"""From a job spec to TRL's and Unsloth's settings, and the check that a built trainer really has them.
+"""Translates a job spec to the settings of TRL and Unsloth, and checks that a trainer has them.
 
-Owns the mapping of names and the list of settings that matter: each is given explicitly, because library defaults
-drift and Unsloth drops what it does not know. Imports no torch. Invariant: a run whose trainer differs from the
-request in any of them fails before its first step.
+Owns the mapping of names and the list of settings that matter. Each is set explicitly, because defaults of libraries
+change and Unsloth drops unknown settings. Imports no torch. Invariant: a run whose trainer differs from the requested
+settings fails before its first step.
 """
 
 from __future__ import annotations
@@ -13,25 +13,24 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grpo_core.compat.unsloth import TAKEN_FOR_NOT_GIVEN
 from grpo_core.errors import JobFailure
-from grpo_core.models import Precision
-from grpo_core.rewards import REWARD_NAMES
+from grpo_core.hardware.models import Precision
+from grpo_core.reasons import FailureClass
 from grpo_core.spec import JobSpec
 
 if TYPE_CHECKING:
-    from grpo_core.engines import EngineName
+    from grpo_core.engines.protocol import EngineName
 
 Settings = dict[str, Any]
 
-_TAKEN_FOR_NOT_GIVEN = 256
-"""Unsloth's default of `max_num_seqs`; whoever asks for exactly that gets what Unsloth thinks fits the card."""
-
 _AT_ONCE_FOR_EVALUATION = 64
-"""Questions answered at a time: as fast for each as six (reading the weights takes the time), and few graphs."""
+"""Questions per batch. A question takes as long as in a batch of six, because reading the weights takes the time; and
+vLLM captures few graphs."""
 
 
 def trainer_settings(spec: JobSpec, precision: Precision, output_dir: Path, engine: EngineName = "trl") -> Settings:
-    """The settings a built trainer of this job must have: the arguments of TRL's `GRPOConfig`."""
+    """Return the settings that this job's trainer must have: the arguments of TRL's `GRPOConfig`."""
     on_cpu = precision.weights == "fp32"
     settings = {
         **_batch(spec),
@@ -51,16 +50,16 @@ def trainer_settings(spec: JobSpec, precision: Precision, output_dir: Path, engi
 
 
 def unsloth_arguments(settings: Mapping[str, Any]) -> Settings:
-    """What to give Unsloth's `GRPOConfig` so that it ends at `settings`.
+    """Return the arguments of Unsloth's `GRPOConfig` that result in `settings`.
 
-    With `dr_grpo` it replaces scaling by group, but takes None for "as it would be without me".
+    With `dr_grpo`, Unsloth replaces scaling by group, but leaves the value None unchanged.
     """
     scale = settings["scale_rewards"]
     return {**settings, "scale_rewards": None if settings["loss_type"] == "dr_grpo" and scale == "group" else scale}
 
 
 def unsloth_model_settings(spec: JobSpec, precision: Precision) -> Settings:
-    """The arguments of `FastLanguageModel.from_pretrained` for this job, less the model's path and data type."""
+    """Return the arguments of `FastLanguageModel.from_pretrained`, without the model's path and data type."""
     return {
         "max_seq_length": spec.model.max_sequence,
         "load_in_4bit": precision.weights == "4bit",
@@ -70,7 +69,7 @@ def unsloth_model_settings(spec: JobSpec, precision: Precision) -> Settings:
         "max_num_seqs": sequences_at_once(spec),
         "use_gradient_checkpointing": unsloth_checkpointing(spec),
         "random_state": spec.training.seed,
-        # Else names of well-known models are replaced by Unsloth's own copies of them.
+        # Otherwise Unsloth replaces the names of well-known models by its own copies.
         "use_exact_model_name": True,
         "trust_remote_code": False,
         "disable_log_stats": True,
@@ -78,7 +77,7 @@ def unsloth_model_settings(spec: JobSpec, precision: Precision) -> Settings:
 
 
 def unsloth_adapter_settings(spec: JobSpec) -> Settings:
-    """The arguments of `FastLanguageModel.get_peft_model` for this job."""
+    """Return the arguments of `FastLanguageModel.get_peft_model` for this job."""
     named = {name: value for name, value in adapter_settings(spec).items() if name not in ("task_type", "use_dora")}
     return {
         **named,
@@ -89,29 +88,29 @@ def unsloth_adapter_settings(spec: JobSpec) -> Settings:
 
 
 def unsloth_checkpointing(spec: JobSpec) -> str | bool:
-    """Gradient checkpointing in Unsloth's words."""
+    """Return Unsloth's value for gradient checkpointing."""
     wanted = spec.lora.gradient_checkpointing
     return {"off": False, "standard": True}.get(wanted, "unsloth")
 
 
 def sequences_at_once(spec: JobSpec) -> int:
-    """How many completions vLLM draws at a time: those of a step, so that few graphs are captured.
+    """Return how many completions vLLM generates at a time: those of a step, so that few graphs are captured.
 
-    Rounded up to a number that vLLM captures a graph for: six at a time would be decoded layer by layer, since the
-    graph of eight is only made where eight can be asked for, and the one of four is too small.
+    It is rounded up to a number for which vLLM captures a graph. Six at a time would run without a graph: the graph for
+    eight is captured only if eight are allowed, and the one for four is too small.
     """
     wanted = spec.completions_per_step
     if spec.evaluation.questions:
         wanted = max(wanted, min(spec.evaluation.questions, _AT_ONCE_FOR_EVALUATION))
     captured = next((size for size in (1, 2, 4) if size >= wanted), None)
     if captured is None:
-        step = 8 if wanted <= _TAKEN_FOR_NOT_GIVEN else 16
+        step = 8 if wanted <= TAKEN_FOR_NOT_GIVEN else 16
         captured = -(-wanted // step) * step
-    return captured + 1 if captured == _TAKEN_FOR_NOT_GIVEN else captured
+    return captured + 1 if captured == TAKEN_FOR_NOT_GIVEN else captured
 
 
 def adapter_settings(spec: JobSpec) -> Settings:
-    """The arguments of PEFT's `LoraConfig` for this job."""
+    """Return the arguments of PEFT's `LoraConfig` for this job."""
     return {
         "r": spec.lora.rank,
         "lora_alpha": spec.lora.alpha,
@@ -126,19 +125,19 @@ def adapter_settings(spec: JobSpec) -> Settings:
 
 
 def require_same(requested: Mapping[str, Any], effective: Mapping[str, Any], where: str) -> None:
-    """Fail the job if any requested setting is missing or different among the effective ones."""
+    """Fail the job if a requested setting is missing from the effective ones or differs."""
     missing = object()
     differing = [
-        f"{name}: asked {_plain(value)!r}, got {'nothing' if found is missing else repr(_plain(found))}"
+        f"{name}: requested {_plain(value)!r}, got {'nothing' if found is missing else repr(_plain(found))}"
         for name, value in requested.items()
         if _plain(found := effective.get(name, missing)) != _plain(value)
     ]
     if differing:
         raise JobFailure(
-            "internal",
+            FailureClass.INTERNAL,
             "settings_differ",
-            f"{where} has other settings than were asked for: {'; '.join(differing)}.",
-            hint="This is a fault of the service or of its library versions: install the locked versions.",
+            f"{where} differs from the requested settings: {'; '.join(differing)}.",
+            hint="This is an error of the service or of its library versions: install the locked versions.",
         )
 
 
@@ -171,9 +170,9 @@ def _optimizer(spec: JobSpec) -> Settings:
         "adam_beta2": optimizer.beta2,
         "adam_epsilon": 1e-8,
         "weight_decay": optimizer.weight_decay,
-        # Plain "constant" leaves the warm-up out.
+        # "constant" has no warm-up.
         "lr_scheduler_type": "constant_with_warmup" if optimizer.schedule == "constant" else optimizer.schedule,
-        # In steps: transformers reads a ratio from numbers below 1, and so would take a ratio of 1 for one step.
+        # In steps, because transformers reads numbers below 1 as a ratio, and a ratio of 1 as one step.
         "warmup_steps": warmup,
         "max_grad_norm": optimizer.max_grad_norm,
     }
@@ -195,7 +194,6 @@ def _sampling(spec: JobSpec) -> Settings:
 
 
 def _loss(spec: JobSpec) -> Settings:
-    weights = spec.rewards.weights.model_dump()
     return {
         "loss_type": spec.loss.type,
         "beta": spec.loss.beta,
@@ -203,7 +201,8 @@ def _loss(spec: JobSpec) -> Settings:
         "epsilon_high": spec.loss.epsilon,
         "delta": None,
         "scale_rewards": spec.loss.scale_by,
-        "reward_weights": [weights[name] for name in REWARD_NAMES],
+        # `grading` applies weights and formulas, so TRL has one reward, the total.
+        "reward_weights": [1.0],
         "multi_objective_aggregation": "sum_then_normalize",
         "importance_sampling_level": "token",
         "off_policy_mask_threshold": None,
@@ -227,20 +226,20 @@ def _rollout_engine() -> Settings:
 
 
 def _for_unsloth(settings: Mapping[str, Any]) -> Settings:
-    """What differs where the trainer is Unsloth's and the completions are vLLM's."""
+    """Return the settings that differ with Unsloth's trainer and vLLM."""
     return {
         "use_vllm": True,
         "vllm_mode": "colocate",
-        # Waking and sleeping costs time in each step, and with shared weights frees little.
+        # Sleeping and waking takes time in each step, and with shared weights frees little memory.
         "vllm_enable_sleep_mode": False,
         "vllm_sampling_params": None,
         # vLLM's word for "off".
         "top_k": settings["top_k"] or -1,
-        # Unsloth's forward pass cannot be repeated by the other kind of checkpointing.
+        # The other kind of checkpointing cannot repeat Unsloth's forward pass.
         "gradient_checkpointing_kwargs": {"use_reentrant": True} if settings["gradient_checkpointing"] else None,
         "unsloth_num_chunks": -1,
-        # One part of the logits for each completion: a quarter of Unsloth's number, so that reading the output head
-        # for each takes less time than multiplying with it.
+        # One part of the logits per completion, a quarter of Unsloth's number: then reading the output head for each
+        # part takes less time than the multiplication.
         "unsloth_logit_chunk_multiplier": 1,
     }
 
@@ -256,11 +255,11 @@ def _memory(spec: JobSpec) -> Settings:
 
 
 def _bookkeeping() -> Settings:
-    """Silence: `records` and `checkpoints` write what a run leaves behind, the library writes nothing."""
+    """Disable the trainer's own logging, saving and evaluation: `records` and `checkpoints` write all files."""
     return {
         "logging_strategy": "steps",
         "logging_steps": 1,
-        # Filtering would replace a loss that is not finite by an average, and hide that a run diverged.
+        # The filter would replace a loss that is not finite by an average, and hide that a run diverged.
         "logging_nan_inf_filter": False,
         "log_completions": False,
         "save_strategy": "no",

@@ -1,7 +1,7 @@
 """The `trl` engine: TRL's GRPOTrainer with a PEFT adapter, on a CPU or one GPU, rollouts by transformers.
 
-Owns loading the model and building the trainer; the loop is TRL's, the hook is in `trainer`. Invariant: the KL
-reference is always the base model, also for a run that starts from a checkpoint or goes on from one.
+Owns loading the model and building the trainer; TRL owns the loop, and `trainer` the hooks. Invariant: the KL reference
+is always the base model, also for a run that starts or resumes from a checkpoint.
 """
 
 from __future__ import annotations
@@ -25,39 +25,43 @@ from transformers import AutoTokenizer, GenerationConfig
 from transformers.trainer_callback import PrinterCallback
 from trl.trainer.grpo_config import GRPOConfig
 
-from grpo_core import strict_json, trackers
-from grpo_core.activations import Checkpointing, choose_checkpointing
-from grpo_core.checkpoints import continue_adapter, load_adapter, read_state, set_random_states, write_adapter
-from grpo_core.datasets import Row
-from grpo_core.engines import EngineName, RunContext, logprobs
+from grpo_core import strict_json
+from grpo_core.checkpoints.manifest import SavedRun, unreadable
+from grpo_core.checkpoints.writer import continue_adapter, load_adapter, read_state, set_random_states, write_adapter
+from grpo_core.compat.trl import check as check_libraries
+from grpo_core.datasets import Question, Row
+from grpo_core.datasets.prompts import Prompt, PromptSet, build_prompts
+from grpo_core.datasets.templates import render
+from grpo_core.engines import logprobs
+from grpo_core.engines.gradient_checkpointing import GradientCheckpointing, choose_gradient_checkpointing
+from grpo_core.engines.protocol import EngineContext, EngineName
 from grpo_core.engines.settings import Settings, adapter_settings, require_same, trainer_settings
 from grpo_core.engines.trainer import RecordingTrainer, StepCallback
 from grpo_core.errors import JobFailure
-from grpo_core.evaluation import Answer, Sampling, ask
-from grpo_core.models import Hardware, ModelFiles, Precision, choose_precision
-from grpo_core.probes import LogProbs, Probe, token_logprobs
-from grpo_core.prompts import Prompt, PromptSet, build_prompts
-from grpo_core.rewards import get_rewards
-from grpo_core.saved_run import SavedRun, unreadable
+from grpo_core.evaluation.generate import Answer, Sampling, ask
+from grpo_core.hardware.models import Hardware, ModelFiles, Precision, choose_precision
+from grpo_core.monitoring import trackers
+from grpo_core.reasons import FailureClass, WarningCode
+from grpo_core.selftest.logprob_probes import LogprobProbe, LogProbs, token_logprobs
+from grpo_core.selftest.peft_reference import load_base
 from grpo_core.spec import JobSpec
-from grpo_core.stock import load_base
 
 ADAPTER = "default"
-"""PEFT's name for the adapter that is trained."""
+"""PEFT's name for the trained adapter."""
 
 
 class TrlEngine:
-    """One run; see `Engine` for the order of calls."""
+    """One run. `Engine` has the order of calls."""
 
     name: EngineName = "trl"
     patches_libraries = False
 
     files: ModelFiles
     precision: Precision
-    checkpointing: Checkpointing
+    checkpointing: GradientCheckpointing
     tokenizer: Any
 
-    def __init__(self, context: RunContext) -> None:
+    def __init__(self, context: EngineContext) -> None:
         self._context = context
         self._spec = context.spec
         self._steps_done = 0
@@ -67,7 +71,8 @@ class TrlEngine:
         self._state: dict[str, Any] | None = None
 
     def load(self, files: ModelFiles, rows: Sequence[Row]) -> None:
-        # Their advice is for people who call the libraries themselves.
+        check_libraries()
+        # The libraries' advice is for people who call them directly.
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         warnings.filterwarnings("ignore", module=r"(transformers|trl|peft|accelerate|torch)\b")
@@ -88,10 +93,10 @@ class TrlEngine:
 
     @property
     def model(self) -> Any:
-        # TRL's own annotation allows much that is no model with an adapter.
+        # TRL's annotation also allows models without an adapter.
         return self._trainer.model
 
-    def answer(self, questions: Sequence[str], *, adapter: bool, max_new_tokens: int) -> Generator[Answer]:
+    def answer(self, questions: Sequence[Question], *, adapter: bool, max_new_tokens: int) -> Generator[Answer]:
         sampling = Sampling(max_new_tokens=max_new_tokens)
         said = ask(self.model, self.tokenizer, questions, self._spec.data, sampling)
         with nullcontext() if adapter else self.model.disable_adapter(), closing(said):
@@ -150,15 +155,15 @@ class TrlEngine:
             "settings": {name: value for name, value in settings.items() if name != "output_dir"},
         }
 
-    def logprobs(self, probes: Sequence[Probe]) -> LogProbs:
+    def logprobs(self, probes: Sequence[LogprobProbe]) -> LogProbs:
         return token_logprobs(self.model, probes, self.precision)
 
-    def served_logprobs(self, probes: Sequence[Probe], adapter: Path | None) -> LogProbs | None:  # noqa: ARG002
+    def served_logprobs(self, probes: Sequence[LogprobProbe], adapter: Path | None) -> LogProbs | None:  # noqa: ARG002
         return None
 
     def release(self) -> None:
         trainer: Any = self._trainer
-        # The libraries keep references of their own to both: what the tensors hold is let go of instead.
+        # The libraries keep references to both, so the memory of the tensors is released instead.
         for tensor in (*trainer.model.parameters(), *trainer.model.buffers()):
             tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         if trainer.optimizer is not None:
@@ -169,7 +174,7 @@ class TrlEngine:
             torch.cuda.empty_cache()
 
     def _choose_checkpointing(self, hardware: Hardware) -> None:
-        self.checkpointing = choose_checkpointing(self._spec, self.files, self.precision, hardware, self.name)
+        self.checkpointing = choose_gradient_checkpointing(self._spec, self.files, self.precision, hardware, self.name)
         self._context.events.log(f"gradient checkpointing: {self.checkpointing.way} ({self.checkpointing.reason})")
         lora = self._spec.lora.model_copy(update={"gradient_checkpointing": self.checkpointing.way})
         self._spec = self._spec.model_copy(update={"lora": lora})
@@ -211,7 +216,7 @@ class TrlEngine:
                 args=GRPOConfig(**settings),
                 train_dataset=as_dataset(self._prompts),
                 processing_class=self.tokenizer,
-                # Given here and not wrapped beforehand: TRL would copy a wrapped adapter as the KL reference.
+                # Passed here, because TRL would copy an adapter that wraps the model as the KL reference.
                 peft_config=LoraConfig(**adapter_settings(self._spec)),
             )
         except ValueError as error:
@@ -219,12 +224,8 @@ class TrlEngine:
             raise
 
     def _record_options(self) -> dict[str, Any]:
-        """What `RecordingTrainer` wants besides what TRL's does."""
-        return {
-            "recorder": self._context.recorder,
-            "rewards": get_rewards(self._spec.rewards.mode),
-            "weights": self._spec.rewards.weights.model_dump(),
-        }
+        """Return the arguments of `RecordingTrainer` beside those of TRL's trainer."""
+        return {"recorder": self._context.recorder, "grading": self._context.grading}
 
     def _after_step(self, step: int) -> bool:
         self._steps_done = step
@@ -239,12 +240,12 @@ class TrlEngine:
             self._seconds = self._seconds_before = float(self._state["seconds"])
             same = self._state["prompts"] == digest_of(self._prompts)
         except (KeyError, TypeError, ValueError) as error:
-            raise unreadable(f"The state in {saved.folder.name} lacks something: {error}.") from error
+            raise unreadable(f"The state in {saved.folder.name} is incomplete: {error}.") from error
         if not same:
             self._context.events.warning(
-                "data_changed",
-                "The questions to train on are not those that the checkpoint was made with: the data set has changed, "
-                "or what the hub gives for its name. Some may be asked twice, and some not at all.",
+                WarningCode.DATA_CHANGED,
+                "The questions differ from those of the checkpoint, because the data set has changed, here or on the "
+                "hub. Some may be used twice, and some not at all.",
             )
 
     def _train_on(self, state: dict[str, Any]) -> None:
@@ -261,21 +262,19 @@ class TrlEngine:
         return self._seconds_before + time.perf_counter() - self._began
 
     def _templated(self, prompt: Prompt) -> str:
-        text = self.tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False)
-        assert isinstance(text, str)
-        return text
+        return render(self.tokenizer, [prompt.messages])[0]
 
     def _warn_of_dropped_prompts(self) -> None:
         if self._prompts.dropped:
             self._context.events.warning(
-                "prompts_dropped",
+                WarningCode.PROMPTS_DROPPED,
                 f"{self._prompts.dropped} prompts have more than {self._spec.sampling.max_prompt_tokens} tokens "
                 f"(up to {self._prompts.longest_dropped}) and were dropped; {len(self._prompts.prompts)} are left.",
             )
 
 
 def find_hardware(spec: JobSpec) -> Hardware:
-    """The GPU a job may use; none for a job that asks for none."""
+    """Return the GPU that a job may use; none if the job requests none."""
     if spec.resources.gpus == 0:
         return Hardware()
     free, memory = torch.cuda.mem_get_info(0)
@@ -283,14 +282,14 @@ def find_hardware(spec: JobSpec) -> Hardware:
 
 
 def load_tokenizer(files: ModelFiles) -> Any:
-    """The model's tokenizer; raises a `user_config` failure if it cannot chat."""
+    """Load the model's tokenizer. Raises a `user_config` failure if it has no chat template."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(files.path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise _unreadable(files, "tokenizer", error) from error
     if not tokenizer.chat_template:
         raise JobFailure(
-            "user_config",
+            FailureClass.USER_CONFIG,
             "no_chat_template",
             f"The tokenizer of {files.name} has no chat template.",
             hint="Use an instruction-tuned model.",
@@ -299,13 +298,13 @@ def load_tokenizer(files: ModelFiles) -> Any:
 
 
 def load_base_model(files: ModelFiles, precision: Precision, tokenizer: Any) -> Any:
-    """The frozen base model, without the sampling defaults it came with."""
+    """Load the frozen base model, without its own sampling defaults."""
     try:
         model = load_base(files.path, precision)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise _unreadable(files, "weights", error) from error
     ends = model.generation_config.eos_token_id
-    # What is not set explicitly would be taken from here (top-p 0.8 and a repetition penalty, for Qwen2.5).
+    # Its defaults would replace settings that are not set (for Qwen2.5, top-p 0.8 and a repetition penalty).
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id if ends is None else ends,
@@ -315,10 +314,10 @@ def load_base_model(files: ModelFiles, precision: Precision, tokenizer: Any) -> 
 
 
 def raise_if_module_missing(error: ValueError, files: ModelFiles) -> None:
-    """Raises a `user_config` failure if PEFT's error says that the model lacks a projection; else returns."""
+    """Raise a `user_config` failure if PEFT's error says that the model lacks a projection."""
     if "target modules" in str(error).lower():
         raise JobFailure(
-            "user_config",
+            FailureClass.USER_CONFIG,
             "no_such_module",
             f"{files.name} lacks some of the projections in lora.target_modules.",
             hint="Name projections that the model's architecture has.",
@@ -326,7 +325,7 @@ def raise_if_module_missing(error: ValueError, files: ModelFiles) -> None:
 
 
 def require_context_length(model: Any, spec: JobSpec) -> None:
-    """Raises a `user_config` failure if the job's sequences are longer than any the model can read."""
+    """Raise a `user_config` failure if the job's sequences are longer than the model's context window."""
     limit = getattr(model.config, "max_position_embeddings", None)
     longest = spec.sampling.max_completion_tokens
     if spec.evaluation.questions:
@@ -334,25 +333,32 @@ def require_context_length(model: Any, spec: JobSpec) -> None:
     needed = spec.sampling.max_prompt_tokens + longest
     if limit is not None and needed > limit:
         raise JobFailure(
-            "user_config",
+            FailureClass.USER_CONFIG,
             "sequence_too_long",
-            f"Prompt and completion may take {needed} tokens, and {spec.model.name} reads at most {limit}.",
+            f"Prompt and completion may take {needed} tokens, and {spec.model.name} can read at most {limit}.",
             hint="Lower sampling.max_prompt_tokens, or max_completion_tokens of sampling or evaluation.",
         )
 
 
 def as_dataset(prompts: PromptSet) -> Dataset:
-    """The columns TRL and the rewards read."""
+    """Make a data set with the columns that TRL and the rewards read."""
     return Dataset.from_list(
         [
-            {"prompt": p.messages, "prompt_id": p.prompt_id, "row": p.row, "question": p.question, "answer": p.answer}
+            {
+                "prompt": p.messages,
+                "prompt_id": p.prompt_id,
+                "row": p.row,
+                "question": p.question,
+                "answer": p.answer,
+                "item": p.item,
+            }
             for p in prompts.prompts
         ]
     )
 
 
 def digest_of(prompts: PromptSet) -> str:
-    """SHA-256 of the questions and answers, in their order: where it is equal, so is the order of training."""
+    """Return the SHA-256 of questions and answers in order: if it is equal, so is the order of training."""
     digest = hashlib.sha256()
     for prompt in prompts.prompts:
         digest.update(strict_json.canonical([prompt.prompt_id, prompt.question, prompt.answer]).encode())
@@ -360,9 +366,10 @@ def digest_of(prompts: PromptSet) -> str:
 
 
 def initialise_adapter(model: Any, seed: int) -> None:
-    """Draw the adapter's initial weights from their own seed, and hold them in 32 bits.
+    """Initialise the adapter's weights from their own seed, and keep them in 32 bits.
 
-    TRL casts them to bf16 on a 4-bit base, where the recipe's updates are mostly smaller than a rounding step.
+    TRL casts them to bf16 with a 4-bit base model; most of the recipe's updates are smaller than a rounding step of
+    that.
     """
     torch.manual_seed(seed)
     for module in model.modules():
@@ -374,7 +381,7 @@ def initialise_adapter(model: Any, seed: int) -> None:
 
 
 def _asked_of_trainer(spec: JobSpec, settings: Settings) -> dict[str, Any]:
-    """What a trainer copies out of its arguments, and may alter while doing so."""
+    """Return the settings that a trainer copies from its arguments, and may change."""
     return {
         "completions_per_step": spec.completions_per_step,
         "num_generations": spec.sampling.generations,
@@ -408,8 +415,8 @@ def _held_by_adapter(model: Any) -> dict[str, Any]:
 def _unreadable(files: ModelFiles, what: str, error: Exception) -> JobFailure:
     reason = str(error).splitlines()[0].replace(str(files.path), files.name) if str(error) else type(error).__name__
     return JobFailure(
-        "user_config",
+        FailureClass.USER_CONFIG,
         "model_unreadable",
         f"The {what} of {files.name} cannot be loaded: {reason[:300]}",
-        hint="Use a causal language model that transformers knows by itself, with safetensors weights.",
+        hint="Use a causal language model that transformers supports without remote code, with safetensors weights.",
     )

@@ -1,4 +1,4 @@
-"""Curves as SVG in the page itself: a line, a band about it, axes that people can read; nothing that needs a script.
+"""Curves as inline SVG: a line, a band around it, and readable axes, without scripts.
 
 Owns scales, ticks and thinning. Colours are the page's (CSS classes), so that it can be dark or printed. Invariant:
 only numbers and the caller's own titles reach the SVG, at most `MAX_POINTS` of them a line.
@@ -30,15 +30,15 @@ class Curve:
     other: Sequence[float | None] = ()
     """The second line, in grey; the note says what it is."""
     least: float | None = None
-    """The axis reaches down to this at least."""
+    """The axis includes at least this value."""
     most: float | None = None
     note: str = ""
     marks: Sequence[int] = ()
-    """Steps at which an audit spoke up."""
+    """Steps at which an audit warned."""
 
 
 def svg(curve: Curve, *, width: int = 460, height: int = 170) -> str:
-    """The chart; empty where there is not one value."""
+    """The chart; empty if there is no value."""
     points, other = thin(curve.steps, curve.values), thin(curve.steps, curve.other)
     if not points:
         return ""
@@ -66,7 +66,7 @@ def svg(curve: Curve, *, width: int = 460, height: int = 170) -> str:
 
 
 def describe(curve: Curve) -> str:
-    """The chart in a sentence, for those who do not see it."""
+    """The chart in a sentence, for screen readers."""
     known = _known(curve.steps, curve.values)
     (first, begin), (last, end) = known[0], known[-1]
     values = [value for _, value in known]
@@ -77,7 +77,7 @@ def describe(curve: Curve) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits, without an exponent where it can be read without."""
+    """Three significant digits, without an exponent if possible."""
     if value and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.1e}"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

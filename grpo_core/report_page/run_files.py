@@ -1,7 +1,7 @@
-"""Reads a run folder for its report, as far as it is there: a run that failed early has left little.
+"""Reads a run folder for its report, as far as files exist: a run that failed early has few.
 
-Owns which files are read and how much of them; knows nothing of HTML. Of a job that went on from a checkpoint,
-`inputs/earlier` has what the runs before left, so that the report is of the whole job. Invariant: what is held in
+Owns which files are read and how much of them; knows nothing of HTML. If the job resumed from a checkpoint,
+`inputs/earlier` has the files of earlier runs, so that the report covers the whole job. Invariant: what is held in
 memory does not grow with the number of completions, only with the number of steps.
 """
 
@@ -17,18 +17,24 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from grpo_core.audits import Auditor
-from grpo_core.runfolder import RunFolder, sha256_of
+from grpo_core.datasets.parquet import read_bounded
+from grpo_core.monitoring.audits import Auditor
+from grpo_core.retry import AT_ONCE, retry
+from grpo_core.run_dir.layout import RunFolder, sha256_of
 from grpo_core.spec import JobSpec, SpecError, parse_spec
 
 SHOWN: Final = 5
-"""Completions at either end that are shown."""
+"""Number of best and of worst completions to show."""
 MAX_STEPS_SCANNED: Final = 2_000
-"""Steps whose completions are looked at for the best and the worst, spread evenly; all of them in most runs."""
+"""Number of steps, spread evenly, in which to look for the best and worst completions."""
 MAX_FINDINGS: Final = 24
 
+MAX_ROWS: Final = 10_000_000
+MAX_GROUP_BYTES: Final = 256 * 1024**2
+"""Of a rollout file that is decoded, which training wrote."""
+MAX_JSON_BYTES: Final = 256 * 1024**2
+
 MAX_RUNS: Final = 50
-LOOKS: Final = 5
 
 EARLIER: Final = Path("inputs") / "earlier"
 """In a run folder: `rollouts/*.parquet` of runs before this one, and `events.jsonl`, the job's so far as its service
@@ -46,7 +52,7 @@ class Place:
 
 
 class RunFiles:
-    """What a run left, read as it is asked for."""
+    """The files of a run, read on demand."""
 
     def __init__(self, folder: Path, *, status: str | None, error: Mapping[str, Any] | None) -> None:
         self._folder = RunFolder(folder)
@@ -63,7 +69,7 @@ class RunFiles:
 
     @property
     def parsed(self) -> JobSpec | None:
-        """The spec as a model; None where this version does not read it."""
+        """The spec as a model; None if this version cannot read it."""
         try:
             return parse_spec(self.spec)
         except SpecError:
@@ -71,30 +77,29 @@ class RunFiles:
 
     @property
     def findings(self) -> list[Json]:
-        """What the audits told, in order; of the steps before this run began, what they tell again.
-
-        Not what was told of steps that were lost and trained again: the later run told that anew.
+        """The warnings of the audits, in order; for steps before this run they are computed again. Not the warnings
+        about steps that were lost and trained again, because the later run issued its own.
         """
         told = [event["data"] for event in self.events if _is_audit(event)]
         spec = self.parsed
         began = self._began
         if spec is None or began is None:
             return told[:MAX_FINDINGS]
-        # As it was told then, where that is known: it points at a prompt, which the metrics alone cannot.
+        # As it was reported then, if known: it points at a prompt, which metrics alone cannot.
         words = {_audited(event["data"]): event["data"] for event in self.job_events if _is_audit(event)}
         again = [finding.as_dict() for finding in Auditor(spec).replay(m for m in self.metrics if m["step"] < began)]
         return [*(words.get(_audited(data), data) for data in again), *told][:MAX_FINDINGS]
 
     @property
     def warnings(self) -> list[Json]:
-        """Every other warning of the job, in order; what each of its runs repeats is there once."""
+        """Every other warning of the job, in order, without repetitions by later runs."""
         events = sorted([*self.job_events, *self.events], key=_moment)
         others = [e["data"] for e in events if e["type"] == "warning" and "audit" not in e["data"]]
         return list({(data.get("code"), data.get("message")): data for data in others}.values())[:100]
 
     @property
     def times(self) -> list[str]:
-        """When anything happened, from the job's first event to the last, ISO 8601."""
+        """Time of each event of the job, ISO 8601."""
         return [event["time"] for event in sorted([*self.job_events, *self.events], key=_moment)]
 
     @property
@@ -118,19 +123,19 @@ class RunFiles:
 
     @property
     def rollout_steps(self) -> list[int]:
-        """Steps whose completions are here."""
+        """Steps whose completions exist."""
         return sorted(self._find_places())
 
     @property
     def last_steps(self) -> list[int]:
-        """The last fifth of the steps, in which the best and the worst are looked for, as far as they are here."""
+        """The last fifth of the steps, in which the best and worst are searched, as far as they exist."""
         here = self.rollout_steps
         last = set(_last_fifth({*here, *(line["step"] for line in self.metrics)}))
         return [step for step in here if step in last] or _last_fifth(here)
 
     @property
     def steps_shown(self) -> set[int]:
-        """The steps of which the page shows completions, wherever they are."""
+        """The steps whose completions the page shows, of any run."""
         pointed = {int(step) for data in self.findings if (step := (data.get("rollouts") or {}).get("step"))}
         return {*pointed, *_last_fifth(line["step"] for line in self.metrics)}
 
@@ -149,7 +154,8 @@ class RunFiles:
         return rows[:limit]
 
     def extremes(self) -> tuple[list[Json], list[Json]]:
-        """The best-paid and the worst-paid completions of the last fifth of the steps, each of another prompt."""
+        """The completions with the highest and lowest rewards of the last fifth of the steps, each of a different
+        prompt."""
         last = self.last_steps
         step_size = max(1, len(last) // MAX_STEPS_SCANNED)
         best: list[tuple[float, int, int]] = []
@@ -171,9 +177,8 @@ class RunFiles:
 
     @property
     def _began(self) -> int | None:
-        """The first step of this run; None where it has none, and none came before it.
-
-        A run that ended before it told from where it went on, as while it was loading, came after all the metrics.
+        """The first step of this run; None if there is none and none before it. A run that ended before it reported
+        where it resumed, for example while loading, comes after all metrics.
         """
         for event in self.events:
             if event["type"] == "log" and event["data"].get("code") == "resumed":
@@ -184,7 +189,7 @@ class RunFiles:
         return max((line["step"] for line in self.metrics), default=0) + 1 if self._earlier.exists() else None
 
     def _metrics_file(self) -> Path:
-        """A run that ended before it wrote metrics still knows those of the steps before it."""
+        """A run that ended before it wrote metrics still has those of earlier steps."""
         places = (self._folder.metrics, self._folder.resume / "metrics.jsonl", self._earlier / "metrics.jsonl")
         return next((path for path in places if path.exists()), self._folder.metrics)
 
@@ -213,13 +218,15 @@ class RunFiles:
 
     def _tables(self, step: int, columns: list[str] | None) -> Iterator[Any]:
         """The step's rows, a table for each place they are in."""
-        parquet, equal = import_module("pyarrow.parquet"), import_module("pyarrow.compute").equal
+        equal = import_module("pyarrow.compute").equal
         for place in self._find_places().get(step, []):
-            table = parquet.ParquetFile(place.file).read_row_group(place.group, columns=columns)
+            table = read_bounded(
+                place.file, rows=MAX_ROWS, group_bytes=MAX_GROUP_BYTES, group=place.group, columns=columns
+            )
             yield table.filter(equal(table["step"], step))
 
     def _find_places(self) -> dict[int, list[Place]]:
-        """The row groups that hold a step's rows. What this run drew stands for what any before it did."""
+        """The row groups with a step's rows. Rows of this run replace those of earlier runs."""
         if self._places is None:
             self._places = {**self._places_in(self._earlier / "rollouts"), **self._places_in(self._folder.rollouts)}
         return self._places
@@ -227,9 +234,8 @@ class RunFiles:
     @staticmethod
     def _places_in(folder: Path) -> dict[int, list[Place]]:
         """Found by the statistics in the files' ends. A worker may join files of steps into parts meanwhile."""
-        for _ in range(LOOKS):
-            with contextlib.suppress(FileNotFoundError):  # it is in a part since it was listed
-                return _scan(folder)
+        with contextlib.suppress(FileNotFoundError):  # a file is in a part since it was listed
+            return retry(lambda: _scan(folder), FileNotFoundError, [AT_ONCE] * 4)
         return {}
 
 
@@ -243,7 +249,7 @@ def _is_audit(event: Json) -> bool:
 
 
 def _end_of_run(event: Json) -> str | None:
-    """Why a run ended before the job did, where this event tells it."""
+    """Why a run ended before the job did, if this event says so."""
     data = event["data"]
     if data.get("code") in ("run_lost", "micro_batch_lowered", "worker_stopped"):
         return str(data.get("message"))
@@ -251,7 +257,7 @@ def _end_of_run(event: Json) -> str | None:
 
 
 def _audited(finding: Json) -> tuple[str, Any]:
-    """Which finding it is: a rule tells at most once at a step."""
+    """Identifies a finding: a rule reports at most once per step."""
     return finding["audit"], tuple(finding.get("steps") or ())
 
 
@@ -261,7 +267,7 @@ def _moment(event: Json) -> datetime:
 
 def _scan(folder: Path) -> dict[int, list[Place]]:
     places: dict[int, list[Place]] = {}
-    for file in sorted(folder.glob("*.parquet")):  # parts come first, and stand for the files of their steps
+    for file in sorted(folder.glob("*.parquet")):  # parts come first, and replace the files of their steps
         found: dict[int, list[Place]] = {}
         for group, steps in _steps_of(file):
             for step in steps:
@@ -282,6 +288,7 @@ def _steps_of(file: Path) -> Iterator[tuple[int, range]]:
 
 
 def _json_of(path: Path) -> Json:
+    _require_small(path)
     return json.loads(path.read_bytes()) if path.exists() else {}
 
 
@@ -289,7 +296,13 @@ def _lines_of(path: Path) -> Iterator[Json]:
     """The whole lines of a JSONL file. Whatever a model wrote may be in them: more than strict JSON takes."""
     if not path.exists():
         return
+    _require_small(path)
     with path.open("rb") as file:
         for line in file:
             if line.endswith(b"\n"):
                 yield json.loads(line)
+
+
+def _require_small(path: Path) -> None:
+    if path.exists() and path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path.name} has more than {MAX_JSON_BYTES} bytes")

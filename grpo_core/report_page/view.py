@@ -1,7 +1,7 @@
-"""What the report page shows, as plain values for its template: verdict, curves, audits, completions, settings.
+"""The content of the report page, as plain values for its template: verdict, curves, audits, completions, settings.
 
-Owns the sentences about a run and how much of each text is shown. Invariant: nothing here is markup but the SVG of
-`charts`, which holds no text of a model or a data set.
+Owns the sentences about a run and how much of each text is shown. Invariant: no value is markup, except the SVG of
+`charts`, which contains no text of a model or data set.
 """
 
 from __future__ import annotations
@@ -15,41 +15,47 @@ from importlib import import_module
 from typing import Any, Final
 
 import grpo_core
-from grpo_core.comparison import SIGNIFICANCE
-from grpo_core.ends import ends_of
+from grpo_core.estimates import Estimate, estimate
+from grpo_core.evaluation.paired_stats import SIGNIFICANCE, ends_of
 from grpo_core.report_page.charts import Curve, number, svg
 from grpo_core.report_page.run_files import Json, RunFiles
-from grpo_core.spec import parse_spec
+from grpo_core.run_dir.metrics import Chart, Described, charts, short_names, watched
+from grpo_core.spec import SpecError, parse_spec
 
 MAX_TEXT: Final = 4_000
 """Characters of a completion that are shown."""
 MAX_SPEC: Final = 60_000
 SHOWN_WITH_FINDING: Final = 3
 TABLE_ROWS: Final = 25
+WARMING_UP: Final = 3
+"""Steps at the start that compile and allocate; the median leaves them out."""
 CLEAR_ERRORS: Final = 3.0
-"""Standard errors beyond which the reward is said to have changed."""
+"""Standard errors beyond which a change of the reward is reported."""
 
 _HEADLINES: Final = {
-    (1, 1): ("good", "It learnt: more unseen questions are answered right, in the asked format"),
-    (1, 0): ("good", "More unseen questions are answered right in the asked format, not clearly by their last number"),
-    (1, -1): ("open", "More answers are right in the asked format, and fewer by their last number"),
-    (0, 1): ("open", "More answers are right by their last number, and not more in the asked format"),
-    (0, 0): ("open", "No change that could not be chance"),
-    (0, -1): ("bad", "It got worse: fewer unseen questions are answered right"),
-    (-1, 1): ("bad", "Fewer answers are right in the asked format, and more by their last number"),
-    (-1, 0): ("bad", "It got worse: fewer unseen questions are answered right in the asked format"),
-    (-1, -1): ("bad", "It got worse: fewer unseen questions are answered right, in the asked format"),
+    (1, 1): ("good", "It learnt: more unseen questions are answered correctly, in the required format"),
+    (1, 0): (
+        "good",
+        "More unseen questions are answered correctly in the required format, not clearly by their last number",
+    ),
+    (1, -1): ("open", "More answers are correct in the required format, and fewer by their last number"),
+    (0, 1): ("open", "More answers are correct by their last number, but not in the required format"),
+    (0, 0): ("open", "No significant change"),
+    (0, -1): ("bad", "It got worse: fewer unseen questions are answered correctly"),
+    (-1, 1): ("bad", "Fewer answers are correct in the required format, and more by their last number"),
+    (-1, 0): ("bad", "It got worse: fewer unseen questions are answered correctly in the required format"),
+    (-1, -1): ("bad", "It got worse: fewer unseen questions are answered correctly, in the required format"),
 }
-"""Tone and words for where strict and lenient accuracy went."""
+"""Tone and headline for the changes of strict and lenient accuracy."""
 _FORMAT_HEADLINES: Final = {
     (1, 1): ("good", "It learnt the format, and more answers are right by their last number"),
     (1, 0): ("good", "It learnt the format; how many answers are right did not clearly change"),
-    (1, -1): ("open", "It learnt the format, and fewer unseen questions are answered right"),
+    (1, -1): ("open", "It learnt the format, and fewer unseen questions are answered correctly"),
     (-1, 1): ("bad", "It lost the format, and more answers are right by their last number"),
     (-1, 0): ("bad", "It lost the format; how many answers are right did not clearly change"),
-    (-1, -1): ("bad", "It lost the format, and fewer unseen questions are answered right"),
+    (-1, -1): ("bad", "It lost the format, and fewer unseen questions are answered correctly"),
 }
-"""The same for where the format and lenient accuracy went: the form is paid for too, and is not the goal."""
+"""The same for format and lenient accuracy: the format is rewarded too, but is not the goal."""
 
 Series = list[float | None]
 
@@ -65,6 +71,7 @@ def page_of(run: RunFiles) -> Json:
         "verdict": verdict(run),
         "charts": _charts(run, findings),
         "table": _table(run),
+        "columns": [short.english for _, short in watched()],
         "findings": [_finding(run, data) for data in findings],
         "runs": _runs(run),
         "warnings": [plain(f"{data.get('code', '')}: {data.get('message', '')}") for data in run.warnings],
@@ -83,7 +90,7 @@ def page_of(run: RunFiles) -> Json:
 
 
 def verdict(run: RunFiles) -> Json:
-    """How it ended, in a few words and a sentence or two; `tone` is good, bad or open."""
+    """How the job ended: a headline and one or two sentences; `tone` is good, bad or open."""
     done, wanted = _last_step(run), run.spec.get("training", {}).get("steps", 0)
     if run.status == "failed":
         error = run.error or {}
@@ -94,17 +101,33 @@ def verdict(run: RunFiles) -> Json:
     evaluation = run.report.get("evaluation")
     if run.status != "succeeded":
         return _said("open", "It has not finished", [f"{done} of {wanted} steps.", _reward_sentence(run)])
+    trial = run.report.get("trial")
+    if trial:
+        return _tried(trial)
     if not evaluation:
         unknown = (
-            "No held-out questions were asked (evaluation.questions is 0): whether it answers unseen ones better was "
-            "not measured."
+            "There were no held-out questions (evaluation.questions is 0): whether it answers unseen questions better "
+            "was not measured."
         )
         return _said("open", _reward_headline(run), [_reward_sentence(run), unknown])
     return _compared(evaluation)
 
 
+def _tried(trial: Json) -> Json:
+    """The result of a trial, which trained nothing."""
+    headlines = {
+        "yes": ("good", "A trial: training would have something to learn from"),
+        "slowly": ("open", "A trial: training would learn slowly"),
+        "no": ("bad", "A trial: training would learn nothing"),
+    }
+    tone, headline = headlines.get(str(trial.get("will_learn")), ("open", "A trial"))
+    return _said(tone, headline, [plain(str(trial.get("sentence", "")), 600), "The model was not changed."])
+
+
 def _compared(evaluation: Json) -> Json:
-    """What asking before and after has shown."""
+    """The result of the evaluation before and after training."""
+    if "metric" in evaluation["paired"]:
+        return _compared_by_metric(evaluation)
     paired, strict = evaluation["paired"], evaluation["paired"]["strict"]
     low, high = strict["interval"]
     direction = _direction(strict)
@@ -115,11 +138,24 @@ def _compared(evaluation: Json) -> Json:
         f"Of {evaluation['questions']} questions that were not trained on, {counts['gained']} were wrong before and "
         f"right after, {counts['lost']} right before and wrong after. The change is between {low * 100:+.1f} and "
         f"{high * 100:+.1f} points with 95 % confidence"
-        + ("; chance alone would hardly ever give as much." if direction else "; chance alone may give as much."),
-        f"Taking the last number anywhere in the text as the answer: {paired['lenient']['verdict']}",
+        + ("; this is unlikely to be chance." if direction else "; this may be chance."),
+        f"With the last number anywhere in the text as the answer: {paired['lenient']['verdict']}",
         f"Right or wrong: {paired['format']['verdict']}",
     ]
     return {**_said(tone, headline, sentences), "bars": _bars(evaluation)}
+
+
+def _compared_by_metric(evaluation: Json) -> Json:
+    """The same for a job with graders, by the reward that decides."""
+    own, name = evaluation["paired"]["metric"], plain(str(evaluation["metric"]), 60)
+    tone, what = {1: ("good", "rose"), 0: ("open", "did not change clearly"), -1: ("bad", "fell")}[_direction(own)]
+    before, after = evaluation["before"], evaluation["after"]
+    means = [
+        f"{plain(reward, 60)}: {value:.3g} before, {after['rewards'][reward]:.3g} after."
+        for reward, value in before["rewards"].items()
+        if reward in after["rewards"] and (value or after["rewards"][reward])
+    ]
+    return _said(tone, f"On unseen questions, {name} {what}", [plain(own["verdict"], 400), *means])
 
 
 def _headline(form: int, strict: int, lenient: int) -> tuple[str, str]:
@@ -135,7 +171,7 @@ def _headline(form: int, strict: int, lenient: int) -> tuple[str, str]:
 
 
 def _direction(comparison: Json) -> int:
-    """1 for a rise, -1 for a fall, 0 for what may be chance."""
+    """1 for a rise, -1 for a fall, 0 for a change that may be chance."""
     rise: float = comparison["difference"]
     return (rise > 0) - (rise < 0) if comparison["p_value"] < SIGNIFICANCE else 0
 
@@ -173,7 +209,7 @@ def _reward_ends(run: RunFiles) -> tuple[Sequence[float], Sequence[float]] | Non
 def _reward_headline(run: RunFiles) -> str:
     ends = _reward_ends(run)
     if ends is None:
-        return "It ended without a step"
+        return "It ended before its first step"
     start, end = ends
     if len(start) < 2:
         return "Too few steps to say whether the reward rose"
@@ -208,13 +244,44 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
         ("Began", _minute(times[0]) if times else ""),
         # Of a job that was interrupted, from its beginning to its end: the waits between runs are in it.
         ("Took", _duration(report.get("seconds") or _between(times)) if runs < 2 else _duration(_between(times))),
+        ("Median step", _step_time(run)),
+        ("Peak GPU memory", _peak_memory(run)),
         ("Runs", str(runs) if runs > 1 else ""),
     ]
     return [(name, plain(str(value))) for name, value in facts if value]
 
 
+def _step_time(run: RunFiles) -> str:
+    seconds = [value for value in _series(run.metrics, "seconds", "total") if value is not None]
+    if not seconds:
+        return ""
+    size = _estimate(run)
+    return _against(f"{statistics.median(seconds[WARMING_UP:] or seconds):.3g} s", size, size and size.step_seconds)
+
+
+def _peak_memory(run: RunFiles) -> str:
+    peaks = [value for value in _series(run.metrics, "gpu_memory_gb") if value is not None]
+    if not peaks:
+        return ""
+    size = _estimate(run)
+    peak = None if size is None or size.peak_memory_bytes is None else size.peak_memory_bytes / 1e9
+    return _against(f"{max(peaks):.1f} GB", size, peak)
+
+
+def _against(measured: str, size: Estimate | None, value: float | None) -> str:
+    """A figure beside the one that was estimated before the job ran."""
+    return measured if size is None or value is None else f"{measured} (estimate for one {size.gpu}: {value:.3g})"
+
+
+def _estimate(run: RunFiles) -> Estimate | None:
+    try:
+        return estimate(parse_spec(run.spec)) if run.spec else None
+    except SpecError:
+        return None  # of a newer release
+
+
 def _runs(run: RunFiles) -> list[Json]:
-    """Each run of a job that had more than one."""
+    """The runs of a job that had more than one."""
     runs = run.runs
     return [
         {
@@ -262,7 +329,7 @@ def _charts(run: RunFiles, findings: Sequence[Json]) -> list[Json]:
     shown: list[Json] = []
     for curve in _curves(run.metrics, marks):
         if drawing := svg(curve):
-            # The first is drawn for both widths: one that is shrunk to a phone cannot be read.
+            # The first is drawn in two widths, because a shrunk one cannot be read on a phone.
             wide = "" if shown else _markup(svg(curve, width=940, height=240))
             shown.append({"title": curve.title, "note": curve.note, "svg": _markup(drawing), "wide": wide})
     return shown
@@ -270,65 +337,42 @@ def _charts(run: RunFiles, findings: Sequence[Json]) -> list[Json]:
 
 def _curves(metrics: Sequence[Json], marks: Sequence[int]) -> list[Curve]:
     steps = [float(m["step"]) for m in metrics]
+    curves: list[Curve] = []
+    for one, chart, lines in charts():
+        paths = {"": lines[0].path}
+        if one.is_by_name:
+            paths = {f": {plain(name, 60)}": (one.name, name) for m in metrics for name in m.get(one.name) or {}}
+        curves += [
+            Curve(
+                title=f"{chart.english}{ending}",
+                steps=steps,
+                values=_series(metrics, *path),
+                band=_band(metrics, one, chart),
+                other=_series(metrics, *lines[-1].path) if len(lines) > 1 else (),
+                least=one.metric.least,
+                most=one.metric.most,
+                marks=marks,
+                note=_note(one, chart, lines),
+            )
+            for ending, path in paths.items()
+        ]
+    return curves
 
-    def curve(title: str, *path: str, **options: Any) -> Curve:
-        return Curve(title=title, steps=steps, values=_series(metrics, *path), marks=marks, **options)
 
-    reward, spread = _series(metrics, "reward"), _series(metrics, "reward_std")
-    shortest, longest = _series(metrics, "completion_tokens_min"), _series(metrics, "completion_tokens_max")
-    names = dict.fromkeys(name for m in metrics for name in m.get("rewards") or {})
-    return [
-        Curve(
-            title="Reward",
-            steps=steps,
-            values=reward,
-            band=[
-                (r - s, r + s) if r is not None and s is not None else None for r, s in zip(reward, spread, strict=True)
-            ],
-            marks=marks,
-            note="mean weighted total; band: one standard deviation within a prompt's group",
-        ),
-        *(curve(f"Reward: {plain(name, 60)}", "rewards", name, note="mean, before its weight") for name in names),
-        curve(
-            "Length",
-            "completion_tokens_mean",
-            band=[(a, b) if a is not None and b is not None else None for a, b in zip(shortest, longest, strict=True)],
-            least=0.0,
-            note="tokens of a completion; band: shortest to longest",
-        ),
-        curve("Cut off", "truncated_share", least=0.0, most=1.0, note="share of completions at the token limit"),
-        curve(
-            "No variance",
-            "zero_variance_share",
-            least=0.0,
-            most=1.0,
-            note="share of groups that were paid alike",
-        ),
-        curve(
-            "Repeated", "duplicate_share", least=0.0, most=1.0, note="share of completions found again in their group"
-        ),
-        curve("KL from the base", "kl", note="nats a token"),
-        curve("Entropy", "entropy", least=0.0, note="nats, of the next token"),
-        curve("Loss", "loss"),
-        curve("Gradient norm", "grad_norm", least=0.0, note="before clipping"),
-        curve("Learning rate", "learning_rate", least=0.0),
-        curve(
-            "Seconds a step",
-            "seconds",
-            "total",
-            other=_series(metrics, "seconds", "generation"),
-            least=0.0,
-            note="grey: of it drawing completions",
-        ),
-        curve("Completions a second", "completions_per_s", least=0.0),
-        curve("GPU memory", "gpu_memory_gb", least=0.0, note="GB, peak so far"),
-        curve(
-            "Rollout engine against trainer",
-            "logprob_diff_mean",
-            least=0.0,
-            note="mean difference of log-probabilities, looked at every few steps",
-        ),
-    ]
+def _note(one: Described, chart: Chart, lines: Sequence[Described]) -> str:
+    short = short_names()
+    band = f"band: {' to '.join(short[edge].english for edge in chart.band)}" if chart.band else ""
+    grey = f"grey: {short[lines[-1].name].english}" if len(lines) > 1 else ""
+    return "; ".join(filter(None, (one.metric.sentence(), band, grey)))
+
+
+def _band(metrics: Sequence[Json], one: Described, chart: Chart) -> list[tuple[float, float] | None]:
+    """The edges of a chart's band; empty for one without."""
+    edges = [_series(metrics, edge) for edge in chart.band]
+    if len(edges) == 1:
+        pairs = list(zip(_series(metrics, *one.path), edges[0], strict=True))
+        return [None if m is None or w is None else (m - w, m + w) for m, w in pairs]
+    return [None if a is None or b is None else (a, b) for a, b in zip(*edges, strict=True)]
 
 
 def _series(metrics: Sequence[Json], *path: str) -> Series:
@@ -342,20 +386,11 @@ def _number_at(value: Any, path: Sequence[str]) -> float | None:
 
 
 def _table(run: RunFiles) -> list[list[str]]:
-    """Some steps as numbers, for those who would rather read."""
+    """Some steps as a table."""
     metrics = run.metrics
     count = min(TABLE_ROWS, len(metrics))
     chosen = [metrics[place * (len(metrics) - 1) // max(1, count - 1)] for place in range(count)]
-    columns = (
-        "reward",
-        "reward_std",
-        "completion_tokens_mean",
-        "truncated_share",
-        "zero_variance_share",
-        "kl",
-        "entropy",
-    )
-    return [[str(m["step"]), *(_cell(m.get(name)) for name in columns)] for m in chosen]
+    return [[str(m["step"]), *(_cell(_number_at(m, one.path)) for one, _ in watched())] for m in chosen]
 
 
 def _cell(value: Any) -> str:
@@ -402,7 +437,7 @@ def _samples(run: RunFiles) -> list[Json]:
 
 
 def _changed_settings(run: RunFiles) -> list[tuple[str, str, str]]:
-    """Fields that are not the recipe's: field, value, the recipe's value."""
+    """Fields that differ from the recipe: field, value, the recipe's value."""
     return [
         (field, plain(json.dumps(value, ensure_ascii=False), 200), plain(json.dumps(usual, ensure_ascii=False), 200))
         for field, value, usual in _differences(run.spec, parse_spec({}).as_dict())

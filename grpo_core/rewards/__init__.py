@@ -1,7 +1,7 @@
 """The recipe's five rewards, by name and mode, in the shape TRL calls them.
 
 Owns the public surface: names, descriptions, reward functions over batches, and the score of one completion.
-What a reward means is in `published` and `fixed`; weights are the spec's business and never applied here.
+`published` and `fixed` define each reward; the spec's weights are not applied here.
 No completion makes a reward raise or return anything but a finite float.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from grpo_core.rewards import fixed, published
-from grpo_core.rewards.tags import CORRECTNESS_PAYS, FORMAT_PAYS, INTEGER_PAYS, MARK_PAYS, MARKS
+from grpo_core.rewards.tags import CORRECTNESS_PAYS, DEFAULT, FORMAT_PAYS, INTEGER_PAYS, MARK_PAYS, MARKS, Tags
 
 __all__ = [
     "REWARD_NAMES",
@@ -20,9 +20,12 @@ __all__ = [
     "RewardFunction",
     "RewardInfo",
     "RewardMode",
+    "Scorer",
+    "Tags",
     "describe",
     "get_rewards",
     "score",
+    "scorers",
 ]
 
 RewardMode = Literal["published", "fixed"]
@@ -40,13 +43,13 @@ class RewardFunction(Protocol):
     __name__: str
 
     def __call__(self, completions: Sequence[Completion], **columns: object) -> list[float]:
-        """Raise ValueError only if a column that the reward needs is missing or of another length."""
+        """Return one reward per completion. Raises ValueError if a required column is missing or has another length."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RewardInfo:
-    """One reward as shown to people: bounds are raw, before any weight; `least` is None where unbounded."""
+    """One reward for people. `most` and `least` are before weights; `least` is None if there is no lower bound."""
 
     name: str
     mode: RewardMode
@@ -56,14 +59,15 @@ class RewardInfo:
     columns: tuple[str, ...]
 
 
-_Scorer = Callable[[str, str | None], float]
+Scorer = Callable[[str, str | None], float]
+"""A reward of one completion's text and its gold answer."""
 
 
-def _text_only(reward: Callable[[str], float]) -> _Scorer:
+def _text_only(reward: Callable[[str], float]) -> Scorer:
     return lambda text, _gold: reward(text)
 
 
-_SCORERS: Final[Mapping[str, Mapping[str, _Scorer]]] = {
+_SCORERS: Final[Mapping[str, Mapping[str, Scorer]]] = {
     "published": {
         "correctness": published.correctness,
         "integer": _text_only(published.integer),
@@ -106,29 +110,44 @@ _DESCRIPTIONS: Final[Mapping[str, Mapping[str, str]]] = {
 }
 
 
-def get_rewards(mode: RewardMode) -> dict[str, RewardFunction]:
-    """The five reward functions of `mode` by name, in the order of REWARD_NAMES; ValueError for another mode."""
-    scorers = _scorers(mode)
-    return {name: _batched(name, scorers[name]) for name in REWARD_NAMES}
+def get_rewards(mode: RewardMode, tags: Tags = DEFAULT) -> dict[str, RewardFunction]:
+    """Return the five reward functions of `mode` by name, in the order of REWARD_NAMES.
+
+    Raises ValueError for an unknown mode.
+    """
+    by_name = scorers(mode, tags)
+    return {name: _batched(name, by_name[name]) for name in REWARD_NAMES}
 
 
 def describe(mode: RewardMode) -> list[RewardInfo]:
-    """What each reward of `mode` pays and needs, in the order of REWARD_NAMES; ValueError for another mode."""
-    _ = _scorers(mode)
+    """Describe each reward of `mode`, in the order of REWARD_NAMES. Raises ValueError for an unknown mode."""
+    _ = scorers(mode)
     return [_info(name, mode) for name in REWARD_NAMES]
 
 
-def score(completion: Completion, answer: object, mode: RewardMode) -> dict[str, float]:
-    """The five raw rewards of one completion and their plain sum as `total`; ValueError for another mode."""
+def score(completion: Completion, answer: object, mode: RewardMode, tags: Tags = DEFAULT) -> dict[str, float]:
+    """Return the five rewards of one completion before weights, and their sum as `total`.
+
+    Raises ValueError for an unknown mode.
+    """
     text, gold = _text(completion), _gold(answer)
-    rewards = {name: scorer(text, gold) for name, scorer in _scorers(mode).items()}
+    rewards = {name: scorer(text, gold) for name, scorer in scorers(mode, tags).items()}
     return {**rewards, "total": sum(rewards.values())}
 
 
-def _scorers(mode: str) -> Mapping[str, _Scorer]:
+def scorers(mode: str, tags: Tags = DEFAULT) -> Mapping[str, Scorer]:
+    """Return the five scorers of `mode` by name. `tags` is the format that mode `fixed` looks for."""
     if mode not in _SCORERS:
         raise ValueError(f"unknown reward mode {mode!r}: use one of {', '.join(_SCORERS)}")
-    return _SCORERS[mode]
+    if mode == "published" or tags == DEFAULT:
+        return _SCORERS[mode]
+    return {
+        "correctness": lambda text, gold: fixed.correctness(text, gold, tags),
+        "integer": lambda text, _gold: fixed.integer(text, tags),
+        "strict_format": lambda text, _gold: fixed.strict_format(text, tags),
+        "soft_format": lambda text, _gold: fixed.soft_format(text, tags),
+        "xml_count": lambda text, _gold: fixed.xml_count(text, tags),
+    }
 
 
 def _info(name: str, mode: RewardMode) -> RewardInfo:
@@ -146,7 +165,7 @@ def _columns(name: str) -> tuple[str, ...]:
     return (_ANSWER,) if name == "correctness" else ()
 
 
-def _batched(name: str, scorer: _Scorer) -> RewardFunction:
+def _batched(name: str, scorer: Scorer) -> RewardFunction:
     needs_answer = _ANSWER in _columns(name)
 
     def reward(completions: Sequence[Completion], **columns: object) -> list[float]:
@@ -168,7 +187,7 @@ def _golds(name: str, columns: Mapping[str, object], expected: int) -> list[str 
 
 
 def _gold(answer: object) -> str | None:
-    """The gold answer as text; None, which nothing equals, where there is none to compare with."""
+    """The gold answer as text; None if there is none. No answer equals None."""
     if answer is None:
         return None
     try:
@@ -178,7 +197,7 @@ def _gold(answer: object) -> str | None:
 
 
 def _text(completion: Completion) -> str:
-    """The completion's own words; a chat without text, such as a bare tool call, is empty."""
+    """The completion's text; empty for a chat without text, such as a tool call alone."""
     if isinstance(completion, str):
         return completion
     content = completion[0].get("content") if completion else None

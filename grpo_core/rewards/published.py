@@ -1,8 +1,8 @@
 """The recipe's five rewards as published, faults included, for one completion at a time.
 
-Owns the exact meaning of mode `published`. The recipe's two regular expressions are written as linear scans
-that decide the same for every text (held by a test against the expressions themselves), because a completion is
-hostile and a backtracking match is not. The one deviation: the gold answer is compared as text.
+Defines mode `published`. The recipe's two regular expressions are written as linear scans with the same result for
+every text (a test compares them), because a completion can make a backtracking match take forever. One thing differs
+from the recipe: the gold answer is compared as text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def extract(text: str) -> str:
 
 
 def correctness(text: str, gold: str | None) -> float:
-    """2.0 if the extracted text is the gold answer, character for character; None is no answer and never equal."""
+    """2.0 if the extracted text is exactly the gold answer, which None never is."""
     return CORRECTNESS_PAYS if extract(text) == gold else 0.0
 
 
@@ -48,9 +48,9 @@ def soft_format(text: str) -> float:
 
 
 def xml_count(text: str) -> float:
-    """Up to 0.5 for marks that occur once, less 0.001 a character after the end mark; unbounded below.
+    """Up to 0.5 for marks that occur once, less 0.001 for each character after the end mark; there is no lower bound.
 
-    Without the end mark the whole text is charged, whether or not any mark occurred.
+    Without the end mark every character of the text is subtracted for, even if no other mark occurs.
     """
     # Not rpartition: two end marks can share a newline, and `split` then takes the first of them.
     charged = text.split(_END_OF_ANSWER)[-1]
@@ -59,7 +59,7 @@ def xml_count(text: str) -> float:
 
 def _matches_strict(text: str) -> bool:
     lines = text.split("\n", 8)
-    # `$` also matches before a final newline, so one more empty line is let through.
+    # `$` also matches before a final newline, so one more empty line is accepted.
     if len(lines) not in (7, 8) or any(lines[6:]):
         return False
     return [lines[0], *lines[2:4], lines[5]] == [REASONING_OPEN, REASONING_CLOSE, ANSWER_OPEN, ANSWER_CLOSE]
@@ -69,7 +69,7 @@ def _matches_soft(text: str) -> bool:
     line, _, rest = text.partition("\n")
     if not line.startswith(REASONING_OPEN):
         return False
-    # The match may end the reasoning at any closing tag of the first line, so each is tried.
+    # The expression can end the reasoning at any closing tag of the first line, so each of them is tried.
     _, *after_close = line.split(REASONING_CLOSE)
     if _answer_on_line(after_close):
         return True
@@ -80,7 +80,7 @@ def _matches_soft(text: str) -> bool:
 def _answer_on_line(after_close: list[str]) -> bool:
     for index, piece in enumerate(after_close):
         if piece.lstrip().startswith(ANSWER_OPEN):
-            # The first opening sees every closing tag that a later one would see.
+            # Every closing tag after a later opening tag is also after the first one.
             return ANSWER_CLOSE in REASONING_CLOSE.join(after_close[index:])
     return False
 

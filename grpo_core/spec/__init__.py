@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from grpo_core.section import SPEC_FORMAT
 from grpo_core.spec.problems import Problem, SpecError, parse_spec
 from grpo_core.spec.sections import (
     DATASET_ID,
@@ -26,6 +27,7 @@ __all__ = [
     "JOB_ID",
     "S3_URL",
     "SCHEMA_VERSION",
+    "SPEC_FORMAT",
     "SYSTEM_PROMPT",
     "DataSection",
     "JobSpec",

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import ValidationError
 
 from grpo_core.errors import GrpoError
-from grpo_core.spec.expectations import expected, expected_text, field_schema
-from grpo_core.spec.names import meant_by
+from grpo_core.spec.aliases import meant_by
+from grpo_core.spec.corrections import correction
+from grpo_core.spec.hints import expected, expected_text, field_schema
 from grpo_core.spec.sections import JobSpec
-from grpo_core.spec.values import correction
 from grpo_core.strict_json import Path, pointer_of
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ def parse_spec(data: object) -> JobSpec:
         raise SpecError([problem])
     given = cast("dict[str, Any]", data)
     try:
-        return JobSpec.model_validate(given)
+        spec = JobSpec.model_validate(given)
+        vars(spec)["requested"] = given
+        return spec
     except ValidationError as error:
         problems, bad_paths = _read_errors(error, given)
     if bad_paths:
@@ -83,32 +85,42 @@ def _read_errors(error: ValidationError, data: dict[str, Any]) -> tuple[list[Pro
         if details["type"] == "spec_rules":
             problems += details.get("ctx", {})["problems"]
             continue
-        path = _existing_path(details["loc"], data)
+        path, schema_path = _existing_path(details["loc"], data)
         bad_paths.append(path)
         if len(problems) < MAX_PROBLEMS:
-            problems.append(_describe(details, path))
+            problems.append(_describe(details, path, schema_path))
     return problems, [path for path in bad_paths if path]
 
 
-def _existing_path(location: Path, data: Any) -> Path:
-    """The part of pydantic's location that is in the document: it adds marks such as `[key]` of its own."""
+def _existing_path(location: Path, data: Any) -> tuple[Path, Path]:
+    """The part of pydantic's location that is in the document, without marks such as `[key]` that pydantic adds; and
+    the same with the type of each object that may have several shapes, which selects its schema."""
     path: list[str | int] = []
+    schema_path: list[str | int] = []
     for part in location:
         if isinstance(data, dict) and part in data:
             data = cast("dict[str | int, Any]", data)[part]
         elif isinstance(data, list) and isinstance(part, int) and part < len(cast("list[Any]", data)):
             data = cast("list[Any]", data)[part]
+        elif isinstance(data, dict) and part == cast("dict[str, Any]", data).get("type"):
+            schema_path.append(part)
+            continue
         else:
             if isinstance(data, dict) and part != "[key]":
                 path.append(part)
+                schema_path.append(part)
             break
         path.append(part)
-    return tuple(path)
+        schema_path.append(part)
+    return tuple(path), tuple(schema_path)
 
 
 def _without(data: dict[str, Any], paths: list[Path]) -> dict[str, Any]:
     """A copy of `data` without the fields that hold `paths`: whole fields, since half a list would be bad again."""
     result = copy.deepcopy(data)
+    if any(path[:2] == ("rewards", "graders") for path in paths):
+        # What names graders cannot be judged without them.
+        paths = [*paths, *(("rewards", name) for name in ("weights", "formula", "limits")), ("evaluation", "metric")]
     for name, *inner in paths:
         section = result.get(str(name))
         if inner and isinstance(section, dict) and inner[0] in section:
@@ -118,22 +130,22 @@ def _without(data: dict[str, Any], paths: list[Path]) -> dict[str, Any]:
     return result
 
 
-def _describe(details: ErrorDetails, path: Path) -> Problem:
+def _describe(details: ErrorDetails, path: Path, schema_path: Path) -> Problem:
     kind = details["type"]
     if kind == "extra_forbidden":
         return Problem(
             pointer=pointer_of(path),
             code="unknown_field",
             detail="is not a field of the spec",
-            remedy=meant_by(path),
+            remedy=meant_by(schema_path),
         )
     return Problem(
         pointer=pointer_of(path),
-        code="missing_field" if kind == "missing" else "bad_value",
+        code="missing_field" if kind in ("missing", "union_tag_not_found") else "bad_value",
         detail=_message(details),
         remedy=_key_remedy(path)
         if details["loc"][-1:] == ("[key]",)
-        else _remedy(field_schema(path), path, details.get("input")),
+        else _remedy(field_schema(schema_path), path, details.get("input")),
     )
 
 
@@ -146,6 +158,10 @@ def _message(details: ErrorDetails) -> str:
         return "should be an object"
     if kind == "missing":
         return "is required"
+    if kind == "union_tag_not_found":
+        return "has no type"
+    if kind == "union_tag_invalid":
+        return "is of a type that is not offered"
     if kind == "string_pattern_mismatch":
         return "does not have the right form"
     text = re.sub(r" after validation, not .*", "", text)
@@ -163,7 +179,7 @@ def _key_remedy(path: Path) -> str:
 def _remedy(field: dict[str, Any], path: Path, given: Any) -> str:
     if not field:
         return "See the spec's schema at GET /schema/job."
-    better = correction(field, path, given)
+    better = correction(field, path, given, _refused)
     if better:
         return better
     text = f"Give {expected(field)}"
@@ -173,3 +189,19 @@ def _remedy(field: dict[str, Any], path: Path, given: Any) -> str:
     elif isinstance(default, str | int | float) and len(str(default)) <= _SHOWN_DEFAULT:
         text += f"; the default is {default}"
     return text + "."
+
+
+def _refused(path: Path, value: Any) -> str | None:
+    """The remedy that a spec with nothing but this value at `path` is answered with; None where it is accepted.
+
+    Only what is said of that very field counts: of those beside it nothing is known here.
+    """
+    spec = value
+    for part in reversed(path):
+        spec = [spec] if isinstance(part, int) else {part: spec}
+    pointer = pointer_of(tuple(0 if isinstance(part, int) else part for part in path))
+    try:
+        parse_spec(spec)
+    except SpecError as error:
+        return next((problem.remedy for problem in error.problems if problem.pointer == pointer), None)
+    return None

@@ -1,19 +1,25 @@
-"""Rules that span several fields of a spec: what would only fail after the model is loaded is refused here.
+"""Rules that involve several fields of a spec, so that an impossible job is refused before the model is loaded.
 
 Each rule reads a spec whose fields are valid one by one and yields the problems it finds; its docstring is its
-line in docs/spec.md. Invariant: a rule names the field to change and what to change it to; all rules run, so all
-problems are reported together.
+line in docs/reference/spec.md. Invariant: a rule names the field to change and what to change it to, and all rules
+run, so that all problems are reported together.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from pydantic_core import PydanticCustomError
 
+from grpo_core.rewards.graders.models import LabelModel
+from grpo_core.rewards.tags import Tags
+from grpo_core.spec.aliases import closest
+from grpo_core.spec.grader_checks import bad_formula, problems_of
 from grpo_core.spec.problems import Problem
-from grpo_core.spec.sections import DATASET_ID, HUB_NAME, S3_URL, JobSpec
+from grpo_core.spec.sections import DATASET_ID, HUB_NAME, S3_URL, JobSpec, RewardWeights
+from grpo_core.strict_json import pointer_of
 
 MAX_COMPLETIONS_PER_STEP = 8192
 MAX_TOKENS_PER_STEP = 16_777_216
@@ -43,8 +49,8 @@ def _sequence_fits(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _evaluation_fits(spec: JobSpec) -> Iterator[Problem]:
-    """Where `evaluation.questions` is not 0: `sampling.max_prompt_tokens` + `evaluation.max_completion_tokens` is at
-    most `model.max_sequence`, and rows held out of training are at most half of `data.max_rows`."""
+    """If `evaluation.questions` is not 0: `sampling.max_prompt_tokens` + `evaluation.max_completion_tokens` is at most
+    `model.max_sequence`, and the rows held out of training are at most half of `data.max_rows`."""
     if not spec.evaluation.questions:
         return
     longest = spec.sampling.max_prompt_tokens + spec.evaluation.max_completion_tokens
@@ -66,7 +72,7 @@ def _evaluation_fits(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _accumulation_divides(spec: JobSpec) -> Iterator[Problem]:
-    """`sampling.gradient_accumulation` divides the step's completions."""
+    """`sampling.gradient_accumulation` divides the completions of a step evenly."""
     total, parts = spec.completions_per_step, spec.sampling.gradient_accumulation
     if total % parts:
         divisors = [str(n) for n in range(1, total + 1) if total % n == 0]
@@ -79,7 +85,7 @@ def _accumulation_divides(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _rows_fill_a_step(spec: JobSpec) -> Iterator[Problem]:
-    """`data.max_rows`, less the rows held out for evaluation, is at least `sampling.prompts_per_step`."""
+    """`data.max_rows`, minus the rows held out for evaluation, is at least `sampling.prompts_per_step`."""
     rows, held_out, prompts = spec.data.max_rows, spec.held_out_rows, spec.sampling.prompts_per_step
     if rows is not None and rows - held_out < prompts:
         yield Problem(
@@ -91,14 +97,14 @@ def _rows_fill_a_step(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _step_is_bounded(spec: JobSpec) -> Iterator[Problem]:
-    """A step draws at most 8,192 completions and 16,777,216 tokens, a job at most 100,000,000 completions."""
+    """A step generates at most 8,192 completions and 16,777,216 tokens, a job at most 100,000,000 completions."""
     completions = spec.completions_per_step
     tokens = completions * (spec.sampling.max_prompt_tokens + spec.sampling.max_completion_tokens)
     if completions > MAX_COMPLETIONS_PER_STEP:
         yield Problem(
             pointer="/sampling/prompts_per_step",
             code="step_too_large",
-            detail=f"a step would draw {completions} completions; at most {MAX_COMPLETIONS_PER_STEP} are accepted",
+            detail=f"a step would generate {completions} completions; at most {MAX_COMPLETIONS_PER_STEP} are accepted",
             remedy="Lower prompts_per_step or generations.",
         )
     elif tokens > MAX_TOKENS_PER_STEP:
@@ -112,15 +118,15 @@ def _step_is_bounded(spec: JobSpec) -> Iterator[Problem]:
         yield Problem(
             pointer="/training/steps",
             code="job_too_large",
-            detail=f"the job would draw {completions * spec.training.steps} completions; "
+            detail=f"the job would generate {completions * spec.training.steps} completions; "
             f"at most {MAX_COMPLETIONS} are accepted",
             remedy="Lower training.steps, or split the job.",
         )
 
 
 def _something_is_rewarded(spec: JobSpec) -> Iterator[Problem]:
-    """At least one of `rewards.weights` is not 0."""
-    if not any(spec.rewards.weights.model_dump().values()):
+    """At least one of `rewards.weights` is not 0, or there is a `rewards.formula`."""
+    if spec.rewards.formula is None and not any(spec.rewards.weights.by_name.values()):
         yield Problem(
             pointer="/rewards/weights",
             code="no_reward",
@@ -129,8 +135,44 @@ def _something_is_rewarded(spec: JobSpec) -> Iterator[Problem]:
         )
 
 
+def _published_has_its_own_tags(spec: JobSpec) -> Iterator[Problem]:
+    """`rewards.tags` is left out where `rewards.mode` is `published`."""
+    if spec.rewards.mode == "published" and spec.rewards.tags.as_tags != Tags():
+        yield Problem(
+            pointer="/rewards/tags",
+            code="not_applicable",
+            detail="has no meaning where rewards.mode is published, whose tags are the recipe's",
+            remedy="Leave it out, or set rewards.mode to fixed.",
+        )
+
+
+def _own_questions_are_asked(spec: JobSpec) -> Iterator[Problem]:
+    """`evaluation.dataset` comes from `data.source`, needs `evaluation.questions`, and differs from `data.dataset`
+    unless both are on the hub and their splits differ."""
+    name = spec.evaluation.dataset
+    if name is None:
+        return
+    pointer = "/evaluation/dataset"
+    if not spec.evaluation.questions:
+        yield Problem(
+            pointer="/evaluation/questions",
+            code="no_questions",
+            detail=f"is 0, so nothing of {name[:80]!r} would be asked",
+            remedy="Give the number of questions, such as 100.",
+        )
+    is_other_split = spec.data.source == "hub" and spec.evaluation.split != spec.data.split
+    if name == spec.data.dataset and not is_other_split:
+        yield Problem(
+            pointer=pointer,
+            code="same_dataset",
+            detail="is the data set that is trained on",
+            remedy="Leave it out to hold out the last rows of data.dataset.",
+        )
+    yield from _name_fits(name, spec.data.source, pointer)
+
+
 def _source_remedy(name: str) -> str:
-    """What to write where the name of a hub data set is something else."""
+    """What to write instead of something that is not the name of a hub data set."""
     address = re.fullmatch(r"(?:https?://)?huggingface\.co/datasets/([\w.-]+/[\w.-]+?)/?", name)
     if re.fullmatch(DATASET_ID, name):
         return "It is an upload: set data.source to upload."
@@ -142,30 +184,10 @@ def _source_remedy(name: str) -> str:
 
 
 def _dataset_name_fits_source(spec: JobSpec) -> Iterator[Problem]:
-    """`data.dataset` is a hub name, an upload's id or `s3://bucket/key`, as `data.source` says; `data.subset` and
-    `data.revision` are the hub's."""
-    name, source = spec.data.dataset, spec.data.source
-    if source == "hub" and (re.fullmatch(DATASET_ID, name) or not re.fullmatch(HUB_NAME, name)):
-        yield Problem(
-            pointer="/data/dataset",
-            code="bad_name",
-            detail=f"{name[:80]!r} is not a hub name",
-            remedy=_source_remedy(name),
-        )
-    if source == "upload" and not re.fullmatch(DATASET_ID, name):
-        yield Problem(
-            pointer="/data/dataset",
-            code="bad_name",
-            detail=f"{name[:80]!r} is not the id of an upload",
-            remedy="Use the id that POST /datasets returned; it begins with ds-.",
-        )
-    if source == "s3" and not re.fullmatch(S3_URL, name):
-        yield Problem(
-            pointer="/data/dataset",
-            code="bad_name",
-            detail=f"{name[:80]!r} is not the address of an object",
-            remedy="Use s3://bucket/folder/rows.jsonl, with letters, digits and !_.*'()=+@,:~- in the names.",
-        )
+    """`data.dataset` is a hub name, the id of an upload or `s3://bucket/key`, depending on `data.source`; `data.subset`
+    and `data.revision` are only for `hub`."""
+    source = spec.data.source
+    yield from _name_fits(spec.data.dataset, source, "/data/dataset")
     for field in ("subset", "revision"):
         if source != "hub" and getattr(spec.data, field) is not None:
             yield Problem(
@@ -174,6 +196,30 @@ def _dataset_name_fits_source(spec: JobSpec) -> Iterator[Problem]:
                 detail=f"has no meaning where data.source is {source}",
                 remedy="Leave it out.",
             )
+
+
+def _name_fits(name: str, source: str, pointer: str) -> Iterator[Problem]:
+    if source == "hub" and (re.fullmatch(DATASET_ID, name) or not re.fullmatch(HUB_NAME, name)):
+        yield Problem(
+            pointer=pointer,
+            code="bad_name",
+            detail=f"{name[:80]!r} is not a hub name",
+            remedy=_source_remedy(name),
+        )
+    if source == "upload" and not re.fullmatch(DATASET_ID, name):
+        yield Problem(
+            pointer=pointer,
+            code="bad_name",
+            detail=f"{name[:80]!r} is not the id of an upload",
+            remedy="Use the id that POST /datasets returned; it starts with ds-.",
+        )
+    if source == "s3" and not re.fullmatch(S3_URL, name):
+        yield Problem(
+            pointer=pointer,
+            code="bad_name",
+            detail=f"{name[:80]!r} is not the address of an object",
+            remedy="Use s3://bucket/folder/rows.jsonl, with letters, digits and !_.*'()=+@,:~- in the names.",
+        )
 
 
 def _columns_differ(spec: JobSpec) -> Iterator[Problem]:
@@ -188,14 +234,14 @@ def _columns_differ(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _cpu_jobs_ask_for_nothing_of_cuda(spec: JobSpec) -> Iterator[Problem]:
-    """With `resources.gpus` 0: optimizer `adamw_torch`, precision `auto`, engine `auto` or `trl`, no
-    `min_gpu_memory_gb`."""
+    """With `resources.gpus` 0, `optimizer.name` is `adamw_torch`, `model.precision` `auto`, `engine` `auto`, `trl` or
+    `native`, and `resources.min_gpu_memory_gb` null."""
     if spec.resources.gpus:
         return
     needs_cuda = {
         "/optimizer/name": (spec.optimizer.name != "adamw_torch", "the 8-bit optimizers need a GPU", "adamw_torch"),
         "/model/precision": (spec.model.precision != "auto", "a CPU trains in 32-bit only", "auto"),
-        "/engine": (spec.engine == "unsloth", "unsloth needs a GPU", "auto or trl"),
+        "/engine": (spec.engine == "unsloth", "unsloth needs a GPU", "auto, trl or native"),
     }
     for pointer, (broken, why, instead) in needs_cuda.items():
         if broken:
@@ -214,6 +260,47 @@ def _cpu_jobs_ask_for_nothing_of_cuda(spec: JobSpec) -> Iterator[Problem]:
         )
 
 
+def _eight_bits_have_an_engine(spec: JobSpec) -> Iterator[Problem]:
+    """With `model.precision` `8bit`: engine `native`."""
+    if spec.model.precision == "8bit" and spec.engine != "native":
+        yield Problem(
+            pointer="/engine",
+            code="precision_of_another_engine",
+            detail=f"is {spec.engine}, and only native holds weights in 8 bits",
+            remedy="Set engine to native, or model.precision to 4bit or 16bit.",
+        )
+
+
+def _trials_alone_have_rows(spec: JobSpec) -> Iterator[Problem]:
+    """`trial` is left out unless `kind` is `try`."""
+    if spec.kind != "try" and spec.trial.rows != type(spec.trial)().rows:
+        yield Problem(
+            pointer="/trial/rows",
+            code="not_applicable",
+            detail="has no meaning where kind is training",
+            remedy='Leave it out, or set kind to "try".',
+        )
+
+
+def _several_cards_have_an_engine(spec: JobSpec) -> Iterator[Problem]:
+    """With `resources.gpus` above 1: engine `native`, and no more cards than a step has completions."""
+    gpus = spec.resources.gpus
+    if gpus > 1 and spec.engine != "native":
+        yield Problem(
+            pointer="/engine",
+            code="one_gpu_only",
+            detail=f"is {spec.engine}, and only native trains on {gpus} cards",
+            remedy="Set engine to native, or resources.gpus to 1.",
+        )
+    if gpus > spec.completions_per_step:
+        yield Problem(
+            pointer="/resources/gpus",
+            code="too_many_gpus",
+            detail=f"a step has {spec.completions_per_step} completions, too few for {gpus} cards",
+            remedy="Lower it, or draw more completions a step.",
+        )
+
+
 def _lora_scale_is_sane(spec: JobSpec) -> Iterator[Problem]:
     """`lora.alpha` is at most 64 × `lora.rank`."""
     if spec.lora.alpha > 64 * spec.lora.rank:
@@ -225,6 +312,70 @@ def _lora_scale_is_sane(spec: JobSpec) -> Iterator[Problem]:
         )
 
 
+def _graders_have_names_of_their_own(spec: JobSpec) -> Iterator[Problem]:
+    """A grader's name is none of the recipe's five and not `total`; `rewards.weights` and `rewards.limits` name
+    rewards that are there; `evaluation.metric` too."""
+    taken = {*RewardWeights.model_fields, "total"}
+    for name in taken & set(spec.rewards.graders):
+        yield Problem(
+            pointer=pointer_of(("rewards", "graders", name)),
+            code="name_taken",
+            detail=f"is called {name}, which records use for something else",
+            remedy="Give the grader another name.",
+        )
+    for name in sorted(set(spec.rewards.weights.by_name) - set(spec.rewards.names)):
+        yield Problem(
+            pointer=pointer_of(("rewards", "weights", name)),
+            code="unknown_field",
+            detail="is not a field of the spec" if not spec.rewards.graders else "is the weight of no reward",
+            remedy=closest(name, spec.rewards.names),
+        )
+    for name in sorted(set(spec.rewards.limits) - set(spec.rewards.graders)):
+        yield Problem(
+            pointer=pointer_of(("rewards", "limits", name)),
+            code="unknown_grader",
+            detail="is the limit of no grader",
+            remedy=closest(name, tuple(spec.rewards.graders)),
+        )
+    metric = spec.evaluation.metric
+    if metric is not None and metric not in (*spec.rewards.names, "total"):
+        yield Problem(
+            pointer="/evaluation/metric",
+            code="unknown_reward",
+            detail=f"{metric!r} is no reward of this job",
+            remedy=closest(metric, (*spec.rewards.names, "total")),
+        )
+
+
+def _formula_is_sound(spec: JobSpec) -> Iterator[Problem]:
+    """`rewards.formula` can be read, uses names of rewards only, and stands in place of `rewards.weights`."""
+    if spec.rewards.formula is None:
+        return
+    yield from bad_formula("/rewards/formula", spec.rewards.formula, spec.rewards.names)
+    if any(spec.rewards.weights.by_name.values()):
+        yield Problem(
+            pointer="/rewards/weights",
+            code="weights_and_formula",
+            detail="has no effect beside rewards.formula, which alone computes the reward",
+            remedy="Leave weights out, and multiply in the formula.",
+        )
+
+
+def _graders_can_run(spec: JobSpec) -> Iterator[Problem]:
+    """A grader reads `sample.output_json` only where `sampling.response_format` is given; `python` compiles and defines
+    `grade`; a pattern is one of RE2's; a metric is one that is offered; a `label_model` stands inside a `multi`."""
+    for name, grader in spec.rewards.graders.items():
+        for problem in problems_of(grader, has_format=spec.sampling.response_format is not None):
+            yield replace(problem, pointer=pointer_of(("rewards", "graders", name)) + problem.pointer)
+        if isinstance(grader, LabelModel):
+            yield Problem(
+                pointer=pointer_of(("rewards", "graders", name, "type")),
+                code="label_model_alone",
+                detail="is label_model, which OpenAI takes only inside a multi",
+                remedy='Put it into {"type": "multi", "graders": {"label": ...}, "calculate_output": "label"}.',
+            )
+
+
 RULES: tuple[Callable[[JobSpec], Iterator[Problem]], ...] = (
     _sequence_fits,
     _evaluation_fits,
@@ -232,8 +383,16 @@ RULES: tuple[Callable[[JobSpec], Iterator[Problem]], ...] = (
     _rows_fill_a_step,
     _step_is_bounded,
     _something_is_rewarded,
+    _graders_have_names_of_their_own,
+    _formula_is_sound,
+    _graders_can_run,
     _dataset_name_fits_source,
+    _own_questions_are_asked,
+    _published_has_its_own_tags,
     _columns_differ,
     _cpu_jobs_ask_for_nothing_of_cuda,
+    _eight_bits_have_an_engine,
+    _trials_alone_have_rows,
+    _several_cards_have_an_engine,
     _lora_scale_is_sane,
 )

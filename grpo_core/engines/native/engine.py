@@ -1,0 +1,291 @@
+"""The `native` engine of a run: loads the model once for both modes, and trains it with TRL's trainer.
+
+Owns the division of a GPU's memory; `requirements` has the reasons to refuse a job. The transformers model that other
+modules use has views of the same weights, and PEFT's adapter views of the same leaves. Invariant: the division of
+memory depends only on the job and the type of GPU, so that a run that resumes on another such GPU computes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, Final
+
+import torch
+from peft import LoraConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from trl.trainer.grpo_config import GRPOConfig
+
+from grpo_core.datasets import Question
+from grpo_core.datasets.prompts import messages_for
+from grpo_core.datasets.templates import encode
+from grpo_core.engines.gradient_checkpointing import GradientCheckpointing, bytes_per_token
+from grpo_core.engines.native.adapter import Adapter
+from grpo_core.engines.native.architecture import Architecture
+from grpo_core.engines.native.decode import Decoder, Request
+from grpo_core.engines.native.layout import Group, lay_out
+from grpo_core.engines.native.loop import Modes, NativeTrainer
+from grpo_core.engines.native.packed import Packed
+from grpo_core.engines.native.requirements import longest, require_known, require_precision
+from grpo_core.engines.native.sampling import Filters
+from grpo_core.engines.native.team import Team
+from grpo_core.engines.native.weights import SCALES, Weights, load_weights
+from grpo_core.engines.protocol import EngineName
+from grpo_core.engines.settings import Settings, adapter_settings
+from grpo_core.engines.trainer import RecordingTrainer
+from grpo_core.engines.trl import TrlEngine, as_dataset, raise_if_module_missing, require_context_length
+from grpo_core.errors import JobFailure, fault
+from grpo_core.estimates import ASIDE_BYTES, LEAST_ROOM_BYTES, USABLE
+from grpo_core.evaluation.generate import Answer
+from grpo_core.hardware.micro_batch import NO_ROOM_FOR_ROLLOUTS
+from grpo_core.hardware.models import Hardware, ModelFiles
+from grpo_core.reasons import FailureClass, FinishReason
+from grpo_core.selftest.logprob_probes import LogprobProbe, LogProbs
+from grpo_core.spec import JobSpec
+
+QUESTIONS_AT_ONCE: Final = 64
+CPU_TOKENS: Final = 8192
+"""Number of tokens of a forward pass on a CPU."""
+AGREEMENT: Final = 0.1
+"""Largest mean difference of log-probabilities between the modes that rounding in 16 bits explains, for any weights."""
+AGREEMENT_8BIT: Final = 0.8
+"""The same in 8 bits, which amplify differences: 0.5 with random weights. With trained weights, `guards` is
+stricter."""
+
+
+class NativeEngine(TrlEngine):
+    """One run. `Engine` has the order of calls."""
+
+    name: EngineName = "native"
+
+    _team: Team
+    _weights: Weights
+    _modes: Modes
+    _sparing: bool
+    """Whether the job requests gradient checkpointing."""
+    _least_parts: int
+    """Smallest number of parts of a step."""
+
+    def load(self, files: ModelFiles, rows: Sequence[Any]) -> None:
+        super().load(files, rows)
+        if self._weights.device.type == "cuda":
+            self._require_agreement()
+
+    def answer(self, questions: Sequence[Question], *, adapter: bool, max_new_tokens: int) -> Generator[Answer]:
+        ends: Any = self.model.generation_config.eos_token_id
+        stops = set[int]([ends] if isinstance(ends, int) else ends)
+        for start in range(0, len(questions), QUESTIONS_AT_ONCE):
+            asked = [messages_for(question, self._spec.data) for question in questions[start:][:QUESTIONS_AT_ONCE]]
+            self._modes.decoder.set_adapter(self._modes.adapter if adapter else None)
+            requests = [Request(ids, 0) for ids in encode(self.tokenizer, asked)]
+            drawn = self._team.draw(self._modes.decoder, requests, tokens=max_new_tokens, temperature=0)
+            texts = self.tokenizer.batch_decode([one.tokens for one in drawn], skip_special_tokens=True)
+            for text, one in zip(texts, drawn, strict=True):
+                yield Answer(text, len(one.tokens), FinishReason.of(one.tokens[-1] in stops))
+
+    def logprobs(self, probes: Sequence[LogprobProbe]) -> LogProbs:
+        with torch.no_grad():
+            return [self._logprobs_of(probe) for probe in probes]
+
+    def train(self) -> int:
+        steps = super().train()
+        self._team.leave()
+        return steps
+
+    def save_checkpoint(self) -> None:
+        if self._team.is_lead:
+            super().save_checkpoint()
+
+    def report(self) -> dict[str, Any]:
+        return {**super().report(), "ranks": self._context.rank.count}
+
+    def release(self) -> None:
+        trainer: Any = self._trainer
+        trainer.forget()
+        del self._modes, self._weights
+        super().release()
+
+    def _choose_checkpointing(self, hardware: Hardware) -> None:  # noqa: ARG002 - memory is planned for the card
+        asked = self._spec.lora.gradient_checkpointing
+        self._sparing = asked in ("standard", "unsloth")
+        reason = "as requested" if self._sparing else "a step is split so that its activations fit"
+        self.checkpointing = GradientCheckpointing("standard" if self._sparing else "off", reason)
+        self._context.events.log(f"gradient checkpointing: {self.checkpointing.way} ({reason})")
+        # The engine splits steps itself, so for TRL a step is one part, unless its loss depends on the parts.
+        parts = self._spec.sampling.gradient_accumulation if self._spec.loss.type == "bnpo" else 1
+        self._least_parts = self._spec.sampling.gradient_accumulation // parts
+        lora = self._spec.lora.model_copy(update={"gradient_checkpointing": "off"})
+        sampling = self._spec.sampling.model_copy(update={"gradient_accumulation": parts})
+        self._spec = self._spec.model_copy(update={"lora": lora, "sampling": sampling})
+
+    def _after_step(self, step: int) -> bool:
+        # All ranks stop or none: if one stopped alone, the others would wait for it.
+        stops = self._team.agree(self._context.stop.is_set(), self._modes.adapter.leaves)
+        super()._after_step(step)
+        return stops
+
+    def _build_trainer(self) -> RecordingTrainer:
+        trainer: Any = super()._build_trainer()
+        self._modes.adapter.adopt(trainer.model)  # PEFT has initialised its values
+        trainer.use(self._modes)
+        return trainer
+
+    def _make_trainer(self, settings: Settings) -> RecordingTrainer:
+        spec = self._spec
+        require_precision(self.precision)
+        architecture = require_known(spec, self.files.path)
+        device = torch.device("cpu") if settings["use_cpu"] else torch.device("cuda", 0)
+        self._team = Team(self._context.rank, device)
+        self._weights = load_weights(
+            architecture,
+            self.files.path,
+            device=device,
+            dtype=getattr(torch, self.precision.dtype),
+            spare_rank=_spare_rank(spec, device),
+            eight_bits=self.precision.weights == "8bit",
+        )
+        shell = _shell(self._weights)
+        ends = _ends(self.files, self.tokenizer)
+        shell.generation_config = GenerationConfig(
+            bos_token_id=self.tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=self.tokenizer.pad_token_id
+        )
+        require_context_length(shell, spec)
+        try:
+            trainer = NativeTrainer(
+                **self._record_options(),
+                model=shell,
+                args=GRPOConfig(**settings),
+                train_dataset=as_dataset(self._prompts),
+                processing_class=self.tokenizer,
+                peft_config=LoraConfig(**adapter_settings(spec)),
+            )
+        except ValueError as error:
+            raise_if_module_missing(error, self.files)
+            raise
+        self._modes = self._make_modes(ends)
+        return trainer
+
+    def _make_modes(self, ends: int | list[int]) -> Modes:
+        spec, weights = self._spec, self._weights
+        device = weights.device
+        adapter = Adapter(
+            weights.architecture,
+            rank=spec.lora.rank,
+            scale=spec.lora.alpha / spec.lora.rank,
+            targets=spec.lora.target_modules,
+            device=device,
+        )
+        cache, budget = _plan(spec, weights)
+        each = -(-_step_tokens(spec) // self._least_parts)
+        decoder = Decoder(
+            weights,
+            stops=[ends] if isinstance(ends, int) else ends,
+            filters=Filters(spec.sampling.top_k, spec.sampling.top_p),
+            penalises=spec.sampling.repetition_penalty != 1.0,
+            cache_tokens=cache,
+            rank=spec.lora.rank,
+        )
+        packed = Packed(weights, compiled=device.type == "cuda")
+        return Modes(packed, decoder, adapter, self._team, max(1, min(budget, each)), self._sparing)
+
+    def _logprobs_of(self, probe: LogprobProbe) -> list[float]:
+        modes, device = self._modes, self._weights.device
+        ids = torch.tensor([*probe.prompt, *probe.completion], device=device)
+        layout = lay_out([Group(len(probe.prompt), [len(probe.completion)])]).to(device)
+        adapter = modes.adapter if modes.adapter.enabled else None
+        return modes.packed.logprobs(layout, ids, ids[len(probe.prompt) :], adapter)[0].tolist()
+
+    def _require_agreement(self) -> None:
+        """Fail the job if this GPU's kernels compute different values in the two modes."""
+        modes = self._modes
+        modes.decoder.set_adapter(modes.adapter)
+        (prompt,) = encode(self.tokenizer, [self._prompts.prompts[0].messages])
+        drawn = modes.decoder.generate([Request(prompt, seed) for seed in range(4)], tokens=16)
+        apart = [
+            abs(told - scored)
+            for one in drawn
+            for told, scored in zip(one.logprobs, self.logprobs([LogprobProbe(prompt, one.tokens)])[0], strict=True)
+        ]
+        mean = sum(apart) / len(apart)
+        accepted = AGREEMENT_8BIT if self.precision.weights == "8bit" else AGREEMENT
+        if not mean <= accepted:  # so that NaN fails too
+            raise fault(
+                "server_disagrees",
+                f"The decoder's log-probabilities differ from the trainer's by {mean:.3g} on average before the first "
+                f"step; at most {accepted} is accepted.",
+            )
+
+
+def _shell(weights: Weights) -> Any:
+    """Make the transformers model, whose tensors are views of the engine's weights."""
+    config = weights.architecture.config
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=weights.dtype)
+    named = {name: tensor for name, tensor in weights.named().items() if not name.endswith(SCALES)}
+    model.load_state_dict(named, strict=True, assign=True)
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(weights.device)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
+def _ends(files: ModelFiles, tokenizer: Any) -> int | list[int]:
+    """Return the stop tokens, from the model's configuration or its tokenizer."""
+    try:
+        ends: Any = GenerationConfig.from_pretrained(files.path).eos_token_id
+    except OSError:
+        ends = AutoConfig.from_pretrained(files.path).eos_token_id
+    return tokenizer.eos_token_id if ends is None else ends
+
+
+def _spare_rank(spec: JobSpec, device: torch.device) -> int:
+    if device.type == "cpu":
+        return 0
+    from grpo_core.engines.native.fused import padded_rank
+
+    return padded_rank(spec.lora.rank)
+
+
+def _step_tokens(spec: JobSpec) -> int:
+    """Return the largest number of tokens of a step, with each prompt counted once."""
+    s = spec.sampling
+    return s.prompts_per_step * (s.max_prompt_tokens + s.generations * s.max_completion_tokens)
+
+
+def _plan(spec: JobSpec, weights: Weights) -> tuple[int | None, int]:
+    """Return the tokens of the decoder's cache, and the tokens of a forward pass with kept activations."""
+    if weights.device.type == "cpu":
+        return None, CPU_TOKENS
+    held = sum({t.data_ptr(): t.nbytes for t in weights.named().values()}.values())
+    memory = torch.cuda.get_device_properties(weights.device).total_memory
+    return plan_memory(spec, weights.architecture, memory=memory, held=held, size=weights.embedding.element_size())
+
+
+def plan_memory(spec: JobSpec, architecture: Architecture, *, memory: int, held: int, size: int) -> tuple[int, int]:
+    """Plan for a GPU with `memory` bytes, of which the weights take `held`; a number takes `size` bytes.
+
+    Returns what `_plan` returns. The cache gets half of the rest, and more only if one completion needs it. A step that
+    does not fit is generated in turns and trained in parts. Raises an `oom` failure if not even one completion fits.
+    """
+    room = max(LEAST_ROOM_BYTES, int(USABLE * memory) - held - ASIDE_BYTES)
+    key_bytes = 2 * architecture.layers * architecture.keys * size
+    least = longest(spec) + 1
+    cache = min(spec.completions_per_step * least, max(room // 2, min(least * key_bytes, room * 4 // 5)) // key_bytes)
+    if cache < least:
+        raise JobFailure(
+            FailureClass.OOM,
+            NO_ROOM_FOR_ROLLOUTS,
+            f"The weights take {held / 1e9:.1f} GB, and the keys and values of one completion of {least} tokens "
+            f"{least * key_bytes / 1e9:.1f} GB: more than a GPU with {memory / 1e9:.1f} GB has left.",
+            hint="Lower sampling.max_completion_tokens, set model.precision to 8bit, or use a larger GPU.",
+        )
+    kept = bytes_per_token(_sizes(architecture)) or 1
+    return cache, max(1, (room - cache * key_bytes) // kept)
+
+
+def _sizes(architecture: Architecture) -> dict[str, int]:
+    return {
+        "num_hidden_layers": architecture.layers,
+        "hidden_size": architecture.hidden,
+        "intermediate_size": architecture.inner,
+    }

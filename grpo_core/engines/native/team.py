@@ -1,0 +1,138 @@
+"""The exchange between the ranks of a run: each computes a share, and then all ranks have all results.
+
+Owns the process group, the distribution of rows and the only exchange, a sum. TRL's loop does not know about it: every
+rank runs the whole loop on the same batch. Invariant: after an exchange all ranks hold the same bits, so that they
+decide and learn the same; a step depends on the number of ranks only by the order of its additions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import chain
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+
+from grpo_core.engines.native.decode import Decoder, Drawn, Request
+from grpo_core.errors import fault
+from grpo_core.ranks import Rank, lost
+
+MEETING_SECONDS: Final = 600
+"""Longest time in seconds for all ranks to start; later, the launcher decides how long one may hang."""
+
+
+class Team:
+    """The ranks of a run. A single rank exchanges nothing."""
+
+    def __init__(self, rank: Rank, device: torch.device) -> None:
+        self._rank, self._device = rank, device
+        self.size, self.number = rank.count, rank.number
+        if self.size == 1:
+            return
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, "lo")  # the host's name may not resolve
+        on_gpu = device.type == "cuda"
+        with self._waiting():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+                init_method=rank.address,
+                rank=rank.number,
+                world_size=rank.count,
+                timeout=timedelta(seconds=MEETING_SECONDS),
+                device_id=device if on_gpu else None,
+            )
+
+    @property
+    def is_lead(self) -> bool:
+        return self._rank.is_lead
+
+    def sum(self, *tensors: torch.Tensor) -> None:
+        """Sum each tensor over the ranks, in place."""
+        if self.size == 1:
+            return
+        with self._waiting():
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+            if any(tensor.is_cuda for tensor in tensors):
+                torch.cuda.synchronize()  # here, where this rank is marked as waiting for the others
+
+    def share(self, sizes: Sequence[int]) -> list[int]:
+        """Return the indices of this rank's pieces of work, in order, given the sizes of all pieces."""
+        return deal(sizes, self.size)[self.number]
+
+    def agree(self, flag: bool, leaves: Sequence[torch.Tensor]) -> bool:
+        """Return whether `flag` is true on any rank. Fails the job unless all ranks' adapters have the same bits."""
+        if self.size == 1:
+            return flag
+        bits = sum((leaf.detach().view(torch.int32).sum(dtype=torch.int64) for leaf in leaves), torch.zeros(()).long())
+        told = torch.zeros(self.size, 2, dtype=torch.int64)
+        told[self.number] = torch.tensor([int(flag), int(bits)])
+        self.sum(told)
+        if (told[:, 1] != told[0, 1]).any():
+            raise fault("ranks_differ", "The ranks have learnt different adapters from the same completions.")
+        return bool(told[:, 0].any())
+
+    def draw(self, decoder: Decoder, requests: Sequence[Request], *, tokens: int, **options: Any) -> list[Drawn]:
+        """Do as `Decoder.generate`, with a share of the requests on each rank; rows of one prompt stay together."""
+        if self.size == 1:
+            return decoder.generate(requests, tokens=tokens, **options)
+        groups = runs_of([tuple(request.prompt) for request in requests], self.size)
+        sizes = [len(requests[group.start].prompt) + len(group) * tokens for group in groups]
+        own = list(chain.from_iterable(groups[at] for at in self.share(sizes)))
+        drawn = decoder.generate([requests[row] for row in own], tokens=tokens, **options) if own else []
+        lengths = torch.zeros(len(requests), dtype=torch.int64)
+        for row, one in zip(own, drawn, strict=True):
+            lengths[row] = len(one.tokens)
+        self.sum(lengths)
+        said = torch.zeros(len(requests), int(lengths.max()), dtype=torch.int64)
+        told = torch.zeros(said.shape, dtype=torch.float64)
+        for row, one in zip(own, drawn, strict=True):
+            said[row, : len(one.tokens)] = torch.tensor(one.tokens)
+            told[row, : len(one.tokens)] = torch.tensor(one.logprobs, dtype=torch.float64)
+        self.sum(said, told)
+        cut = zip(said.tolist(), told.tolist(), lengths.tolist(), strict=True)
+        return [Drawn(tokens[:count], logprobs[:count]) for tokens, logprobs, count in cut]
+
+    def leave(self) -> None:
+        """Leave the group; rank 0 continues alone. All ranks must call it."""
+        if self.size == 1:
+            return
+        dist.destroy_process_group()
+        self.size = 1
+        if self._rank.pulse is not None:
+            self._rank.pulse.done()
+
+    @contextmanager
+    def _waiting(self) -> Generator[None]:
+        """Report every error while waiting for the others as the loss of a rank."""
+        try:
+            if self._rank.pulse is None:
+                yield
+            else:
+                with self._rank.pulse.waiting():
+                    yield
+        except (RuntimeError, OSError) as error:
+            first = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            raise lost(f"Rank {self.number} of {self._rank.count} lost another: {first}") from error
+
+
+def deal(sizes: Sequence[int], shares: int) -> list[list[int]]:
+    """Pieces of work dealt so that the shares' sums are about equal: the largest first, each to who has least."""
+    dealt: list[list[int]] = [[] for _ in range(shares)]
+    sums = [0] * shares
+    for piece in sorted(range(len(sizes)), key=lambda at: (-sizes[at], at)):
+        least = min(range(shares), key=lambda at: (sums[at], at))
+        dealt[least].append(piece)
+        sums[least] += sizes[piece]
+    return [sorted(share) for share in dealt]
+
+
+def runs_of(keys: Sequence[Any], shares: int) -> list[range]:
+    """Runs of rows with equal keys; single rows where there are fewer runs than shares."""
+    begins = [at for at in range(len(keys)) if at == 0 or keys[at] != keys[at - 1]]
+    runs = [range(begin, end) for begin, end in zip(begins, [*begins[1:], len(keys)], strict=True)]
+    return runs if len(runs) >= shares else [range(row, row + 1) for row in range(len(keys))]

@@ -1,0 +1,286 @@
+"""Evaluation inside a job: held-out questions, answered before and after training, and the comparison.
+
+Owns which rows are held out, when a request to stop ends the evaluation, the records and the report's `evaluation`; the
+engine answers the questions, and `generate` reads the answers. Invariant: no held-out row, and none with the same
+question, is trained on.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+from grpo_core.datasets import EVALUATION_UPLOAD_NAME, DatasetError, Needs, Question, Row, load_rows
+from grpo_core.datasets.prompts import messages_for
+from grpo_core.datasets.row_reader import item_of
+from grpo_core.datasets.templates import ChatTokenizer, encode
+from grpo_core.evaluation.generate import Answer, EvaluationItem, Sampling, read, summarise
+from grpo_core.evaluation.paired_stats import compare, compare_values, wilson_interval
+from grpo_core.grading import TOTAL, Graded, Grading
+from grpo_core.hub import Warn
+from grpo_core.reasons import EventType, Phase, WarningCode
+from grpo_core.run_dir.layout import RunFolder
+from grpo_core.run_dir.records import EventWriter, write_evaluation
+from grpo_core.spec import JobSpec, Problem
+
+SAMPLES: Final = 10
+"""Questions that the report shows with both answers, spread evenly: chosen before anything is answered."""
+FINISH_SECONDS: Final = 30.0
+"""When a run receives a request to stop, it finishes its evaluation if at most this number of seconds is left."""
+PROGRESS_SECONDS: Final = 15.0
+"""Time between two log events that say how far it is."""
+
+METRIC: Final = "metric"
+"""The comparison of the job's own metric, among the report's others."""
+
+Stage = Literal["before", "after"]
+
+
+class Answerer(Protocol):
+    """What the evaluation needs of an engine; what each does is said at `engines.protocol.Engine`."""
+
+    @property
+    def tokenizer(self) -> ChatTokenizer:
+        """The base model's, with its chat template."""
+        ...
+
+    def answer(self, questions: Sequence[Question], *, adapter: bool, max_new_tokens: int) -> Generator[Answer]:
+        """Answer each question greedily, in order; by the model in training, or by its base."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRows:
+    """A job's data set."""
+
+    train: list[Row]
+    held_out: list[Row]
+
+
+def load_split(spec: JobSpec, inputs: Path, warn: Warn) -> SplitRows:
+    """Read the rows to train on and those to hold out; raises `DatasetError`."""
+    rows, wanted = load_rows(spec.data, inputs, warn=warn, needs=Needs.of(spec)), spec.evaluation.questions
+    if not wanted:
+        return SplitRows(rows, [])
+    if not spec.held_out_rows:
+        held_out = _load_apart(spec, inputs, warn)
+        if len(held_out) < wanted:
+            warn(WarningCode.FEWER_QUESTIONS, f"{len(held_out)} questions are held out; {wanted} were asked for.")
+    elif 2 * wanted > len(rows):
+        detail = f"{wanted} questions would be held out of {len(rows)} rows, more than half of them"
+        raise _bad_data("too_many_held_out", detail, f"Use at most {len(rows) // 2}, or more rows.")
+    else:
+        rows, held_out = rows[:-wanted], rows[-wanted:]
+    return SplitRows(_without_repeats(rows, held_out, warn), held_out)
+
+
+def fitting(rows: Sequence[Row], spec: JobSpec, tokenizer: ChatTokenizer) -> list[Row]:
+    """The rows whose templated prompt is within `sampling.max_prompt_tokens`, as in training."""
+    conversations = [messages_for(row, spec.data) for row in rows]
+    limit = spec.sampling.max_prompt_tokens
+    kept = [row for row, ids in zip(rows, encode(tokenizer, conversations), strict=True) if len(ids) <= limit]
+    if not kept:
+        detail = f"all {len(rows)} held-out prompts are longer than sampling.max_prompt_tokens, {limit}"
+        raise _bad_data("all_prompts_too_long", detail, "Raise sampling.max_prompt_tokens, or use other questions.")
+    return kept
+
+
+class HeldOutEvaluation:
+    """The evaluation of one run: `ask_base` before training, `ask_adapter` after it, then `report`."""
+
+    def __init__(
+        self, *, spec: JobSpec, rows: Sequence[Row], folder: RunFolder, events: EventWriter, grading: Grading
+    ) -> None:
+        self._spec, self._folder, self._events, self._grading = spec, folder, events, grading
+        self._metric = spec.evaluation.metric or (TOTAL if spec.rewards.is_own else None)
+        """The reward whose mean is the verdict; None: the accuracy of answers."""
+        self._given = len(rows)
+        self._rows = list(rows)
+        self._items: dict[Stage, list[EvaluationItem]] = {}
+        self._seconds: dict[Stage, float] = {}
+
+    def ask_base(self, engine: Answerer, earlier: Mapping[str, Any] | None = None) -> None:
+        """Put the questions to the base model, unless `earlier`, another run's `state`, holds its answers to them."""
+        self._rows = fitting(self._rows, self._spec, engine.tokenizer)
+        if earlier and self._take_over(earlier):
+            self._events.log(f"The base model's {len(self._rows)} answers are those of the earlier run")
+            return
+        self._events.phase(Phase.EVALUATING)
+        self._ask(engine, "before", threading.Event())
+        self._events.emit(EventType.EVALUATION, {"stage": "before", **self._summary("before")})
+
+    def state(self) -> dict[str, Any]:
+        """The base model's answers, as JSON."""
+        return {"seconds": self._seconds["before"], "items": [item.as_dict() for item in self._items["before"]]}
+
+    def ask_adapter(self, engine: Answerer, stop: threading.Event) -> bool:
+        """Put them to the trained model and write the records; False if `stop` was set and too much was left."""
+        if not self._ask(engine, "after", stop):
+            return False
+        before, after = self._items["before"], self._items["after"]
+        write_evaluation(self._folder.root, [item.as_dict() for item in before], [item.as_dict() for item in after])
+        paired = self._paired()
+        self._events.emit(EventType.EVALUATION, {"stage": "after", **self._summary("after"), "paired": paired})
+        for name, comparison in paired.items():
+            if self._metric is None or name == METRIC:
+                self._events.log(comparison["verdict"])
+        return True
+
+    def report(self) -> dict[str, Any]:
+        """The report's `evaluation`."""
+        return {
+            "questions": len(self._rows),
+            "dropped": self._given - len(self._rows),
+            "held_out": _held_out(self._spec),
+            "max_completion_tokens": self._spec.evaluation.max_completion_tokens,
+            **({} if self._metric is None else {"metric": self._metric}),
+            "before": self._summary("before"),
+            "after": self._summary("after"),
+            "paired": self._paired(),
+            "samples": self._samples(),
+        }
+
+    def _take_over(self, earlier: Mapping[str, Any]) -> bool:
+        """Whether the answers were to these very questions, and are kept."""
+        items = [EvaluationItem(**item) for item in earlier["items"]]
+        asked = [(row.row, row.question, row.answer) for row in self._rows]
+        if [(item.row, item.question, item.answer) for item in items] != asked:
+            return False
+        self._items["before"], self._seconds["before"] = items, earlier["seconds"]
+        return True
+
+    def _ask(self, engine: Answerer, stage: Stage, stop: threading.Event) -> bool:
+        began = told = time.perf_counter()
+        items: list[EvaluationItem] = []
+        limit = self._spec.evaluation.max_completion_tokens
+        with closing(engine.answer(self._rows, adapter=stage == "after", max_new_tokens=limit)) as answers:
+            for row in self._rows:
+                if stop.is_set() and self._seconds_left(len(items)) > FINISH_SECONDS:
+                    return False
+                items.append(read(row, next(answers), tags=self._spec.rewards.tags.as_tags))
+                if (now := time.perf_counter()) - told > PROGRESS_SECONDS:
+                    told = now
+                    self._events.log(f"Evaluation, {stage} training: {len(items)} of {len(self._rows)} answered")
+        self._items[stage] = self._paid(items) if self._metric is not None else items
+        self._seconds[stage] = time.perf_counter() - began
+        return True
+
+    def _paid(self, items: list[EvaluationItem]) -> list[EvaluationItem]:
+        """The answers with what the job would pay for each."""
+        graded = [
+            Graded(text=item.completion, answer=item.answer, item=item_of(row), prompt_id=str(row.row))
+            for item, row in zip(items, self._rows, strict=True)
+        ]
+        payments = self._grading.grade(graded)
+        return [
+            replace(item, rewards=payment.rewards, total=None if self._grading.is_unscored(payment) else payment.total)
+            for item, payment in zip(items, payments, strict=True)
+        ]
+
+    def _seconds_left(self, answered: int) -> float:
+        """What the rest took of the base model."""
+        return self._seconds["before"] * (1 - answered / len(self._rows))
+
+    def _summary(self, stage: Stage) -> dict[str, Any]:
+        items = self._items[stage]
+        return {
+            **summarise(items, Sampling()).as_dict(),
+            "strict_interval": wilson_interval(sum(item.strict for item in items), len(items)),
+            "lenient_interval": wilson_interval(sum(item.lenient for item in items), len(items)),
+            "seconds": round(self._seconds[stage], 3),
+            **_means(items),
+        }
+
+    def _paired(self) -> dict[str, dict[str, Any]]:
+        before, after = self._items["before"], self._items["after"]
+        metric = self._metric
+        own = (
+            None
+            if metric is None
+            else compare_values(metric, [i.value_of(metric) for i in before], [i.value_of(metric) for i in after])
+        )
+        return {
+            **({METRIC: own.as_dict()} if own else {}),
+            "strict": compare("strict accuracy", [i.strict for i in before], [i.strict for i in after]).as_dict(),
+            "lenient": compare("lenient accuracy", [i.lenient for i in before], [i.lenient for i in after]).as_dict(),
+            "format": compare(
+                "the share of answers in the required format",
+                [i.strict_format for i in before],
+                [i.strict_format for i in after],
+            ).as_dict(),
+        }
+
+    def _samples(self) -> list[dict[str, Any]]:
+        pairs = list(zip(self._items["before"], self._items["after"], strict=True))
+        shown = min(SAMPLES, len(pairs))
+        return [
+            {
+                "row": before.row,
+                "question": before.question,
+                "answer": before.answer,
+                "before": before.completion,
+                "after": after.completion,
+            }
+            for before, after in (pairs[place * len(pairs) // shown] for place in range(shown))
+        ]
+
+
+def _means(items: Sequence[EvaluationItem]) -> dict[str, Any]:
+    """The mean of each reward and of the total, if a job has graders."""
+    if items[0].rewards is None:
+        return {}
+    by_name = {name: [v for i in items if (v := (i.rewards or {}).get(name)) is not None] for name in items[0].rewards}
+    totals = [item.total for item in items if item.total is not None]
+    return {
+        "rewards": {name: statistics.fmean(values) for name, values in by_name.items() if values},
+        "total": statistics.fmean(totals) if totals else None,
+    }
+
+
+def _load_apart(spec: JobSpec, inputs: Path, warn: Warn) -> list[Row]:
+    """The questions that do not come from the rows to train on."""
+    other: dict[str, Any] = {"split": spec.evaluation.split, "max_rows": spec.evaluation.questions}
+    if spec.evaluation.dataset is not None:
+        other |= {"dataset": spec.evaluation.dataset, "subset": None, "revision": None}
+    data = spec.data.model_copy(update=other)
+    try:
+        return load_rows(data, inputs, warn=warn, needs=Needs.of(spec), name=EVALUATION_UPLOAD_NAME)
+    except DatasetError as error:
+        error.problems = [replace(problem, pointer=_of_evaluation(problem.pointer)) for problem in error.problems]
+        raise
+
+
+def _of_evaluation(pointer: str) -> str:
+    """The field in which to fix a problem with the questions' data set."""
+    return pointer.replace("/data/", "/evaluation/", 1) if pointer in ("/data/split", "/data/dataset") else pointer
+
+
+def _held_out(spec: JobSpec) -> str:
+    """Where the questions come from, in words."""
+    if spec.evaluation.dataset is not None:
+        return f"data set {spec.evaluation.dataset}" if spec.data.source != "file" else "a file"
+    return "last rows" if spec.held_out_rows else f"split {spec.evaluation.split}"
+
+
+def _without_repeats(rows: list[Row], held_out: list[Row], warn: Warn) -> list[Row]:
+    asked = {row.question for row in held_out}
+    left = [row for row in rows if row.question not in asked]
+    if len(left) < len(rows):
+        warn(
+            WarningCode.HELD_OUT_REPEATS,
+            f"{len(rows) - len(left)} rows repeat a held-out question and are not trained on.",
+        )
+    if not left:
+        detail = "every row to train on repeats a held-out question"
+        raise _bad_data("no_rows_left", detail, "Hold out fewer questions, or name another split.")
+    return left
+
+
+def _bad_data(code: str, detail: str, remedy: str) -> DatasetError:
+    return DatasetError([Problem(pointer="/evaluation/questions", code=code, detail=detail, remedy=remedy)])

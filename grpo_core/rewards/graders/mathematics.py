@@ -1,0 +1,195 @@
+"""The grader `math`: whether an answer equals the reference, as a number or as an expression.
+
+Most answers are numbers, which are compared here, exactly. math-verify compares all others, in a process that can be
+killed, because some expressions keep it busy forever. Owns how an answer is found in a text. Invariant: all completions
+of a step are graded within `limits.step_seconds`; a completion that exceeds its share of them scores 0.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from grpo_core.rewards import fixed
+from grpo_core.rewards.graders.confined import ConfinementError, LoadError, RowFailure
+from grpo_core.rewards.graders.models import AnyGrader, Math
+from grpo_core.rewards.graders.packages import FOR_MATH
+from grpo_core.rewards.graders.protocol import Grade, GraderContext, GraderRow
+from grpo_core.rewards.graders.python import confined_process, encode
+from grpo_core.rewards.graders.registry import GraderUnavailable
+from grpo_core.rewards.graders.rows import render
+from grpo_core.rewards.graders.templates import Template
+from grpo_core.rewards.number_parser import read_number, same_answer
+
+STEP_SECONDS: Final = 10.0
+FIRST_PASS: Final = 0.6
+"""Part of the step's time in which every answer is compared once."""
+LEAST_SECONDS: Final = 0.1
+MAX_EXPRESSION: Final = 1000
+"""Largest number of characters of an expression."""
+MAX_TEXT: Final = 4000
+"""Number of characters at the end of a text in which an answer is searched if none is marked."""
+MAX_KNOWN: Final = 20_000
+_BOXED: Final = "\\boxed{"
+_GSM8K: Final = "####"
+
+
+class MathGrader:
+    """One `math` grader, with its process."""
+
+    waits = True
+
+    def __init__(self, model: Math, context: GraderContext) -> None:
+        self._templates = [Template(model.input), Template(model.reference)]
+        self._limits = context.limits
+        self._known: dict[bytes, Grade] = {}
+        """Grades of answers that were verified before, oldest first; those that could not be verified are left out."""
+        source = Path(__file__).with_name("equal_expressions.py").read_text(encoding="utf-8")
+        self._process = confined_process(
+            context,
+            source,
+            limits=context.limits.model_copy(update={"fresh_process": False}),
+            packages=FOR_MATH,
+            ours=True,
+        )
+        try:
+            self._process.start()
+        except (ConfinementError, LoadError) as error:
+            raise GraderUnavailable(
+                "grader_not_available",
+                f"The grader {context.name} of type math cannot run on this worker: {error}.",
+                "Ask the worker's operator to install the graders extra.",
+            ) from error
+
+    @property
+    def isolation(self) -> Mapping[str, object]:
+        """How its process is confined."""
+        return self._process.isolation
+
+    def grade(self, rows: Sequence[GraderRow]) -> list[Grade]:
+        grades: list[Grade | None] = []
+        open_rows: list[int] = []
+        lines: list[bytes] = []
+        for number, row in enumerate(rows):
+            texts = render(self._templates, row)
+            grade = texts if isinstance(texts, Grade) else _at_once(*texts)
+            if grade is None and not isinstance(texts, Grade):
+                open_rows.append(number)
+                lines.append(_line(*texts))
+            grades.append(grade)
+        for number, grade in zip(open_rows, self._verify(lines), strict=True):
+            grades[number] = grade
+        return [grade for grade in grades if grade is not None]
+
+    def close(self) -> None:
+        self._process.close()
+
+    def _verify(self, lines: Sequence[bytes]) -> list[Grade]:
+        """A grade for each line. Completions of a group often give the same answer, which is verified once."""
+        new = [line for line in dict.fromkeys(lines) if line not in self._known]
+        found = dict(zip(new, self._by_expression(new), strict=True))
+        grades = [found[line] if line in found else self._known[line] for line in lines]
+        self._known |= {line: grade for line, grade in found.items() if grade.error is None}
+        while len(self._known) > MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+        return grades
+
+    def _by_expression(self, lines: Sequence[bytes]) -> list[Grade]:
+        if not lines:
+            return []
+        end = time.monotonic() + (self._limits.step_seconds or STEP_SECONDS)
+        results = self._run(lines, FIRST_PASS * (end - time.monotonic()))
+        slow = [number for number, result in enumerate(results) if _type(result) in ("Timeout", "Late")]
+        slow.sort(key=lambda number: _type(results[number]) != "Late")
+        if slow:  # answers that were not reached or exceeded their share may use the time that is left
+            again = self._run([lines[number] for number in slow], end - time.monotonic())
+            for number, result in zip(slow, again, strict=True):
+                results[number] = result
+        return [_grade(result) for result in results]
+
+    def _run(self, lines: Sequence[bytes], seconds: float) -> list[float | RowFailure]:
+        seconds = max(seconds, LEAST_SECONDS)
+        try:
+            return self._process.run(lines, row_seconds=self._limits.row_seconds, seconds=seconds, fair=True).results
+        except (ConfinementError, LoadError) as error:
+            return [RowFailure("Start", str(error))] * len(lines)
+
+
+def make(model: AnyGrader, context: GraderContext) -> MathGrader:
+    """Return the grader. Raises `GraderUnavailable` if its process cannot be started."""
+    assert isinstance(model, Math), "the registry's table"
+    return MathGrader(model, context)
+
+
+def answer_in(text: str) -> str | None:
+    """Return the answer in `<answer>`, in `\\boxed{}` or after `####`; None if the text has none of them."""
+    inside = fixed.extract(text)
+    if inside is not None:
+        text = inside
+    boxed = _boxed(text)
+    if boxed is not None:
+        return boxed
+    _, marked, after = text.rpartition(_GSM8K)
+    if marked:
+        return after.strip().partition("\n")[0].strip()
+    return inside.strip() if inside is not None else None
+
+
+def _boxed(text: str) -> str | None:
+    """Return the content of the last `\\boxed{}` whose brackets are balanced."""
+    start = text.rfind(_BOXED)
+    if start < 0:
+        return None
+    start += len(_BOXED)
+    depth = 1
+    for at in range(start, min(len(text), start + 2 * MAX_EXPRESSION)):
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if depth == 0:
+            return text[start:at].strip()
+    return None
+
+
+def _at_once(text: str, reference: str) -> Grade | None:
+    """Return the grade if numbers or equal texts decide it; None if an expression must be parsed."""
+    gold = answer_in(reference) or reference.strip()
+    answer = answer_in(text)
+    if answer is None:
+        answer = text.strip()
+        if len(answer) > MAX_EXPRESSION:
+            return None
+    if not answer or len(answer) > MAX_EXPRESSION or len(gold) > MAX_EXPRESSION:
+        return Grade(score=0.0)
+    if _is_expression(answer) or _is_expression(gold):
+        return Grade(score=1.0) if answer == gold else None
+    if same_answer(answer, gold):
+        return Grade(score=1.0)
+    both_numbers = read_number(answer) is not None and read_number(gold) is not None
+    return Grade(score=0.0) if both_numbers else None
+
+
+def _is_expression(text: str) -> bool:
+    """Whether a text with one number may have another value, as `2\\pi` and `5\\%` do."""
+    return any(sign in text for sign in "\\^%_√π")
+
+
+def _line(text: str, reference: str) -> bytes:
+    answer = answer_in(text)
+    if answer is None and len(text.strip()) <= MAX_EXPRESSION and "\n" not in text.strip():
+        answer = text.strip()
+    gold = answer_in(reference) or reference.strip()
+    sample = {"answer": answer, "text": "" if answer is not None else text[-MAX_TEXT:]}
+    return encode({"sample": sample, "item": {"gold": gold}, "seed": 0})
+
+
+def _type(result: float | RowFailure) -> str | None:
+    return result.type if isinstance(result, RowFailure) else None
+
+
+def _grade(result: float | RowFailure) -> Grade:
+    if not isinstance(result, RowFailure):
+        return Grade(score=result)
+    if result.type in ("Start", "Late"):
+        return Grade.failed("other_error", result.message)
+    return Grade.worthless("sample_parse_error", f"the answer cannot be verified: {result.type}: {result.message}")

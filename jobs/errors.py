@@ -1,7 +1,7 @@
-"""The errors of `jobs`: each is a `JobsError` and says itself when it is raised.
+"""The errors of `jobs`, all below `JobsError`.
 
-Refusals for now, of who asks too often or for too much, are beside the limits they tell of (`admission`, `ratelimit`,
-`sessions`). The API turns each error into one problem document; the worker logs and retries or gives up.
+Temporary refusals are defined beside their limits (`admission`, `rate_limit`, `sessions`). The API turns each error
+into one problem document; the worker logs it and retries or gives up.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ class JobsError(Exception):
 
 
 class NotFound(JobsError):
-    """There is no such thing, or it belongs to another owner: the two look the same on purpose."""
+    """It does not exist or belongs to another owner; clients cannot distinguish the two."""
 
     def __init__(self, what: str, name: str) -> None:
-        super().__init__(f"There is no {what} {name}; list yours to see what there is.")
+        super().__init__(f"There is no {what} {name}; list yours to see their ids.")
 
 
 class Conflict(JobsError):
@@ -39,11 +39,11 @@ class InUse(JobsError):
 
 
 class Fenced(JobsError):
-    """Another epoch of this job has begun, or it has ended: this one may change nothing."""
+    """A later run of the job has started or the job has ended, so this run may change nothing."""
 
 
 class Rejected(JobsError):
-    """The request is well formed, yet cannot be accepted."""
+    """The request is well formed but cannot be accepted."""
 
     def __init__(self, *problems: Problem) -> None:
         self.problems = list(problems)
@@ -51,11 +51,11 @@ class Rejected(JobsError):
 
 
 class BadCursor(JobsError):
-    """A cursor that leads nowhere in the list it was given for."""
+    """The cursor does not belong to this list."""
 
     def __init__(self, detail: str) -> None:
         self.detail = detail
-        super().__init__(f"The cursor {detail}; give the next_cursor of the page before, with the same filters.")
+        super().__init__(f"The cursor {detail}; send the next_cursor of the previous page, with the same filters.")
 
 
 class Unavailable(JobsError):
@@ -67,14 +67,29 @@ class Unavailable(JobsError):
 
 
 class Damaged(JobsError):
-    """An object is gone, or does not have the bytes that were recorded for it; asking again gives the same."""
+    """An object is missing or differs from its recorded SHA-256. A retry does not help."""
 
     def __init__(self, key: str, fault: str) -> None:
         super().__init__(f"{key} {fault}")
 
 
+class Unreadable(JobsError):
+    """An object that training wrote is too large to be read. A retry does not help."""
+
+    def __init__(self, key: str, fault: str) -> None:
+        super().__init__(f"{key} is not read: {fault}. `grpo download` downloads the file unchanged.")
+
+
+class UnreadableRecord(JobsError):
+    """This release cannot read a record in Valkey."""
+
+    def __init__(self, job_id: str, fault: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"The record of job {job_id} cannot be read: {fault}")
+
+
 class Denied(JobsError):
-    """The store answered, and gives this object to us neither now nor later."""
+    """The store refuses access to an object. A retry does not help."""
 
     def __init__(self, status: int) -> None:
         self.status = status
@@ -82,7 +97,7 @@ class Denied(JobsError):
 
 
 class Misconfigured(JobsError):
-    """A variable of the environment names what this process cannot use; names it and the remedy."""
+    """An environment variable has a value that this process cannot use. The message has the remedy."""
 
     def __init__(self, variable: str, value: object, fault: str, remedy: str) -> None:
         super().__init__(f"{variable} is {value}, which {fault}. {remedy}")

@@ -1,7 +1,7 @@
 """`python -m jobs.health`: exits 0 while the worker of this host is announced in Valkey; for a container's HEALTHCHECK.
 
-A worker announces itself every ten seconds and is forgotten after a minute. So 1 tells of a worker that has gone, is
-frozen, or cannot reach Valkey. Not for a liveness probe: training goes on through an outage of Valkey.
+A worker announces itself every ten seconds, and its entry expires after a minute. So 1 means that the worker has ended,
+is frozen, or cannot reach Valkey. Not for a liveness probe: training continues during an outage of Valkey.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import socket
 import sys
 
 from jobs.errors import Unavailable
-from jobs.ledger import Ledger
-from jobs.registry import WorkerRegistry
 from jobs.settings import QueueSettings
+from jobs.store.job_store import JobStore
+from jobs.store.workers import WorkerRegistry
 
 
 def main() -> int:
-    """Look for this host's worker: by its name where it was given one, else by the host's."""
+    """Look for this host's worker: by its configured name, otherwise by the host's name."""
     name = os.environ.get("GRPO_WORKER_NAME")
     host = socket.gethostname()
     try:
-        workers = WorkerRegistry(Ledger(QueueSettings())).all()
+        workers = WorkerRegistry(JobStore(QueueSettings())).all()
     except Unavailable as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -1,4 +1,4 @@
-"""Log lines of the service's processes: one JSON object a line, with ids and counts and never with text of a user.
+"""Log lines of the service's processes: one JSON object per line, with ids and counts and never with text of a user.
 
 Owns the format only; every module logs through structlog.
 """

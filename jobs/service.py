@@ -1,15 +1,16 @@
-"""What the API may do with jobs: submit, look, cancel, pause, read events and artifacts, keep data sets and keys.
+"""The facade of `jobs` for the API: jobs with their events and files, data sets, keys and sessions.
 
-The one way into `jobs` for code that serves people; synchronous and thread-safe. Owns the order of writes: what
-was asked is in the bucket before it is in the ledger, and in the ledger before anyone is told.
+The API uses no other module of `jobs` to change anything. Synchronous and thread-safe. Invariant: a request is in the
+bucket before it is in the job store, and in the job store before the client gets an answer.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Collection
-from dataclasses import dataclass
+import threading
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -18,68 +19,86 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from grpo_core.datasets import DatasetSummary
+from grpo_core.datasets.preview import records_of
 from grpo_core.estimates import Estimate, SpecWarning, estimate
 from grpo_core.estimates import warnings as suspicious_settings
+from grpo_core.row_warnings import warnings_of_lines
 from grpo_core.spec import JobSpec
-from jobs import metrics
-from jobs.admission import Admission, RequestKey
-from jobs.archive import Archive, Order
-from jobs.checkpoints import list_checkpoints
-from jobs.datasets import DatasetRecord, DatasetStore, new_dataset_id
-from jobs.erasure import Erasure
-from jobs.errors import JobsError, NotFound, Unavailable
-from jobs.event_pages import EventPage, EventPages
-from jobs.keys import KeyRecord, KeyStore
-from jobs.ledger import Ledger
-from jobs.lineage import RolloutFile, listed_rollouts, live_rollouts
-from jobs.orders import Orders
-from jobs.outbox import Outbox
-from jobs.queue import Doorbell, queue_for
-from jobs.ratelimit import RateLimiter
-from jobs.record import TERMINAL, JobRecord, JobStatus
-from jobs.references import References
-from jobs.registry import WorkerRegistry
-from jobs.rollout_query import RolloutQuery, decode_cursor, encode_cursor
-from jobs.rollout_store import Rollout, RolloutStore, StepRollouts
-from jobs.scrapers import ScraperKeys
-from jobs.sessions import Session, SessionStore
+from jobs.auth.api_keys import KeyRecord, KeyStore
+from jobs.auth.rate_limit import RateLimiter
+from jobs.auth.scraper_keys import ScraperKeys
+from jobs.auth.sessions import Session, SessionStore
+from jobs.errors import JobsError, NotFound, Unavailable, UnsafeStorage
+from jobs.lifecycle.admission import Admission, RequestKey
+from jobs.lifecycle.celery_app import WakeupSender
+from jobs.lifecycle.commands import Commands, conflict
+from jobs.lifecycle.deletion import Deletion
+from jobs.lifecycle.reference_checks import ReferenceChecks
+from jobs.lifecycle.retention import Retention
+from jobs.lifecycle.submit import Submission
+from jobs.lifecycle.sweeper import Sweeper
+from jobs.lifecycle.time_limit import Overdue
+from jobs.lifecycle.valkey_recovery import ValkeyRecovery
+from jobs.lifecycle.wakeups import WakeupPublisher
+from jobs.read import metrics
+from jobs.read.events import EventPage, EventPages
+from jobs.read.queue_position import QueuePosition, WaitReason, queue_position_of, workers_for
+from jobs.read.readiness import Readiness
+from jobs.read.rollout_query import RolloutQuery, decode_cursor, encode_cursor
+from jobs.read.rollouts import Rollout, RolloutStep, RolloutStore
+from jobs.read.telemetry import Telemetry, read_telemetry
 from jobs.settings import QueueSettings, StorageSettings
-from jobs.sources import Sources, SourceSettings
-from jobs.storage import ObjectStore
-from jobs.submission import Submission
-from jobs.sweeper import Sweeper
-from jobs.telemetry import Telemetry, read_telemetry
-from jobs.waiting import Waiting, waiting_of
+from jobs.store import object_keys
+from jobs.store.bucket import ObjectStore
+from jobs.store.checkpoints import list_checkpoints
+from jobs.store.commits import RolloutFile, listed_rollouts, live_rollouts
+from jobs.store.datasets import DatasetRecord, DatasetStore, new_dataset_id
+from jobs.store.job import TERMINAL, JobRecord, JobStatus
+from jobs.store.job_store import JobStore
+from jobs.store.retired import Retired
+from jobs.store.s3_datasets import S3Datasets, SourceSettings
+from jobs.store.valkey_checks import ValkeyWatch
+from jobs.store.workers import WorkerRegistry
+from jobs.store.write_once import Command, WriteOnceStore
+from jobs.usage.gpu_time import GpuTime
+from jobs.usage.quotas import Quotas, QuotaSettings, StorageQuotaUsedUp, Usage
+from jobs.usage.stored_bytes import Census
 
-LIST_SCAN = 200
-"""Records looked through at a time when a list is filtered by metadata."""
-MAX_SCANS = 50
+LIST_SCAN = 250
+"""Number of jobs that one script examines, which blocks Valkey, when a list is filtered by metadata."""
+MAX_SCANS = 40
+FIRST_ANSWER_SECONDS = 5.0
+BACKLOG_SECONDS = 15.0
+"""Largest age of the number of records to retire, whose computation sends a request for each owner."""
+"""How long a start waits for the servers to answer before it continues without them."""
 
 T = TypeVar("T")
 
 
 class ServiceSettings(BaseSettings):
-    """What the facade itself needs to know."""
+    """Settings of the facade."""
 
     model_config = SettingsConfigDict(frozen=True, populate_by_name=True, extra="ignore")
 
     presign_seconds: int = Field(default=900, ge=10, le=604_800, validation_alias="GRPO_PRESIGN_SECONDS")
-    """How long a download link works."""
+    """Seconds for which a download link works."""
     max_queued_jobs: int = Field(default=50_000, ge=0, validation_alias="GRPO_MAX_QUEUED_JOBS")
-    """Jobs that may be queued in all; 0 is no limit."""
+    """Largest number of queued jobs in total; 0 means no limit."""
     max_owner_jobs: int = Field(default=10_000, ge=0, validation_alias="GRPO_MAX_OWNER_JOBS")
-    """Jobs of one owner that may be queued, running or paused; 0 is no limit."""
-    requests_per_second: float = Field(default=0, ge=0, le=1_000_000, validation_alias="GRPO_REQUESTS_PER_SECOND")
-    """Requests one API key may send, on average; 0 is no limit."""
-    requests_burst: int = Field(default=100, ge=1, le=1_000_000, validation_alias="GRPO_REQUESTS_BURST")
-    """Requests a key may send at once after a pause."""
+    """Largest number of unfinished jobs per owner; 0 means no limit."""
+    orders_per_minute: int = Field(default=600, ge=0, le=1_000_000, validation_alias="GRPO_ORDERS_PER_MINUTE")
+    """Commands per minute and owner: cancel, pause, resume, delete; 0 means no limit."""
+    requests_per_second: float = Field(default=100, ge=0, le=1_000_000, validation_alias="GRPO_REQUESTS_PER_SECOND")
+    """Requests per second of one API key, on average; 0 means no limit."""
+    requests_burst: int = Field(default=1000, ge=1, le=1_000_000, validation_alias="GRPO_REQUESTS_BURST")
+    """Number of requests that a key may send at once after a pause."""
     session_hours: float = Field(default=12, gt=0, le=24 * 90, validation_alias="GRPO_SESSION_HOURS")
-    """How long a browser stays logged in."""
+    """Hours for which a browser stays logged in."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page(Generic[T]):
-    """Part of a list; `next_cursor` is None on the last one."""
+    """One page of a list. `next_cursor` is None on the last page."""
 
     items: list[T]
     next_cursor: str | None
@@ -87,16 +106,16 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """What a job would be."""
+    """The result of a dry run."""
 
     estimate: Estimate
     warnings: list[SpecWarning]
-    """Settings that are legal and probably not meant."""
+    """Warnings about valid settings that are probably mistakes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A stored file of a job, and a link that reads it for a while."""
+    """A stored file of a job, with a link that works for a while."""
 
     path: str
     key: str
@@ -108,7 +127,7 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class LinkedCheckpoint:
-    """A whole checkpoint, and links that read its files for a while."""
+    """A complete checkpoint, with links to its files that work for a while."""
 
     step: int
     epoch: int
@@ -117,7 +136,7 @@ class LinkedCheckpoint:
 
 
 class JobService:
-    """The facade over ledger, bucket and queue."""
+    """The facade over job store, bucket and queue."""
 
     def __init__(
         self,
@@ -125,108 +144,205 @@ class JobService:
         queue: QueueSettings,
         settings: ServiceSettings | None = None,
         sources: SourceSettings | None = None,
+        quotas: QuotaSettings | None = None,
     ) -> None:
         self._settings = settings or ServiceSettings()
         self._queue_settings = queue
         self.store = ObjectStore(storage)
-        self.ledger = Ledger(queue)
-        self.archive = Archive(self.store)
-        self.keys = KeyStore(self.store, self.ledger)
-        self._sessions = SessionStore(self.ledger, self.keys, hours=self._settings.session_hours)
-        self.datasets = DatasetStore(self.store, Sources(storage, sources))
-        self._erasure = Erasure(self.ledger, self.store)
+        self.job_store = JobStore(queue)
+        self.write_once = WriteOnceStore(self.store)
+        self.valkey = ValkeyWatch(self.job_store)
+        self._overdue = Overdue(self.job_store, self.write_once)
+        self._retention = Retention(self.job_store, self.write_once)
+        self.keys = KeyStore(self.store, self.job_store)
+        self._sessions = SessionStore(self.job_store, self.keys, hours=self._settings.session_hours)
+        self.datasets = DatasetStore(self.store, S3Datasets(storage, sources))
+        self._deletion = Deletion(self.job_store, self.store)
+        self._retired = Retired(self.write_once)
+        self._wakeups = WakeupPublisher(WakeupSender(queue), self.job_store)
+        self._valkey_recovery = ValkeyRecovery(self.store, self.job_store, self._wakeups, queue)
         self._rollouts = RolloutStore(storage)
         self._admission = Admission(
-            self.ledger, max_queued=self._settings.max_queued_jobs, max_owned=self._settings.max_owner_jobs
+            self.job_store,
+            max_queued=self._settings.max_queued_jobs,
+            max_owned=self._settings.max_owner_jobs,
+            recover=self._valkey_recovery.ensure_soon,
         )
+        self._census = Census(self.job_store, self.write_once)
+        self.quotas = Quotas(GpuTime(self.job_store, self.store), self._census, quotas)
         self._rates = RateLimiter(
-            self.ledger, rate=self._settings.requests_per_second, burst=self._settings.requests_burst
+            self.job_store, rate=self._settings.requests_per_second, burst=self._settings.requests_burst
         )
-        self._scrapers = ScraperKeys(self.keys, self.ledger, self._rates)
-        self.workers = WorkerRegistry(self.ledger)
-        self._outbox = Outbox(Doorbell(queue), self.ledger)
-        self._sweeper = Sweeper(self.ledger, self.archive, self._outbox, queue)
-        self._references = References(self.ledger, self.store, self.datasets)
+        per_minute = self._settings.orders_per_minute
+        self._order_rates = RateLimiter(
+            self.job_store,
+            rate=per_minute / 60,
+            burst=max(1, per_minute),
+            refusal=f"You may send {per_minute} commands per minute (GRPO_ORDERS_PER_MINUTE), and have sent more.",
+        )
+        self._scrapers = ScraperKeys(self.keys, self.job_store, self._rates)
+        self.workers = WorkerRegistry(self.job_store)
+        self._sweeper = Sweeper(
+            self.job_store, self.write_once, self._wakeups, queue, valkey_recovery=self._valkey_recovery
+        )
+        self._reference_checks = ReferenceChecks(self._find, self.store, self.datasets)
         self._submission = Submission(
-            self.ledger,
-            self.archive,
+            self.job_store,
+            self.write_once,
             self._admission,
-            self._references,
-            self._erasure,
-            self._outbox,
+            self._reference_checks,
+            self._deletion,
+            self._wakeups,
+            self._retired,
+            self.quotas,
             prefix=queue.prefix,
         )
-        self._events = EventPages(self.ledger, self.store, self.archive)
-        self._orders = Orders(self.ledger, self.archive, self._outbox, by=f"api-{socket.gethostname()}-{os.getpid()}")
+        self._events = EventPages(self.job_store, self.store, self.write_once, self._retired)
+        self._commands = Commands(
+            self.job_store, self.write_once, self._wakeups, by=f"api-{socket.gethostname()}-{os.getpid()}"
+        )
         self._is_checked = False
+        self._checking = threading.Lock()
+        self._unsafe: UnsafeStorage | None = None
+        self._is_started = self._works = self._is_closed = False
+        self.readiness = Readiness({"valkey": self._ask_valkey, "storage": self._ask_storage})
 
     @classmethod
     def from_settings(cls) -> Self:
-        """A service on the servers named in the environment."""
+        """Make a service on the servers in the environment."""
         return cls(StorageSettings(), QueueSettings())
 
     def start(self) -> None:
-        """Check that storage is safe to use, then begin to ring and to sweep."""
-        self.check_storage()
-        self._outbox.start()
-        self._sweeper.start()
+        """Start to check the servers; and to publish wake-ups and sweep, once storage is known to be safe.
+
+        Returns also if storage does not answer yet. Raises `UnsafeStorage` and `UnsafeValkey`.
+        """
+        if self._is_started:
+            return
+        self._is_started = True
+        self.readiness.start(FIRST_ANSWER_SECONDS)
+        try:
+            if self._unsafe is not None:
+                raise self._unsafe
+            self.valkey.refuse()
+        except JobsError:
+            self.close()
+            raise
 
     def check_storage(self) -> None:
-        """Raise `UnsafeStorage` or `Unavailable` where jobs cannot be kept; `start` does so too, and once is enough."""
+        """Check that storage can hold jobs, until it succeeded once. Raises `UnsafeStorage` or `Unavailable`."""
+        with self._checking:
+            if not self._is_checked:
+                self.store.ensure_ready()
+                self._is_checked = True
+
+    def _ask_storage(self) -> None:
+        try:
+            self.check_storage()
+        except UnsafeStorage as error:
+            self._unsafe = error
+            raise
+        with self._checking:
+            if not self._works and not self._is_closed:
+                self._works = True
+                self._wakeups.start()
+                self._sweeper.start()
+        self.store.ping()
+
+    def _require_servers(self) -> None:
+        """Raise `Unavailable` until storage and Valkey have passed their checks."""
+        if not self._is_started:
+            return
         if not self._is_checked:
-            self.store.ensure_ready()
-            self._is_checked = True
+            raise Unavailable("Object storage", "it has not answered since this process started")
+        self.valkey.require_passed()
+
+    def _ask_valkey(self) -> None:
+        self.job_store.ping()
+        self.valkey.state()
 
     def close(self) -> None:
         """Stop the threads."""
+        self._is_closed = True
+        self.readiness.close()
         self._sweeper.close()
-        self._outbox.close()
+        self._wakeups.close()
 
     def submit(self, spec: JobSpec, owner: str) -> JobRecord:
-        """Accept a job: from here on it is run to an end. Raises `Rejected`, `TooManyJobs`, `Unavailable`.
+        """Accept a job; from then on it is run until it ends. Raises `Rejected`, `TooManyJobs` and `Unavailable`.
 
-        After `Unavailable` it may have been accepted all the same; only `submit_once` can ask again.
+        After `Unavailable` the job may have been accepted; only `submit_once` can be repeated safely.
         """
+        self._require_servers()
         return self._submission.submit(spec, owner)[0]
 
     def submit_once(self, spec: JobSpec, owner: str, request: RequestKey) -> tuple[JobRecord, bool]:
-        """Accept a job, or return the one that this very request made before; with whether it did.
+        """Accept a job, or return the job that an earlier attempt of this request created, and whether it did.
 
-        Raises what `submit` does, and `KeyReused`, `InProgress`. What a failed attempt wrote stays, for the next
-        attempt with the key to go on with.
+        Raises what `submit` raises, `KeyReused` and `InProgress`. A failed attempt leaves what it wrote, and the next
+        attempt with the key continues from there.
         """
+        self._require_servers()
         return self._submission.submit(spec, owner, request)
 
     def preview(self, spec: JobSpec, owner: str) -> Preview:
-        """What a dry run tells. Raises `Rejected` as `submit` does."""
-        upload = self._references.check(spec, owner)
+        """Return the result of a dry run. Raises `Rejected` as `submit` does."""
+        upload = self._reference_checks.check(spec, owner)
         rows = upload.rows if upload else None
-        return Preview(estimate=estimate(spec, rows=rows), warnings=self.warnings(spec))
+        # The run checks rows of hub data sets.
+        of_rows = warnings_of_lines(spec, self.datasets.first_lines(spec.data, upload))
+        return Preview(estimate=estimate(spec, rows=rows), warnings=self.warnings(spec) + of_rows)
+
+    def records(self, spec: JobSpec, owner: str) -> list[Mapping[str, Any]]:
+        """Return the first records of a spec's upload or S3 object. Raises `Rejected` for any other source."""
+        return records_of(self.datasets.first_lines(spec.data, self._reference_checks.file_of(spec, owner)))
 
     def warnings(self, spec: JobSpec) -> list[SpecWarning]:
-        """What is accepted and may surprise, such as that no worker is there to run it. Raises `Unavailable`."""
+        """Return warnings about an accepted spec, for example that no worker can run it. Raises `Unavailable`."""
         found = list(suspicious_settings(spec))
-        queue = queue_for(spec, self._queue_settings.prefix)
-        if not self.workers.serving(queue):
-            found.append(
-                SpecWarning(
-                    pointer="/resources",
-                    code="no_worker",
-                    message=f"No worker that can run this is connected now ({queue}); the job would wait for one.",
-                )
+        queue, workers = workers_for(spec, self._queue_settings.prefix, self.workers)
+        if workers.reason is WaitReason.NO_WORKER:
+            message = f"No worker that can run this is connected now ({queue}); the job would wait for one."
+            found.append(SpecWarning(pointer="/resources", code="no_worker", message=message))
+        if workers.reason is WaitReason.NEWER_WORKER:
+            message = (
+                f"This needs a newer worker: it uses spec format {spec.needed_format()}, and the connected workers "
+                f"read up to {workers.newest_format}; the job would wait for one. Upgrade the workers."
             )
+            found.append(SpecWarning(pointer="", code="newer_worker", message=message))
+        if workers.reason is WaitReason.NO_CONFINEMENT:
+            message = (
+                "No connected worker can confine the code of these graders; the job would wait for one. Start a worker "
+                "on Linux 5.19 or newer with Landlock, or use graders other than python and math."
+            )
+            found.append(SpecWarning(pointer="/rewards/graders", code="no_confinement", message=message))
         return found
 
     def get(self, job_id: str, owner: str) -> JobRecord:
-        """An owner's job; raises `NotFound`."""
-        record = self.ledger.get(job_id)
-        if record is None or record.owner != owner:
+        """Return an owner's job. Raises `NotFound`."""
+        record = self._find(job_id, owner)
+        if record is None:
             raise NotFound("job", job_id)
         return record
 
-    def waiting(self, record: JobRecord) -> Waiting | None:
-        """What a queued job waits for, None for others. Raises `Unavailable`."""
-        return waiting_of(record, self.ledger, self.workers)
+    def _find(self, job_id: str, owner: str) -> JobRecord | None:
+        """Return a job from Valkey, or from the bucket once it is retired. Also looks there for other owners' jobs."""
+        record = self.job_store.get(job_id)
+        # Another owner's id and an unknown id cause the same requests, so that the time does not reveal which it is.
+        if (record is None or record.owner != owner) and self._valkey_recovery.ensure_soon():
+            record = self.job_store.get(job_id)  # Valkey had lost it
+        return record if record is not None and record.owner == owner else self._retired.find(job_id, owner)
+
+    def waiting(self, record: JobRecord) -> QueuePosition | None:
+        """Return the position of a queued job; None for other jobs. Raises `Unavailable`."""
+        return queue_position_of(record, self.job_store, self.workers)
+
+    def trial_result(self, record: JobRecord) -> dict[str, Any] | None:
+        """What a trial that has succeeded found; None for other jobs."""
+        if record.spec.get("kind") != "try" or record.status is not JobStatus.SUCCEEDED:
+            return None
+        logs = self._events.read(record, after=0, limit=1_000_000, types={"log"})
+        return next((event["data"].get("result") for event in logs if event["data"].get("code") == "trial"), None)
 
     def list_jobs(
         self,
@@ -237,90 +353,111 @@ class JobService:
         status: JobStatus | None = None,
         metadata: dict[str, str] | None = None,
     ) -> Page[JobRecord]:
-        """An owner's jobs, newest first; the cursor is the last id of the page before."""
-        found: list[JobRecord] = []
+        """Return a page of an owner's jobs, newest first. The cursor is the last id of the previous page."""
+        if metadata:
+            ids, before = self._search(owner, limit, cursor, status, metadata)
+        else:
+            ids, before = self.job_store.list_ids(owner, limit=limit + 1, before=cursor, status=status), None
+        if len(ids) > limit:
+            ids, before = ids[:limit], ids[limit - 1]
+        return Page(items=self.job_store.get_many(ids), next_cursor=before)
+
+    def _search(
+        self, owner: str, limit: int, cursor: str | None, status: JobStatus | None, metadata: dict[str, str]
+    ) -> tuple[list[str], str | None]:
+        """Return ids of jobs with the metadata, and where the next page continues."""
+        ids: list[str] = []
         before = cursor
-        for _ in range(MAX_SCANS if metadata else 1):
-            wanted = LIST_SCAN if metadata else limit + 1
-            ids = self.ledger.list_ids(owner, limit=wanted, before=before, status=status)
-            records = self.ledger.get_many(ids)
-            found += [record for record in records if _has_metadata(record, metadata)]
-            if len(found) > limit:
-                return Page(items=found[:limit], next_cursor=found[limit - 1].id)
-            if len(ids) < wanted:
-                return Page(items=found, next_cursor=None)
-            before = ids[-1]
-        # Fewer than asked for among as many as are looked at for one page: the next one looks further.
-        return Page(items=found, next_cursor=before)
+        for _ in range(MAX_SCANS):
+            found, before = self.job_store.search(
+                owner, limit=LIST_SCAN, before=before, status=status, metadata=metadata
+            )
+            ids += found
+            if len(ids) > limit or before is None:
+                break
+        return ids, before
 
     def cancel(self, job_id: str, owner: str) -> JobRecord:
-        """End a job: at once where no worker has it, else as soon as its worker hears. Raises `Conflict`."""
-        return self._order(job_id, owner, "cancel")
+        """Cancel a job: at once if no worker holds it, otherwise as soon as its worker reacts. Raises `Conflict`."""
+        return self._command(job_id, owner, "cancel")
 
     def pause(self, job_id: str, owner: str) -> JobRecord:
-        """Set a job aside: at once where no worker has it, else at its next checkpoint. Raises `Conflict`."""
-        return self._order(job_id, owner, "pause")
+        """Pause a job: at once if no worker holds it, otherwise at its next checkpoint. Raises `Conflict`."""
+        return self._command(job_id, owner, "pause")
 
     def resume(self, job_id: str, owner: str) -> JobRecord:
-        """Put a paused job back into the queue; it goes on from its last checkpoint. Raises `Conflict`."""
-        return self._order(job_id, owner, "resume")
+        """Put a paused job back into the queue; it resumes from its last checkpoint. Raises `Conflict`."""
+        return self._command(job_id, owner, "resume")
 
     def delete(self, job_id: str, owner: str) -> None:
-        """Delete an ended job and all it left, for good. Raises `Conflict`; after `Unavailable` ask again."""
-        self._erasure.erase_job(self.get(job_id, owner))
+        """Delete an ended job and all its files permanently. Raises `Conflict`; after `Unavailable` it can be
+        repeated."""
+        self._order_rates.take(f"orders:{owner}")
+        record = self.get(job_id, owner)
+        if record.status not in TERMINAL:
+            self._deletion.erase_job(record)  # raises the reason
+            return
+        size = sum(item.size for item in self.store.list(object_keys.folder(job_id)))
+        with self._census.change(owner, object_keys.folder(job_id), before=size, after=0):
+            self._deletion.erase_job(record)
 
-    def _order(self, job_id: str, owner: str, order: Order) -> JobRecord:
-        self.get(job_id, owner)
-        record = self._orders.give(job_id, order)
+    def _command(self, job_id: str, owner: str, order: Command) -> JobRecord:
+        self._order_rates.take(f"orders:{owner}")
+        self._require_servers()
+        known = self.get(job_id, owner)
+        record = self._commands.give(job_id, order)
         if record is None:
+            if known.status in TERMINAL:
+                raise conflict(known, order)
             raise NotFound("job", job_id)
         return record
 
     def events(
         self, job_id: str, owner: str, *, after: int = 0, limit: int = 1000, types: Collection[str] = ()
     ) -> list[dict[str, Any]]:
-        """A job's events above a number, in order: from Valkey, or from the bucket once they have gone there."""
+        """Return a job's events numbered above `after`, in order: from Valkey, or later from the bucket."""
         return self._events.read(self.get(job_id, owner), after=after, limit=limit, types=types)
 
     def read_on(self, job_id: str, *, after: int, types: Collection[str] = ()) -> EventPage:
-        """The next events of a job whose reader was checked before, and whether they are the last."""
+        """Return the next events of a job, and whether they are its last. The caller has checked the reader's
+        rights."""
         return self._events.read_on(job_id, after=after, types=types)
 
     def newest_events(self, job_ids: list[str]) -> dict[str, int]:
-        """The number of each job's last event so far."""
-        return self.ledger.newest_events(job_ids)
+        """Return the number of each job's last event."""
+        return self.job_store.newest_events(job_ids)
 
     def metrics(self, job_id: str, owner: str, *, after_step: int = 0) -> list[dict[str, Any]]:
-        """The metrics of each logged step above `after_step`; of a step trained twice, the later epoch's."""
+        """Return the metrics of each logged step above `after_step`; for a step trained twice, the later run's."""
         record = self.get(job_id, owner)
         events = self.events(job_id, owner, limit=1_000_000, types={"metric"})
-        rows = metrics.join(self.store, self.archive, record, events)
+        rows = metrics.join(self.store, self.write_once, record, events)
         return [row for row in rows if row["step"] > after_step]
 
     def rollouts(
         self, job_id: str, owner: str, query: RolloutQuery, *, limit: int, cursor: str | None = None
     ) -> Page[Rollout]:
-        """A page of a job's completions, also while it runs. Raises `BadCursor`."""
+        """Return a page of a job's completions, also while it runs. Raises `BadCursor`."""
         self.get(job_id, owner)
         after = decode_cursor(cursor, query, job_id) if cursor is not None else None
         found, end = self._rollouts.page(lambda: self._rollout_files(job_id, owner), query, limit=limit, after=after)
         return Page(items=found, next_cursor=encode_cursor(end, query, job_id) if end else None)
 
-    def rollout_steps(self, job_id: str, owner: str) -> list[StepRollouts]:
-        """The steps of a job whose completions can be read."""
+    def rollout_steps(self, job_id: str, owner: str) -> list[RolloutStep]:
+        """Return the steps of a job whose completions can be read."""
         return self._rollouts.steps(lambda: self._rollout_files(job_id, owner))
 
     def _rollout_files(self, job_id: str, owner: str) -> list[RolloutFile]:
         record = self.get(job_id, owner)
         if record.status not in TERMINAL:
             return live_rollouts(self.store, record.id, record.epoch)
-        manifest = self.archive.manifest(record.manifest) if record.manifest else None
+        manifest = self.write_once.manifest(record.manifest) if record.manifest else None
         return listed_rollouts(manifest.objects) if manifest else []
 
     def artifacts(self, job_id: str, owner: str) -> list[Artifact]:
-        """What a finished job left, each with a link; empty until there is a manifest."""
+        """Return the files of an ended job with links; empty until its manifest exists."""
         record = self.get(job_id, owner)
-        manifest = self.archive.manifest(record.manifest) if record.manifest else None
+        manifest = self.write_once.manifest(record.manifest) if record.manifest else None
         if manifest is None:
             return []
         seconds = self._settings.presign_seconds
@@ -338,7 +475,7 @@ class JobService:
         ]
 
     def checkpoints(self, job_id: str, owner: str) -> list[LinkedCheckpoint]:
-        """The whole checkpoints a job has so far, each file with a link; also while it runs."""
+        """Return a job's complete checkpoints with links to their files, also while it runs."""
         record = self.get(job_id, owner)
         seconds = self._settings.presign_seconds
         expires_at = datetime.now(UTC) + timedelta(seconds=seconds)
@@ -358,76 +495,90 @@ class JobService:
     def store_dataset(
         self, path: Path, summary: DatasetSummary, owner: str, name: str | None, request: RequestKey | None = None
     ) -> tuple[DatasetRecord, bool]:
-        """Keep a checked upload, or return what this very request stored before; with whether it did."""
+        """Store a checked upload, or return what an earlier attempt of this request stored, and whether it did."""
+        self._require_servers()
         if request is None:
-            return self.datasets.put(path, summary, owner, name), False
+            self.quotas.check_bytes(owner, summary.bytes)
+            dataset_id = new_dataset_id()
+            with self._census.change(owner, object_keys.dataset_folder(dataset_id), before=0, after=summary.bytes):
+                return self.datasets.put(path, summary, owner, name, dataset_id), False
         ticket = self._admission.admit(owner, new_dataset_id(), request)
         if ticket.state == "done":
             return self.datasets.get(ticket.id, owner), True
         try:
-            record = self.datasets.put(path, summary, owner, name, ticket.id)
-            self._admission.finish(ticket)
+            self.quotas.check_bytes(owner, summary.bytes)
+            with self._census.change(owner, object_keys.dataset_folder(ticket.id), before=0, after=summary.bytes):
+                record = self.datasets.put(path, summary, owner, name, ticket.id)
+                self._admission.finish(ticket)
+        except StorageQuotaUsedUp:
+            self._admission.withdraw(ticket, forget=True)
+            raise
         except Unavailable:
             self._admission.withdraw(ticket, forget=False)
             raise
         return record, False
 
     def get_dataset(self, dataset_id: str, owner: str) -> DatasetRecord:
-        """An owner's data set; raises `NotFound`."""
+        """Return an owner's data set. Raises `NotFound`."""
         return self.datasets.get(dataset_id, owner)
 
     def list_datasets(self, owner: str, *, limit: int, cursor: str | None = None) -> Page[DatasetRecord]:
-        """An owner's data sets, newest first; the cursor is the last id of the page before."""
+        """Return a page of an owner's data sets, newest first. The cursor is the last id of the previous page."""
         found = self.datasets.list_of(owner, limit=limit + 1, before=cursor)
         page = found[:limit]
         return Page(items=page, next_cursor=page[-1].id if len(found) > limit else None)
 
     def delete_dataset(self, dataset_id: str, owner: str) -> None:
-        """Delete an upload for good. Raises `InUse`; after `Unavailable` ask again."""
-        self._erasure.erase_dataset(self.datasets.get(dataset_id, owner))
+        """Delete an upload permanently. Raises `InUse`; after `Unavailable` it can be repeated."""
+        record = self.datasets.get(dataset_id, owner)
+        with self._census.change(owner, object_keys.dataset_folder(dataset_id), before=record.bytes, after=0):
+            self._deletion.erase_dataset(record)
+
+    def usage(self, owner: str) -> tuple[Usage, int, int | None]:
+        """Return an owner's use and quotas, the number of unfinished jobs, and the limit of those."""
+        unfinished = sum(self.job_store.count(owner, status) for status in JobStatus if status not in TERMINAL)
+        return self.quotas.usage(owner), unfinished, self._settings.max_owner_jobs or None
 
     def authenticate(self, key: str) -> KeyRecord | None:
-        """The record of a valid key, else None; counts a request of it. Raises `RateLimited`."""
+        """Return the record of a valid key, or None, and count the request. Raises `RateLimited`."""
         record = self.keys.authenticate(key)
         if record is not None:
             self._rates.take(record.id)
         return record
 
     def authenticate_scraper(self, key: str) -> KeyRecord | None:
-        """As `authenticate`, for who asks how the service is doing: also while Valkey is away."""
+        """Do as `authenticate`, for monitoring, also while Valkey is unavailable."""
         return self._scrapers.authenticate(key)
 
     def log_in(self, key: str, address: str) -> Session | None:
-        """Begin a browser's session; None for a wrong key. Raises `TooManyAttempts`."""
+        """Start a browser's session; None for a wrong key. Raises `TooManyAttempts`."""
         return self._sessions.open(key, address)
 
     def authenticate_session(self, token: str) -> KeyRecord | None:
-        """As `authenticate`, for a session's token."""
+        """Do as `authenticate`, for a session's token."""
         record = self._sessions.find(token)
         if record is not None:
             self._rates.take(record.id)
         return record
 
-    def log_out(self, token: str) -> None:
-        """End a session."""
-        self._sessions.close(token)
+    def log_out(self, token: str) -> KeyRecord | None:
+        """End a session and return the record of its key; None if it had ended."""
+        return self._sessions.close(token)
 
     def telemetry(self) -> Telemetry:
-        """How the service as a whole is doing. Raises `Unavailable`."""
-        return read_telemetry(self.ledger, self.workers, lease_seconds=self._queue_settings.lease_seconds)
+        """Return the state of the service for monitoring. Raises `Unavailable`."""
+        telemetry = read_telemetry(self.job_store, self.workers, lease_seconds=self._queue_settings.lease_seconds)
+        return replace(
+            telemetry,
+            valkey=self.valkey.state(),
+            retention_backlog=self._retention.backlog(max_age_seconds=BACKLOG_SECONDS),
+            overdue=len(self._overdue.jobs()),
+        )
+
+    def storage_is_up(self) -> bool:
+        """Whether object storage was ready at its latest check."""
+        return self.health()["storage"] == "ok"
 
     def health(self) -> dict[str, str]:
-        """Whether each server answers: `ok`, or why not."""
-        return {"valkey": _verdict(self.ledger.ping), "storage": _verdict(self.store.ping)}
-
-
-def _verdict(check: Any) -> str:
-    try:
-        check()
-    except JobsError as error:
-        return str(error)
-    return "ok"
-
-
-def _has_metadata(record: JobRecord, wanted: dict[str, str] | None) -> bool:
-    return all(record.metadata.get(key) == value for key, value in (wanted or {}).items())
+        """Return `ok` or the fault of each server, from its latest check. Never waits."""
+        return self.readiness.verdicts()

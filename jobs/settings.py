@@ -1,7 +1,7 @@
-"""Where Valkey and object storage are, read from the environment, and how a variable holds a list.
+"""Settings of Valkey and object storage, read from environment variables.
 
-The API, the worker and the admin commands share these; what one of them alone needs is its own. Secrets are never
-printed: they are `SecretStr`.
+The API, the worker and the admin commands share them; each has further settings in a separate class. Secrets are
+`SecretStr`, so they are never printed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ def _split(value: object) -> object:
 
 
 CommaSeparated = Annotated[T, NoDecode, BeforeValidator(_split)]
-"""A collection that a variable holds as names separated by commas, as `CommaSeparated[list[str]]`."""
+"""A collection written as names separated by commas, as in `CommaSeparated[list[str]]`."""
 
 
 class StorageSettings(BaseSettings):
-    """The S3-compatible bucket that holds everything that must last."""
+    """The S3-compatible bucket with everything that must be kept."""
 
     model_config = SettingsConfigDict(frozen=True, populate_by_name=True, extra="ignore")
 
@@ -46,7 +46,7 @@ class QueueSettings(BaseSettings):
     prefix: str = Field(default="grpo", pattern=r"^[a-z0-9-]{1,32}$", validation_alias="GRPO_PREFIX")
     """First part of every key, so that several services can share one server."""
     lease_seconds: float = Field(default=60.0, ge=1.0, le=3600.0, validation_alias="GRPO_LEASE_SECONDS")
-    """How long a silent worker keeps its job. It beats six times in that span."""
+    """Seconds for which a silent worker keeps its job. It sends six heartbeats in that time."""
 
     @property
     def broker_prefix(self) -> str:

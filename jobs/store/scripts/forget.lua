@@ -1,0 +1,15 @@
+-- Delete a record with its events, and from every list. Returns 1, or 0 if it does not exist.
+redis.call('DEL', prefix .. ':events:' .. id)
+local owner = redis.call('HGET', job, 'owner')
+if not owner then return 0 end
+local status = redis.call('HGET', job, 'status')
+local list = prefix .. ':owner:' .. owner
+redis.call('ZREM', list, id)
+redis.call('ZREM', list .. ':' .. status, id)
+redis.call('ZREM', prefix .. ':ended:' .. owner, id)
+redis.call('ZREM', prefix .. ':queued', id)
+redis.call('ZREM', prefix .. ':leases', id)
+redis.call('ZREM', prefix .. ':waiting:' .. (redis.call('HGET', job, 'queue') or ''), id)
+redis.call('HINCRBY', prefix .. ':statuses', status, -1)
+redis.call('DEL', job)
+return 1

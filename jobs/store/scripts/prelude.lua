@@ -1,0 +1,131 @@
+-- Shared by all scripts: names of keys, the server's clock, events, and the indexes by status.
+-- KEYS[1] is the prefix of every key; ARGV[1] is the job's id. jobs/store/job_store.py puts constants above this text.
+local prefix, id = KEYS[1], ARGV[1]
+local job = prefix .. ':job:' .. id
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- The identity of this server. It changes with a restart, a failover or a promotion, after which the most recent writes
+-- may be lost. Empty if INFO is not allowed.
+local here
+local function server()
+  if here then return here end
+  local function ask(section, field)
+    local info = redis.pcall('INFO', section)
+    return type(info) == 'string' and string.match(info, field .. ':(%w+)') or ''
+  end
+  here = ask('server', 'run_id') .. ask('replication', 'master_replid')
+  return here
+end
+
+-- Whether this server's records must still be compared with the bucket (jobs/lifecycle/valkey_recovery.py). A server that
+-- does not show its identity counts as compared.
+local function forgot()
+  return server() ~= '' and redis.call('HGET', prefix .. ':server', 'compared') ~= server()
+end
+
+-- Only this function assigns event numbers, and no number is used twice. If another server assigned the last known number,
+-- later ones may be lost. Then numbers start at the job's age in microseconds (no server assigns a number in less) plus
+-- `event_room`, which is above every assigned number. The known last number is not added to that: if such a jump were
+-- lost too, the next one would repeat its numbers.
+local function next_number(now)
+  local last, by, born = unpack(redis.call('HMGET', job, 'event_seq', 'server', 'created_at'))
+  local number = (tonumber(last) or 0) + 1
+  if by ~= server() then
+    if by then number = math.max(number, (now - (tonumber(born) or now)) * 1000 + event_room) end
+    redis.call('HSET', job, 'server', server())
+  end
+  local text = string.format('%.0f', number)
+  redis.call('HSET', job, 'event_seq', text)
+  return text
+end
+
+-- `ordinal`: the event's position among those of its run, for events from a run's worker.
+local function emit(now, epoch, kind, step, data, time, ordinal)
+  redis.call('XADD', prefix .. ':events:' .. id, next_number(now) .. '-0',
+    'type', kind, 'epoch', epoch, 'time', time or now, 'step', step, 'data', data, 'n', ordinal or 0)
+end
+
+-- Counts of jobs by status and of waiting jobs by queue: for telemetry, never for decisions.
+local function count(now, old, new)
+  local queue = redis.call('HGET', job, 'queue') or ''
+  local waiting = prefix .. ':waiting:' .. queue
+  if old then redis.call('HINCRBY', prefix .. ':statuses', old, -1) end
+  redis.call('HINCRBY', prefix .. ':statuses', new, 1)
+  if old == 'queued' then redis.call('ZREM', waiting, id) end
+  if new == 'queued' then
+    redis.call('ZADD', waiting, now, id)
+    redis.call('SADD', prefix .. ':queues', queue)
+  end
+end
+
+-- Histogram of the seconds per step, by queue, for telemetry.
+local step_bounds = { 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600 }
+local function time_step(data)
+  local readable, metrics = pcall(cjson.decode, data)
+  local seconds = readable and type(metrics) == 'table' and type(metrics.seconds) == 'table' and metrics.seconds.total
+  -- All jobs of a queue share the sum, so values that would spoil it, such as infinity, are left out.
+  if type(seconds) ~= 'number' or not (seconds >= 0 and seconds <= 86400) then return end
+  local steps = prefix .. ':steps:' .. (redis.call('HGET', job, 'queue') or '')
+  local bucket = '+Inf'
+  for _, bound in ipairs(step_bounds) do
+    if seconds <= bound then bucket = tostring(bound); break end
+  end
+  redis.call('HINCRBY', steps, bucket, 1)
+  redis.call('HINCRBYFLOAT', steps, 'sum', seconds)
+end
+
+-- GPU time of an owner's runs, by the day of their start (in days since 1970), each run once; jobs/usage/gpu_time.py reads it.
+local function tally(owner, day, run, ms)
+  local runs = prefix .. ':usage:' .. owner .. ':' .. day
+  if redis.call('HSETNX', runs, run, ms) == 0 then return end
+  -- Longer than the bucket has them (KEEP_DAYS): otherwise they would be read from there and count again.
+  redis.call('PEXPIRE', runs, 402 * 86400000)
+  redis.call('HINCRBY', prefix .. ':usage:' .. owner, day, ms)
+  redis.call('SADD', prefix .. ':usage-unsaved', owner .. ' ' .. day)
+end
+
+-- Record the duration of a run that has ended.
+local function note_run(now, owner)
+  local began, epoch, spec, restored = unpack(redis.call('HMGET', job, 'run_at', 'epoch', 'spec', 'restored'))
+  if not began or began == '' then return end
+  -- Without an event since its record was restored, it is not known whether the run still existed.
+  if restored == '1' then redis.call('HDEL', job, 'run_at'); return end
+  local ran = math.max(0, now - tonumber(began))
+  redis.call('HINCRBY', job, 'run_ms', ran)
+  redis.call('HDEL', job, 'run_at')
+  local readable, asked = pcall(cjson.decode, spec)
+  local gpus = readable and type(asked) == 'table' and type(asked.resources) == 'table' and asked.resources.gpus
+  if type(gpus) ~= 'number' or gpus <= 0 then return end
+  tally(owner, math.floor(tonumber(began) / 86400000), id .. ':' .. epoch, ran * gpus)
+end
+
+-- Index of ended jobs by owner and time, for jobs/lifecycle/retention.py.
+local function note_ended(owner, at)
+  redis.call('SADD', prefix .. ':enders', owner)
+  redis.call('ZADD', prefix .. ':ended:' .. owner, at, id)
+end
+
+local function set_status(now, owner, old, new)
+  count(now, old, new)
+  local list = prefix .. ':owner:' .. owner
+  if old then redis.call('ZREM', list .. ':' .. old, id) end
+  redis.call('ZADD', list .. ':' .. new, 0, id)
+  redis.call('HSET', job, 'status', new)
+  if new == 'queued' then
+    redis.call('ZADD', prefix .. ':queued', now, id)
+  else
+    redis.call('ZREM', prefix .. ':queued', id)
+  end
+  if not held[new] then
+    redis.call('ZREM', prefix .. ':leases', id)
+    if held[old] then note_run(now, owner) end
+  end
+  if terminal[new] then
+    redis.call('HSET', job, 'finished_at', now)
+    note_ended(owner, now)
+  end
+end

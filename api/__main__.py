@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from api.cli import main
+from api.cli import ALL
+from grpo_client.cli import main
 
 if __name__ == "__main__":
-    main()
+    main(sets=ALL)

@@ -1,21 +1,24 @@
-"""Who is calling and what their key allows: bearer keys, a browser's session in a key's place, and scopes.
+"""Authentication and scopes: bearer keys, or a browser's session instead of a key.
 
-Owns the check, not the keys (`jobs.keys`) or the sessions (`jobs.sessions`). Invariants: a route without a scope in
-its `opt` must be public or it is refused; every refused key gets the same answer, whatever is wrong with it; a cookie
-alone changes nothing, since any site can make a browser send it.
+Owns the check, not the keys (`jobs.auth.api_keys`) or the sessions (`jobs.auth.sessions`). Invariants: a route without
+a scope in its `opt` must be public or it is refused; every refused key gets the same answer; a cookie alone authorizes
+no change, because any site can make a browser send it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Callable
 from typing import Any, Literal
 
-from litestar.concurrency import sync_to_thread
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult
 
 from api.problems import ApiError
+from api.threads import OWNER
+from jobs.auth.api_keys import KeyRecord
 
 Scope = Literal["jobs:read", "jobs:write", "datasets:write", "metrics:read"]
 
@@ -49,10 +52,10 @@ class BearerAuth(AbstractAuthenticationMiddleware):
             given = _BEARER.fullmatch(connection.headers.get("authorization", ""))
             scrapes = connection.route_handler.opt.get("scope") == "metrics:read"
             check = service.authenticate_scraper if scrapes else service.authenticate
-            record = await sync_to_thread(check, given[1]) if given else None
+            record = await _in_thread(connection, check, given[1]) if given else None
         else:
             check_same_origin(connection)
-            record = await sync_to_thread(service.authenticate_session, token)
+            record = await _in_thread(connection, service.authenticate_session, token)
         if record is None:
             raise ApiError(
                 "unauthorized",
@@ -60,7 +63,16 @@ class BearerAuth(AbstractAuthenticationMiddleware):
                 "printed and that is neither revoked nor expired.",
                 headers={"WWW-Authenticate": 'Bearer realm="grpo"'},
             )
+        OWNER.set(record.owner)
         return AuthenticationResult(user=record, auth=None)
+
+
+async def _in_thread(
+    connection: ASGIConnection[Any, Any, Any, Any], check: Callable[[str], KeyRecord | None], secret: str
+) -> KeyRecord | None:
+    """In separate threads, because the owner must be known before a request can wait for its turn."""
+    threads = connection.app.state.key_threads
+    return await asyncio.get_running_loop().run_in_executor(threads, check, secret)
 
 
 def session_token(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:

@@ -10,7 +10,7 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import SkipValidation
 from litestar.types import Dependencies
 
-from jobs.keys import KeyRecord
+from jobs.auth.api_keys import KeyRecord
 from jobs.service import JobService
 
 # Not validated, so that tests may inject another object with the same methods.

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from api.requests import REQUEST_ID_HEADER, allowed_methods, request_id, root_of, stack_of
+from api.audit import RequestAudit
+from api.requests import (
+    REQUEST_ID_HEADER,
+    allowed_methods,
+    client_address,
+    note_client_gone,
+    request_id,
+    root_of,
+    stack_of,
+)
 from api.telemetry import ServiceMetrics
 
 if TYPE_CHECKING:
@@ -28,6 +37,11 @@ SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
 )
 """On every answer, unless a route sets its own."""
 
+PREVIEW = "/v1"
+"""Where the routes are served too, under the promises of docs/reference/stability.md."""
+VERSIONED = frozenset({"datasets", "graders", "healthz", "jobs", "metrics", "readyz", "rewards", "schema", "usage"})
+"""First parts of the paths that are; other paths below `PREVIEW` are separate routes."""
+
 _QUIET = frozenset({"/healthz", "/readyz"})
 
 
@@ -38,8 +52,8 @@ class AnswerBrokenOffError(Exception):
 class Edge:
     """Wraps the ASGI application."""
 
-    def __init__(self, app: ASGIApp, metrics: ServiceMetrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics, audit: RequestAudit) -> None:
+        self._app, self._metrics, self._audit = app, metrics, audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,6 +62,7 @@ class Edge:
         begun = time.perf_counter()
         status = 0
         path = scope["path"]
+        scope["path"] = _route_of(path)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -62,16 +77,25 @@ class Edge:
                 headers += [(name, value) for name, value in SECURITY_HEADERS if name not in present]
                 headers.append((REQUEST_ID_HEADER, request_id(scope).encode()))
                 message["headers"] = headers
+                self._audit.record(scope, status, headers)  # before its client hears of it
             await send(message)
 
+        async def receive_and_look() -> Any:
+            message = await receive()
+            if message["type"] == "http.disconnect" and not status:
+                note_client_gone(scope)
+            return message
+
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self._app(scope, receive_and_look, send_with_headers)
         except Exception as error:  # noqa: BLE001 - raised again, as what may be logged
             self._log_broken_off(scope, root_of(error))
             # The server must cut the connection, and logs what it is given: this, and no one's text.
             raise AnswerBrokenOffError from None
         finally:
             self._log(scope, path, status, time.perf_counter() - begun)
+            if not status:
+                self._audit.record(scope, status, ())
 
     @staticmethod
     def _log_broken_off(scope: Any, error: Exception) -> None:
@@ -90,4 +114,12 @@ class Edge:
             ms=round(seconds * 1000, 1),
             request_id=request_id(scope),
             owner=getattr(scope.get("user"), "owner", None),
+            key=getattr(scope.get("user"), "id", None),
+            client=client_address(scope),
         )
+
+
+def _route_of(path: str) -> str:
+    """The path as the router knows it."""
+    root, _, rest = path.partition(f"{PREVIEW}/")
+    return f"/{rest}" if not root and rest.partition("/")[0] in VERSIONED else path

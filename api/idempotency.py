@@ -1,4 +1,4 @@
-"""Reads the Idempotency-Key of a request. What the key does is in `jobs.admission`.
+"""Reads the Idempotency-Key of a request. What the key does is in `jobs.lifecycle.admission`.
 
 Invariant: a header that cannot be used as it was meant is refused, never ignored.
 """
@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from litestar import Request
+from litestar.concurrency import sync_to_thread
 from litestar.di import NamedDependency
 from litestar.params import SkipValidation
 
@@ -16,7 +17,7 @@ from api.bodies import Upload
 from api.problems import ApiError
 from grpo_core import strict_json
 from grpo_core.spec import JobSpec
-from jobs.admission import RequestKey
+from jobs.lifecycle.admission import RequestKey
 
 KEY_PATTERN = r"^[\x21-\x7e]{1,255}$"
 REPLAYED = {"Idempotent-Replayed": "true"}
@@ -32,7 +33,8 @@ async def submission_key(request: Request[Any, Any, Any], spec: NamedDependency[
     key = _read(request)
     if key is None:
         return None
-    return RequestKey.of("submitJob", key, strict_json.canonical(strict_json.loads(await request.body())))
+    body = await request.body()
+    return await sync_to_thread(lambda: RequestKey.of("submitJob", key, strict_json.canonical(strict_json.loads(body))))
 
 
 def upload_key(request: Request[Any, Any, Any], upload: NamedDependency[SkipValidation[Upload]]) -> Any:

@@ -1,7 +1,7 @@
-"""A job's training metrics as CSV (RFC 4180): one line a step, one column a number.
+"""A job's training metrics as CSV (RFC 4180): one line per step, one column per number.
 
 Nested values get a column each, named by their path: `rewards.correctness`, `seconds.generation`. Invariant: a job's
-columns and their order are the same before its first step and after its last; a value there is none of is empty.
+columns and their order are the same before its first step and after its last; a missing value is empty.
 """
 
 from __future__ import annotations
@@ -9,22 +9,23 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
-from grpo_core.records import StepMetrics, StepSeconds
+from grpo_core.run_dir.metrics import described
 
 MEDIA_TYPE = "text/csv"
 _LINES_AT_ONCE = 200
-_BY_REWARD = ("rewards", "rewards_std")
 
 
 def columns(reward_names: Iterable[str]) -> list[str]:
     """The header: what a step's metrics hold, with the run that trained it."""
-    by_field = {name: [f"{name}.{reward}" for reward in reward_names] for name in _BY_REWARD}
-    by_field["seconds"] = [f"seconds.{field.name}" for field in fields(StepSeconds)]
-    by_field["step"] = ["step", "epoch"]
-    return [column for field in fields(StepMetrics) for column in by_field.get(field.name, [field.name])]
+    every, names = described(), list(reward_names)
+    nested = {one.path[0] for one in every.values() if len(one.path) > 1}
+    found = ["step", "epoch"]
+    for name, one in every.items():
+        if name not in nested:
+            found += [f"{name}.{reward}" for reward in names] if one.is_by_name else [name]
+    return found
 
 
 def to_csv(metrics: Sequence[Mapping[str, Any]], reward_names: Iterable[str]) -> Iterator[str]:

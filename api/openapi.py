@@ -1,6 +1,6 @@
-"""The OpenAPI 3.1 document and its page: what Litestar derives from the handlers, made true where it cannot know.
+"""The OpenAPI 3.1 document and its page: what Litestar derives from the handlers, completed where it cannot know.
 
-Owns the parts that handlers read by hand: request bodies, the metadata filter, the resolved spec in answers.
+Owns the parts that handlers read by themselves: request bodies, the metadata filter, the resolved spec in answers.
 Invariant: the body of POST /jobs is the job spec's own JSON Schema, not a copy of it.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any, cast
+from typing import Any, Literal, cast, get_origin
 
 from litestar import Request, Router
 from litestar.connection import ASGIConnection
@@ -16,7 +16,11 @@ from litestar.exceptions import NotFoundException
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
-from litestar.openapi.spec import Components, License, SecurityScheme, Server
+from litestar.openapi.spec import Components, License, Schema, SecurityScheme, Server
+from litestar.params import ParameterKwarg
+from litestar.plugins import OpenAPISchemaPlugin
+from litestar.types import Empty
+from litestar.typing import FieldDefinition
 
 from api.auth import PUBLIC
 from api.bodies import JSON, JSONL
@@ -24,6 +28,9 @@ from api.idempotency import KEY_PATTERN
 from api.metric_table import MEDIA_TYPE as CSV
 from api.streams import MEDIA_TYPE as EVENT_STREAM
 from grpo_core import __version__
+from grpo_core.reasons import Phase
+from grpo_core.scoring.requests import MAX_ROWS
+from grpo_core.shown import Shown, plain_type, shown_fields
 from grpo_core.spec import json_schema
 
 REF = "#/components/schemas/"
@@ -32,7 +39,7 @@ DESCRIPTION = """\
 Trains LoRA adapters with GRPO from a JSON job.
 
 Every request needs `Authorization: Bearer KEY`, except the probes and this page. Errors are RFC 9457 problem
-documents: `code` says which, `errors` names every bad field with its remedy, `request_id` finds it in the log.
+documents: `code` says which, `errors` names every invalid field with its remedy, `request_id` finds it in the log.
 """
 
 PAGE = b"""<!DOCTYPE html>
@@ -50,7 +57,7 @@ PAGE = b"""<!DOCTYPE html>
 </html>
 """
 
-# The script builds its style sheets as it runs, hence unsafe-inline for styles; no script but ours is ever run.
+# The script creates style sheets at run time, hence unsafe-inline for styles. Only our own script runs.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -82,8 +89,44 @@ class Page(OpenAPIRenderPlugin):
         return PAGE
 
 
+class RecordSchemas(OpenAPISchemaPlugin):
+    """Describes records by what is `Shown` of their fields."""
+
+    def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
+        """Whether it is a record."""
+        return field_definition.is_dataclass_type and bool(shown_fields(field_definition.type_))
+
+    def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: Any) -> Schema:
+        """The component of a record."""
+        shown = shown_fields(field_definition.type_)
+        return schema_creator.create_component_schema(
+            field_definition,
+            required=sorted(name for name, field in shown.items() if get_origin(field.type) is not Literal),
+            property_fields={
+                name: FieldDefinition.from_kwarg(
+                    _as_sent(field.type),
+                    name,
+                    kwarg_definition=_described(field.mark),
+                    default=field.default if get_origin(field.type) is Literal else Empty,
+                )
+                for name, field in shown.items()
+            },
+        )
+
+
+def _as_sent(kind: Any) -> Any:
+    """A phase as a list of words: the enum would be a component of the document, unlike in earlier releases."""
+    words: Any = Literal[tuple(map(str, Phase))]
+    return words | None if plain_type(kind) is Phase else kind
+
+
+def _described(mark: Shown) -> ParameterKwarg:
+    least, most = (None if bound is None else float(bound) for bound in (mark.least, mark.most))
+    return ParameterKwarg(description=mark.meaning or None, pattern=mark.pattern, ge=least, le=most)
+
+
 async def _only_known(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
-    """Litestar answers unknown addresses below /schema with a page of its own; here they are problems like others."""
+    """Litestar answers unknown addresses below /schema with its own page; here they are problems like any other."""
     if "path" in connection.path_params:
         raise NotFoundException
 
@@ -95,7 +138,10 @@ def config() -> OpenAPIConfig:
         version=__version__,
         description=DESCRIPTION,
         license=License(name="Apache-2.0", identifier="Apache-2.0"),
-        servers=[Server(url="/")],
+        servers=[
+            Server(url="/"),
+            Server(url="/v1", description="Preview: the same routes. They may still change until this is no preview."),
+        ],
         components=Components(
             security_schemes={
                 "key": SecurityScheme(type="http", scheme="bearer", description="A key from `grpo keys create`")
@@ -159,17 +205,64 @@ def _spec_components() -> dict[str, Any]:
     return {**sections, "JobSpec": schema}
 
 
-_REQUEST_ID = {"description": "Finds the request in the service's log", "schema": {"type": "string"}}
+_REQUEST_ID = {"description": "Identifies the request in the service's log", "schema": {"type": "string"}}
+
+_GRADER: dict[str, Any] = {"type": "object", "description": "A grader, as in rewards.graders of a job spec"}
+_EXAMPLE_GRADER: dict[str, Any] = {
+    "type": "string_check",
+    "name": "exact",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.answer}}",
+    "operation": "eq",
+}
+_ITEM: dict[str, Any] = {"type": "object", "description": "Columns of the data set's row"}
+_SAMPLE: dict[str, Any] = {"type": "string", "description": "The completion"}
+
+
+def _object_body(description: str, required: list[str], properties: dict[str, Any], example: Any) -> dict[str, Any]:
+    schema = {"type": "object", "required": required, "properties": properties, "additionalProperties": False}
+    content = {JSON: {"schema": schema, "example": example}}
+    return {"required": True, "description": description, "content": content}
+
 
 _BODIES: dict[str, Any] = {
+    "runGrader": _object_body(
+        "A grader, a completion and the row it answers, in OpenAI's fields.",
+        ["grader", "model_sample"],
+        {"grader": _GRADER, "item": _ITEM, "model_sample": _SAMPLE},
+        {"grader": _EXAMPLE_GRADER, "item": {"answer": "12"}, "model_sample": "12"},
+    ),
+    "validateGrader": _object_body("A grader.", ["grader"], {"grader": _GRADER}, {"grader": _EXAMPLE_GRADER}),
+    "scoreRows": _object_body(
+        "A job spec, of which `rewards`, `data` and `sampling.response_format` matter, and up to 200 rows.",
+        ["spec", "rows"],
+        {
+            "spec": {"$ref": f"{REF}JobSpec"},
+            "rows": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": MAX_ROWS,
+                "items": {
+                    "type": "object",
+                    "required": ["model_sample"],
+                    "properties": {"item": _ITEM, "model_sample": _SAMPLE},
+                    "additionalProperties": False,
+                },
+            },
+        },
+        {
+            "spec": {"rewards": {"graders": {"exact": _EXAMPLE_GRADER}}, "data": {"answer_column": "answer"}},
+            "rows": [{"item": {"answer": "12"}, "model_sample": "12"}],
+        },
+    ),
     "submitJob": {
         "required": True,
-        "description": "A job spec. Every field left out has the recipe's value.",
+        "description": "A job spec. Omitted fields have the recipe's values.",
         "content": {JSON: {"schema": {"$ref": f"{REF}JobSpec"}, "example": {"name": "the recipe"}}},
     },
     "uploadDataset": {
         "required": True,
-        "description": "One JSON object a line, each with a question and an answer, as a rule under those names.",
+        "description": "One JSON object per line, each with a question and an answer, by default under those names.",
         "content": {
             media_type: {
                 "schema": {"type": "string", "minLength": 2},
@@ -200,7 +293,7 @@ _TABLE: dict[str, Any] = {
     "schema": {"type": "string"},
     "example": "step,epoch,reward,reward_std,...\r\n1,1,0.5,0.25,...\r\n",
 }
-"""One line a step; a column for each number, such as `rewards.correctness`."""
+"""One line per step; a column for each number, such as `rewards.correctness`."""
 
 _EXTRA_PARAMETERS: dict[str, list[Any]] = {
     "submitJob": [_IDEMPOTENCY_KEY],
@@ -209,7 +302,7 @@ _EXTRA_PARAMETERS: dict[str, list[Any]] = {
         {
             "name": "Last-Event-ID",
             "in": "header",
-            "description": "With text/event-stream: the last event that was read; it wins over `after`",
+            "description": "With text/event-stream: the last event that was read; takes precedence over `after`",
             "schema": {"type": "string", "pattern": "^[0-9]{1,15}$"},
         }
     ],

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from litestar.params import ParameterKwarg, QueryParameter
 
+from api.compat import parameters_of
+
 if TYPE_CHECKING:
     from litestar.handlers import BaseRouteHandler
 
@@ -32,7 +34,7 @@ class Declared:
 def declared(handler: BaseRouteHandler) -> Mapping[str, Declared]:
     """The query parameters of a handler by name."""
     found: dict[str, Declared] = {}
-    for name, field in handler.parsed_fn_signature.parameters.items():
+    for name, field in parameters_of(handler).items():
         if name == "metadata":
             found[METADATA] = Declared(expected="a pair as metadata[key]=value")
         if isinstance(field.kwarg_definition, QueryParameter):

@@ -1,8 +1,8 @@
-"""The one place where errors become RFC 9457 problem documents, and the table of every code there is.
+"""Turns every error into an RFC 9457 problem document, and has the table of all codes.
 
-Owns status, title and wording of what the API refuses; says nothing about what is an error. Invariants: whatever
-is raised, the answer is `application/problem+json` with a code from `PROBLEMS`, and an unforeseen error tells the
-client nothing but its request id.
+Owns status, title and wording of the API's errors, not what is an error. Invariants: whatever is raised, the answer is
+`application/problem+json` with a code from `PROBLEMS`, and an unforeseen error tells the client nothing but its request
+id.
 """
 
 from __future__ import annotations
@@ -27,27 +27,30 @@ from litestar.exceptions import (
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.openapi import ResponseSpec
 
+from api.compat import body_limit
 from api.parameters import declared
-from api.requests import allowed_methods, request_id, stack_of
+from api.requests import allowed_methods, is_client_gone, request_id, stack_of
 from api.schemas import FieldProblem, ProblemDocument
 from grpo_core.datasets import DatasetError, DatasetTooLargeError
+from grpo_core.scoring.process import ScoringFailed
 from grpo_core.spec import Problem, SpecError
 from grpo_core.strict_json import StrictJsonError
-from jobs.admission import InProgress, KeyReused, TooManyJobs
-from jobs.errors import BadCursor, Conflict, InUse, NotFound, Rejected, Unavailable
-from jobs.ratelimit import RateLimited
+from jobs.auth.rate_limit import RateLimited
+from jobs.errors import BadCursor, Conflict, InUse, NotFound, Rejected, Unavailable, Unreadable
+from jobs.lifecycle.admission import InProgress, KeyReused, TooManyJobs
+from jobs.usage.quotas import GpuQuotaUsedUp, StorageQuotaUsedUp
 
 log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 2
 FULL_SECONDS = 30
-"""When to look again whether a place in the queue is free: jobs last minutes to hours."""
+"""Seconds until a place in the queue may be free: jobs last minutes to hours."""
 
 
 @dataclass(frozen=True)
 class ProblemType:
-    """One row of the table: what a code always means."""
+    """One row of the table: the meaning of a code."""
 
     status: int
     title: str
@@ -56,32 +59,46 @@ class ProblemType:
 PROBLEMS: dict[str, ProblemType] = {
     "bad_request": ProblemType(400, "The request cannot be read"),
     "empty_body": ProblemType(400, "The body is empty"),
-    "invalid_json": ProblemType(400, "The body is not acceptable JSON"),
+    "invalid_json": ProblemType(400, "The body is not valid JSON"),
     "bad_query": ProblemType(400, "A query parameter is wrong"),
-    "unauthorized": ProblemType(401, "A valid API key is needed"),
+    "unauthorized": ProblemType(401, "A valid API key is required"),
     "forbidden": ProblemType(403, "The API key does not allow this"),
-    "not_found": ProblemType(404, "There is no such thing"),
+    "not_found": ProblemType(404, "Not found"),
     "no_such_route": ProblemType(404, "There is no such address"),
-    "method_not_allowed": ProblemType(405, "This address takes other methods"),
+    "method_not_allowed": ProblemType(405, "Method not allowed"),
+    "too_slow": ProblemType(408, "The request is too slow"),
     "conflict": ProblemType(409, "The job's state does not allow this"),
+    "grader_unavailable": ProblemType(409, "A grader cannot run on the service's machine"),
     "idempotency_in_progress": ProblemType(409, "A request with this Idempotency-Key is being served"),
     "body_too_large": ProblemType(413, "The body is too large"),
     "unsupported_media_type": ProblemType(415, "The body has the wrong type or encoding"),
     "invalid_spec": ProblemType(422, "The job spec has problems"),
+    "invalid_grader": ProblemType(422, "The grader or what it is given has problems"),
+    "grader_failed": ProblemType(422, "The graders did not finish within their limits"),
+    "unreadable": ProblemType(422, "A file of the training is too large to be read here"),
     "rejected": ProblemType(422, "The request cannot be accepted"),
     "invalid_dataset": ProblemType(422, "The data set has problems"),
     "idempotency_key_reused": ProblemType(422, "The Idempotency-Key belongs to another request"),
-    "rate_limited": ProblemType(429, "The API key sends too many requests"),
+    "rate_limited": ProblemType(429, "Too many requests in a short time"),
+    "too_many_requests": ProblemType(429, "Too many requests wait to be served"),
+    "too_many_searches": ProblemType(429, "Too many lists are being searched"),
+    "too_many_grader_runs": ProblemType(429, "Too many graders are being run"),
+    "too_many_uploads": ProblemType(429, "Too many uploads are in progress"),
     "too_many_jobs": ProblemType(429, "Too many jobs are waiting or running"),
+    "gpu_quota": ProblemType(429, "Your GPU-hours are used up"),
+    "storage_quota": ProblemType(403, "Your storage is used up"),
     "too_many_streams": ProblemType(429, "Too many event streams are open"),
+    "headers_too_large": ProblemType(431, "Address and headers are too large"),
+    "client_gone": ProblemType(499, "The client has gone"),
     "internal": ProblemType(500, "The service failed"),
+    "no_room": ProblemType(503, "There is no room for an upload now"),
     "unavailable": ProblemType(503, "A server this service depends on did not answer"),
 }
-"""Every problem code the API can answer with."""
+"""Every problem code of the API."""
 
 
 class ApiError(Exception):
-    """A refusal made by the API itself; carries its code and everything the answer says."""
+    """A refusal by the API itself, with its code and the content of the answer."""
 
     def __init__(
         self,
@@ -123,12 +140,12 @@ def handle(request: Request[Any, Any, Any], error: Exception) -> Response[Proble
 
 @singledispatch
 def describe(error: Exception, _request: Request[Any, Any, Any]) -> ApiError:
-    """What to say about an error; one function for each family of errors is registered below."""
+    """The problem for an error; one function for each family of errors is registered below."""
     # The message is left out: it may quote a prompt or a key.
     log.error("request.failed", error=type(error).__qualname__, stack=stack_of(error))
     return ApiError(
         "internal",
-        "An unforeseen error occurred. Try again; if it stays, report the request id to who runs this service.",
+        "An unexpected error occurred. Try again; if it persists, report the request id to the operator.",
     )
 
 
@@ -140,6 +157,11 @@ def _(error: ApiError, _request: Request[Any, Any, Any]) -> ApiError:
 @describe.register
 def _(error: SpecError, _request: Request[Any, Any, Any]) -> ApiError:
     return ApiError("invalid_spec", _count(error.problems, "the spec"), errors=map(field_problem, error.problems))
+
+
+@describe.register
+def _(error: ScoringFailed, _request: Request[Any, Any, Any]) -> ApiError:
+    return ApiError("grader_failed", f"{error} Send fewer or shorter rows, or a faster grader.")
 
 
 @describe.register
@@ -177,8 +199,13 @@ def _(error: NotFound, _request: Request[Any, Any, Any]) -> ApiError:
 
 
 @describe.register
+def _(error: Unreadable, _request: Request[Any, Any, Any]) -> ApiError:
+    return ApiError("unreadable", str(error))
+
+
+@describe.register
 def _(error: BadCursor, _request: Request[Any, Any, Any]) -> ApiError:
-    remedy = "Give the next_cursor of the page before, with the same filters and order; or none, to begin again."
+    remedy = "Send the next_cursor of the previous page, with the same filters and order; or none, to start again."
     errors = [bad_parameter("cursor", error.detail, remedy)]
     return ApiError("bad_query", _count(errors, "the query"), errors=errors)
 
@@ -200,7 +227,7 @@ def _(error: KeyReused, _request: Request[Any, Any, Any]) -> ApiError:
 
 @describe.register
 def _(error: InProgress, _request: Request[Any, Any, Any]) -> ApiError:
-    # Most are done in a moment; one whose process died is free to be gone on with after `error.seconds`.
+    # Most finish in a moment. If the process died, the request may be continued after `error.seconds`.
     return ApiError("idempotency_in_progress", str(error), headers={"Retry-After": "1"})
 
 
@@ -215,6 +242,16 @@ def _(error: TooManyJobs, _request: Request[Any, Any, Any]) -> ApiError:
 
 
 @describe.register
+def _(error: GpuQuotaUsedUp, _request: Request[Any, Any, Any]) -> ApiError:
+    return ApiError("gpu_quota", str(error), headers={"Retry-After": str(math.ceil(error.seconds))})
+
+
+@describe.register
+def _(error: StorageQuotaUsedUp, _request: Request[Any, Any, Any]) -> ApiError:
+    return ApiError("storage_quota", str(error))
+
+
+@describe.register
 def _(error: Unavailable, _request: Request[Any, Any, Any]) -> ApiError:
     log.warning("dependency.unavailable", server=error.server)
     detail = f"{error.server} did not answer, so nothing was decided. Send the same request again."
@@ -223,7 +260,9 @@ def _(error: Unavailable, _request: Request[Any, Any, Any]) -> ApiError:
 
 @describe.register
 def _(error: HTTPException, request: Request[Any, Any, Any]) -> ApiError:
-    """What Litestar itself raises and no function below knows: its own 5xx included."""
+    """Errors that Litestar raises itself and no function below handles, including its 5xx."""
+    if is_client_gone(request.scope):
+        return ApiError("client_gone", "The connection was closed before the request was complete.")
     if isinstance(error, ClientException) or 400 <= error.status_code < 500:
         return ApiError("bad_request", f"{error.detail.rstrip('.')}. Correct the request and send it again.")
     return describe.dispatch(Exception)(error, request)
@@ -244,8 +283,8 @@ def _(_error: MethodNotAllowedException, request: Request[Any, Any, Any]) -> Api
 
 @describe.register
 def _(_error: RequestEntityTooLarge, request: Request[Any, Any, Any]) -> ApiError:
-    limit = request.route_handler.resolve_request_max_body_size()
-    # What is left of the body stays unread, so the connection is of no more use.
+    limit = body_limit(request.route_handler)
+    # The rest of the body stays unread, so the connection cannot be reused.
     return ApiError(
         "body_too_large",
         f"The body is larger than the {limit} bytes accepted here. Send less.",
@@ -255,7 +294,7 @@ def _(_error: RequestEntityTooLarge, request: Request[Any, Any, Any]) -> ApiErro
 
 @describe.register
 def _(error: ValidationException, request: Request[Any, Any, Any]) -> ApiError:
-    """What Litestar finds wrong with the values of declared parameters."""
+    """Invalid values of declared parameters, as Litestar reports them."""
     known = declared(request.route_handler)
     extra: Any = error.extra or []
     errors = [
@@ -267,17 +306,17 @@ def _(error: ValidationException, request: Request[Any, Any, Any]) -> ApiError:
 
 
 def field_problem(problem: Problem) -> FieldProblem:
-    """A problem of the spec, a data set or a request in the form it has in an answer."""
+    """A problem of the spec, a data set or a request, as the answer has it."""
     return FieldProblem(pointer=problem.pointer, code=problem.code, detail=problem.detail, remedy=problem.remedy)
 
 
 def bad_parameter(name: str, message: str, remedy: str) -> FieldProblem:
-    """A query parameter whose value cannot be used."""
+    """A query parameter with an invalid value."""
     return FieldProblem(pointer="", parameter=name, code="bad_parameter", detail=f"{name}: {message}", remedy=remedy)
 
 
 def unknown_parameter(name: str, known: Iterable[str]) -> FieldProblem:
-    """A query parameter that the route does not have: a typo must not be ignored."""
+    """An unknown query parameter: a typing mistake must not be ignored."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     if close:
@@ -290,9 +329,9 @@ def unknown_parameter(name: str, known: Iterable[str]) -> FieldProblem:
 
 
 def responses(*codes: str) -> dict[int, ResponseSpec]:
-    """The errors of a route for OpenAPI: those named, and the ones that every route with a key has."""
+    """The errors of a route for OpenAPI: the named ones, and those of every route that requires a key."""
     result: dict[int, ResponseSpec] = {}
-    for code in (*codes, "unauthorized", "forbidden", "rate_limited", "internal", "unavailable"):
+    for code in (*codes, "unauthorized", "forbidden", "rate_limited", "too_many_requests", "internal", "unavailable"):
         status = PROBLEMS[code].status
         title = PROBLEMS[code].title
         if status in result:
@@ -304,7 +343,7 @@ def responses(*codes: str) -> dict[int, ResponseSpec]:
 
 
 def _count(problems: list[Any], where: str, *, more: bool = False) -> str:
-    """How many things are wrong, and where to read about them; with `more` those are not all."""
+    """The number of errors, and where they are; with `more`, there are further ones."""
     if more:
         return f"More than {len(problems)} things are wrong with {where}; `errors` names the first {len(problems)}."
     number = "One thing is" if len(problems) == 1 else f"{len(problems)} things are"

@@ -18,6 +18,7 @@ from api.parameters import METADATA, declared
 from api.problems import ApiError, bad_parameter, unknown_parameter
 
 MAX_FILTERS = 16
+MAX_PARAMETERS = 128
 METADATA_PARAMETER = re.compile(r"metadata\[([^\x00-\x1f\x7f]{1,64})\]")
 
 Metadata = NamedDependency[dict[str, str]]
@@ -26,9 +27,12 @@ Metadata = NamedDependency[dict[str, str]]
 async def check_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Guard of the whole application: no parameter that the route does not have, and none twice."""
     query = connection.query_params
-    # Probes are sent by machines that may add parameters of their own.
+    # Machines that send probes may add their own parameters.
     if not query or is_open(connection, handler):
         return
+    if len(query) > MAX_PARAMETERS:
+        # Before any of them is looked at: to say of thousands what each was meant to be takes long.
+        raise ApiError("bad_query", f"The query has {len(query)} parameters, of at most {MAX_PARAMETERS}. Send fewer.")
     known = declared(handler)
     errors = [
         unknown_parameter(name[:80], known)

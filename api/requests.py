@@ -1,4 +1,4 @@
-"""Facts about the request being served that no handler has to ask for: its id, its methods, where it failed."""
+"""Facts about the current request: its id, its methods, and where it failed."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import re
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from litestar.exceptions import MethodNotAllowedException
 from ulid import ULID
 
+from api.compat import methods_at
+
 if TYPE_CHECKING:
-    from litestar.types import Method, Scope
+    from litestar.types import Scope
 
 REQUEST_ID_HEADER = b"x-request-id"
 _KEY = "grpo_request_id"
+_GONE = "grpo_client_gone"
 _ACCEPTED_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
-_METHODS: tuple[Method, ...] = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 
 
 def request_id(scope: Scope) -> str:
@@ -27,22 +28,29 @@ def request_id(scope: Scope) -> str:
     return state[_KEY]
 
 
+def client_address(scope: Scope) -> str:
+    """Where the request comes from: what a trusted proxy said (`GRPO_TRUSTED_PROXIES`), else the connection's peer."""
+    client = scope.get("client")
+    return client[0] if client else "unknown"
+
+
+def note_client_gone(scope: Scope) -> None:
+    """Remember that the client closed the connection before it had sent the whole request."""
+    scope["state"][_GONE] = True
+
+
+def is_client_gone(scope: Scope) -> bool:
+    """Whether it did."""
+    return _GONE in scope["state"]
+
+
 def allowed_methods(scope: Scope) -> list[str]:
-    """The methods that the router takes at this request's path; what it says of that itself can be incomplete."""
-    router = scope["litestar_app"].asgi_router
-    path = scope["path"].rstrip("/") or "/"
-    found: list[str] = []
-    for method in _METHODS:
-        try:
-            router.handle_routing(path=path, method=method)
-        except MethodNotAllowedException:
-            continue
-        found.append(method)
-    return found
+    """The methods that are served at this request's path."""
+    return methods_at(scope["litestar_app"], scope["path"].rstrip("/") or "/")
 
 
 def root_of(error: Exception) -> Exception:
-    """The error at the bottom of those that were raised for it."""
+    """The root cause of the errors that were raised for it."""
     while True:
         inner = error.exceptions[0] if isinstance(error, ExceptionGroup) else error.__cause__
         if not isinstance(inner, Exception):

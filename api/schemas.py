@@ -1,37 +1,52 @@
-"""What the API answers, field by field. A record gains a field here or it stays inside.
+"""The fields of every answer of the API. A field of a record is public only if it is listed here.
 
-msgspec structs, because these are built and encoded for every request; what is asked for is `grpo_core.spec`.
+msgspec structs, because these are built and encoded for every request; the request's spec is `grpo_core.spec`.
 Invariant: times are aware UTC, so they are written as RFC 3339 with a Z.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from msgspec import UNSET, Meta, Struct, UnsetType, field
-from msgspec.structs import asdict
+from msgspec import UNSET, Meta, Struct, UnsetType, ValidationError, convert, field
 
+from grpo_core.datasets.preview import Holds, PreviewedRow, preview_columns, preview_rows
 from grpo_core.estimates import Estimate, SpecWarning
+from grpo_core.reasons import EventType, FailureClass, FinishReason
 from grpo_core.rewards import RewardInfo
-from jobs.datasets import DatasetRecord
-from jobs.record import TERMINAL, JobRecord, JobStatus, Phase
-from jobs.rollout_store import Rollout as FoundRollout
-from jobs.rollout_store import StepRollouts
+from grpo_core.run_dir.records import Rollout
+from grpo_core.shown import Shown, shown_fields
+from grpo_core.spec import JobSpec
+from jobs.read.queue_position import QueuePosition as Place
+from jobs.read.queue_position import WaitReason
+from jobs.read.rollouts import RolloutStep
 from jobs.service import Artifact, LinkedCheckpoint
-from jobs.waiting import Waiting as Place
+from jobs.store.datasets import DatasetRecord
+from jobs.store.job import TERMINAL, JobRecord, JobRequest, JobState, JobStatus, JobView
+from jobs.usage.quotas import Usage
+
+if TYPE_CHECKING:
+    EventWord = EventType
+    FinishWord = FinishReason
+else:
+    # Their words as a list: an enum would be a component of the OpenAPI document, unlike in earlier releases.
+    EventWord = Literal[tuple(map(str, EventType))]
+    FinishWord = Literal[tuple(map(str, FinishReason))]
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class FieldProblem(Struct, frozen=True, kw_only=True):
-    """One thing wrong with a request, and what to do about it."""
+    """One error of a request, and its remedy."""
 
-    pointer: Annotated[str, Meta(description="RFC 6901 pointer into the body; empty for the whole of it")]
+    pointer: Annotated[str, Meta(description="RFC 6901 pointer into the body; empty for the whole body")]
     code: str
     detail: str
     remedy: str
-    parameter: Annotated[str | UnsetType, Meta(description="Name of the query parameter, where one is wrong")] = UNSET
+    parameter: Annotated[str | UnsetType, Meta(description="Name of the query parameter, if one is invalid")] = UNSET
 
 
 class ProblemDocument(Struct, frozen=True, kw_only=True):
@@ -40,7 +55,7 @@ class ProblemDocument(Struct, frozen=True, kw_only=True):
     type: str
     title: str
     status: int
-    detail: Annotated[str, Meta(description="What happened this time, and what to do")]
+    detail: Annotated[str, Meta(description="What happened, and what to do")]
     code: Annotated[str, Meta(description="Stable name of the problem; `type` holds it too")]
     instance: str
     request_id: str
@@ -48,7 +63,7 @@ class ProblemDocument(Struct, frozen=True, kw_only=True):
 
 
 class JobLinks(Struct, frozen=True, kw_only=True):
-    """Where the rest of a job is."""
+    """Links to the rest of a job."""
 
     self: str
     events: str
@@ -62,55 +77,79 @@ class JobError(Struct, frozen=True, kw_only=True):
     """Why a job failed."""
 
     code: str
-    kind: Annotated[str, Meta(description="What kind of failure it is, such as oom or dataset")] = field(name="class")
+    kind: Annotated[str, Meta(description=FailureClass.described())] = field(name="class")
     message: str
     hint: Annotated[str, Meta(description="What to change")]
     retryable: Annotated[bool, Meta(description="The same job may succeed when submitted again")]
 
 
-class Job(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    id: Annotated[str, Shown()]
+    object: Annotated[Literal["job"], Shown()] = "job"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Progress(JobState):
+    progress: Annotated[float, Shown(least=0, most=1)]
+
+
+# The fields of the last base come first: so every key is where it was in earlier releases.
+@dataclass(frozen=True, kw_only=True)
+class Job(JobView, _Progress, _Head):
     """A job as its owner sees it."""
 
-    id: str
-    object: Literal["job"] = "job"
-    owner: str
-    status: JobStatus
-    phase: Phase | None
-    name: str | None
-    metadata: dict[str, str]
-    spec: Annotated[dict[str, Any], Meta(description="The resolved spec, every value explicit")]
-    spec_sha256: Sha256
-    epoch: Annotated[int, Meta(ge=0, description="The run that holds or last held the job; 0 before the first")]
-    attempts: Annotated[int, Meta(ge=0, description="Runs lost without a new checkpoint")]
-    step: Annotated[int, Meta(ge=0)]
-    total_steps: Annotated[int, Meta(ge=0)]
-    progress: Annotated[float, Meta(ge=0, le=1)]
-    checkpoint_step: Annotated[
-        int, Meta(ge=0, description="The last step that is safe in storage: a next run would go on from it; 0 for none")
-    ]
-    reward: Annotated[float | None, Meta(description="Mean total reward of the last step")]
-    created_at: datetime
-    updated_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-    error: JobError | None
-    links: JobLinks
+    error: Annotated[JobError | None, Shown()]
+    links: Annotated[JobLinks, Shown()]
 
 
 class Waiting(Struct, frozen=True, kw_only=True):
     """What a queued job waits for."""
 
-    queue: Annotated[str, Meta(description="The queue of its resources")]
-    ahead: Annotated[int, Meta(ge=0, description="Jobs queued before it that wait too, whoever's they are")]
+    queue: Annotated[str, Meta(description="The queue that it waits in")]
+    ahead: Annotated[int, Meta(ge=0, description="Jobs of all owners that were queued before it")]
     workers: Annotated[
-        int, Meta(ge=0, description="Workers connected that can run it, busy or not; with 0 it waits for one to start")
+        int, Meta(ge=0, description="Connected workers that can run it, busy or not; with 0 it waits until one starts")
+    ]
+    reason: Annotated[WaitReason, Meta(description=WaitReason.described())]
+    spec_format: Annotated[int, Meta(ge=1, description="The spec format that a worker must read to run it")]
+    workers_spec_format: Annotated[
+        int | None, Meta(description="The newest that a connected worker with its resources reads; null: there is none")
     ]
 
 
-class JobDetail(Job, frozen=True, kw_only=True):
-    """A job looked at by itself."""
+class Trial(Struct, frozen=True, kw_only=True):
+    """What a trial found: a job of kind `try`."""
 
-    waiting: Annotated[Waiting | None, Meta(description="What it waits for while it is queued")]
+    sentence: Annotated[str, Meta(description="Whether training would learn anything, and what to change")]
+    will_learn: Annotated[
+        Literal["yes", "slowly", "no"], Meta(description="`yes`: at least a fifth of the groups have a signal")
+    ]
+    prompts: Annotated[int, Meta(ge=1)]
+    completions: Annotated[int, Meta(ge=1)]
+    signal_share: Annotated[
+        float, Meta(description="Share of groups whose completions got different rewards; others teach nothing")
+    ]
+    reward_mean: float
+    reward_std: Annotated[float, Meta(description="Within a group, on average")]
+    rewards: Annotated[dict[str, float], Meta(description="Mean of each raw reward")]
+    format_share: Annotated[
+        float | None, Meta(description="Completions in the recipe's format; null: no reward of it counts")
+    ]
+    completion_tokens_mean: float
+    completion_tokens_max: int
+    truncated_share: Annotated[float, Meta(description="Completions that were cut off")]
+    duplicate_share: Annotated[float | None, Meta(description="Completions that repeat another of their group")]
+    unscored_share: Annotated[float | None, Meta(description="Completions that a grader failed to score")]
+    step_seconds: Annotated[float, Meta(description="Time of a step with these settings on that worker")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobDetail(JobRequest, Job):
+    """One job, as GET /jobs/{id} returns it."""
+
+    waiting: Annotated[Waiting | None, Shown("What it waits for while it is queued")]
+    result: Annotated[Trial | None, Shown("What a trial (`kind` `try`) found, once it has succeeded")]
 
 
 class JobList(Struct, frozen=True, kw_only=True):
@@ -119,35 +158,36 @@ class JobList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[Job]
     has_more: bool
-    next_cursor: Annotated[str | None, Meta(description="Give it as `cursor` for the next page")]
+    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")]
 
 
 class Warning(Struct, frozen=True, kw_only=True):  # noqa: A001 - the name in the OpenAPI document
-    """Something that will be accepted and may surprise."""
+    """A warning about a spec that will be accepted."""
 
     pointer: str
     code: str
     message: str
 
 
-class SubmittedJob(Job, frozen=True, kw_only=True):
-    """A job that was accepted just now."""
+@dataclass(frozen=True, kw_only=True)
+class SubmittedJob(Job):
+    """A job that was just accepted."""
 
-    warnings: Annotated[list[Warning], Meta(description="What may surprise, as a dry run tells it")]
+    warnings: Annotated[list[Warning], Shown("Warnings, as in a dry run")]
 
 
 class DryRun(Struct, frozen=True, kw_only=True):
-    """What a spec would become; nothing was stored."""
+    """The result of a dry run; nothing was stored."""
 
     object: Literal["dry_run"] = "dry_run"
     spec: Annotated[dict[str, Any], Meta(description="The resolved spec, every value explicit")]
     spec_sha256: Sha256
-    estimate: Annotated[Estimate, Meta(description="Its size by arithmetic; tokens are upper bounds")]
+    estimate: Annotated[Estimate, Meta(description="Its computed size; tokens are upper bounds")]
     warnings: list[Warning]
 
 
 class Event(Struct, frozen=True, kw_only=True):
-    """Something that happened to a job."""
+    """An event of a job."""
 
     v: int
     seq: Annotated[int, Meta(ge=1, description="Number within the job; never reused")]
@@ -163,60 +203,27 @@ class EventList(Struct, frozen=True, kw_only=True):
 
     object: Literal["list"] = "list"
     data: list[Event]
-    next_after: Annotated[int, Meta(description="Give it as `after` for what comes next")]
+    next_after: Annotated[int, Meta(description="Send it as `after` for later events")]
 
 
 class MetricList(Struct, frozen=True, kw_only=True):
-    """One entry a logged step, in order."""
+    """One entry per logged step, in order."""
 
     object: Literal["list"] = "list"
     data: list[dict[str, Any]]
 
 
-class Rollout(Struct, frozen=True, kw_only=True):
-    """One completion, with everything that was decided about it."""
-
-    step: Annotated[int, Meta(ge=1)]
-    epoch: Annotated[int, Meta(ge=1, description="The run that drew it")]
-    prompt_id: Annotated[str, Meta(description="The same wherever the prompt was drawn: give it as `prompt`")]
-    row: Annotated[int, Meta(description="Of the data set")]
-    sample: Annotated[int, Meta(ge=0, description="Place in the group of its prompt")]
-    seed: int
-    prompt: Annotated[str, Meta(description="The question, without system prompt and chat template")]
-    answer: str
-    completion: str
-    rewards: Annotated[dict[str, float | None], Meta(description="Raw, before weights; null: no finite number")]
-    reward_total: Annotated[float | None, Meta(description="Weighted sum")]
-    advantage: float | None
-    prompt_tokens: int
-    completion_tokens: int
-    finish_reason: Annotated[str, Meta(description="stop, or length where it was cut")]
-    adapter_version: Annotated[int, Meta(description="Optimizer steps the adapter had seen when it drew this")]
-
-
 class RolloutList(Struct, frozen=True, kw_only=True):
-    """Some of a job's completions, in the order asked for."""
+    """A page of a job's completions, in the requested order."""
 
     object: Literal["list"] = "list"
     data: list[Rollout]
     has_more: bool
-    next_cursor: Annotated[str | None, Meta(description="Give it as `cursor`, with the same filters")]
-
-
-class RolloutStep(Struct, frozen=True, kw_only=True):
-    """What there is of one step."""
-
-    step: Annotated[int, Meta(ge=1)]
-    epoch: Annotated[int, Meta(ge=1)]
-    completions: int
-    prompts: Annotated[list[str], Meta(description="Their prompt_id, in the order of the step")]
-    reward_mean: float | None
-    reward_min: float | None
-    reward_max: float | None
+    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor`, with the same filters")]
 
 
 class RolloutStepList(Struct, frozen=True, kw_only=True):
-    """The steps whose completions can be read."""
+    """The steps that have completions."""
 
     object: Literal["list"] = "list"
     data: list[RolloutStep]
@@ -234,15 +241,15 @@ class ArtifactFile(Struct, frozen=True, kw_only=True):
 
 
 class ArtifactList(Struct, frozen=True, kw_only=True):
-    """What a job has left in storage."""
+    """The files of a job in storage."""
 
     object: Literal["list"] = "list"
     data: list[ArtifactFile]
-    complete: Annotated[bool, Meta(description="The job has ended and nothing will be added")]
+    complete: Annotated[bool, Meta(description="The job has ended and no file will be added")]
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):
-    """What a job could be started from, and loaded as an adapter."""
+    """A checkpoint of a job: it can be loaded as an adapter, and a job can start from it."""
 
     step: int
     epoch: Annotated[int, Meta(ge=1, description="The run that wrote it")]
@@ -257,6 +264,42 @@ class CheckpointList(Struct, frozen=True, kw_only=True):
     data: list[Checkpoint]
 
 
+class GpuUsage(Struct, frozen=True, kw_only=True):
+    """GPU-hours: hours a worker held your jobs, times their GPUs."""
+
+    used: Annotated[float, Meta(ge=0, description="Of runs that started in the window, including running ones")]
+    limit: Annotated[float | None, Meta(description="null: any number")]
+    window_days: Annotated[int, Meta(ge=1, description="Days (UTC) that count, today included")]
+    frees_at: Annotated[datetime | None, Meta(description="If they are used up: when you may submit again")]
+
+
+class StorageUsage(Struct, frozen=True, kw_only=True):
+    """Bytes of your data sets and jobs."""
+
+    used: Annotated[int, Meta(ge=0)]
+    limit: Annotated[int | None, Meta(description="null: any number")]
+    measured_at: Annotated[
+        datetime | None, Meta(description="Time of the last full count; later uploads and deletions are included")
+    ]
+
+
+class JobUsage(Struct, frozen=True, kw_only=True):
+    """Jobs that are queued, running or paused."""
+
+    used: Annotated[int, Meta(ge=0)]
+    limit: Annotated[int | None, Meta(description="null: any number")]
+
+
+class UsageReport(Struct, frozen=True, kw_only=True):
+    """What you have used, and your limits."""
+
+    object: Literal["usage"] = "usage"
+    owner: str
+    gpu_hours: GpuUsage
+    stored_bytes: StorageUsage
+    unfinished_jobs: JobUsage
+
+
 class Dataset(Struct, frozen=True, kw_only=True):
     """An uploaded data set."""
 
@@ -267,8 +310,44 @@ class Dataset(Struct, frozen=True, kw_only=True):
     rows: Annotated[int, Meta(ge=0)]
     bytes: Annotated[int, Meta(ge=0)]
     sha256: Sha256
-    columns: list[str]
+    columns: Annotated[list[str], Meta(description="Columns with text or a number in every row")]
+    chats: Annotated[
+        list[str] | UnsetType,
+        Meta(description="Columns with a chat in every row; only in the answer to an upload"),
+    ] = UNSET
     created_at: datetime
+
+
+class PreviewColumn(Struct, frozen=True, kw_only=True):
+    """A column, judged by the first 200 rows."""
+
+    name: str
+    holds: Annotated[Holds, Meta(description="In every row: text or a number, a chat that the model continues, or not")]
+
+
+class PreviewTurn(Struct, frozen=True, kw_only=True):
+    """One turn of a prompt."""
+
+    role: str
+    content: str
+
+
+class PreviewRow(Struct, frozen=True, kw_only=True):
+    """One row as a job would ask it."""
+
+    row: Annotated[int, Meta(ge=0)]
+    values: Annotated[dict[str, Any], Meta(description="Every column as it is stored")]
+    messages: Annotated[list[PreviewTurn], Meta(description="The prompt, before the model's chat template")]
+    answer: Annotated[str, Meta(description="The answer that rewards compare with; empty: the row has none")]
+    problem: Annotated[FieldProblem | None, Meta(description="Why a job cannot use the row")]
+
+
+class DatasetPreview(Struct, frozen=True, kw_only=True):
+    """The start of a data set; nothing was stored."""
+
+    object: Literal["dataset_preview"] = "dataset_preview"
+    columns: list[PreviewColumn]
+    data: list[PreviewRow]
 
 
 class DatasetList(Struct, frozen=True, kw_only=True):
@@ -277,11 +356,11 @@ class DatasetList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[Dataset]
     has_more: bool
-    next_cursor: Annotated[str | None, Meta(description="Give it as `cursor` for the next page")]
+    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")]
 
 
 class Reward(Struct, frozen=True, kw_only=True):
-    """A reward function that a spec can weigh."""
+    """A reward function."""
 
     name: str
     mode: Literal["fixed", "published"]
@@ -298,6 +377,99 @@ class RewardList(Struct, frozen=True, kw_only=True):
     data: list[Reward]
 
 
+class GraderErrorFlags(Struct, frozen=True, kw_only=True):
+    """What went wrong with a grader, in OpenAI's flags."""
+
+    formula_parse_error: bool = False
+    sample_parse_error: bool = False
+    truncated_observation_error: bool = False
+    unresponsive_reward_error: bool = False
+    invalid_variable_error: bool = False
+    other_error: bool = False
+    python_grader_server_error: bool = False
+    python_grader_server_error_type: str | None = None
+    python_grader_runtime_error: bool = False
+    python_grader_runtime_error_details: str | None = None
+    model_grader_server_error: bool = False
+    model_grader_refusal_error: bool = False
+    model_grader_parse_error: bool = False
+    model_grader_server_error_details: str | None = None
+
+
+class GraderRunMetadata(Struct, frozen=True, kw_only=True):
+    """How a grader ran, in OpenAI's fields, and `messages`."""
+
+    name: str
+    type: str
+    errors: GraderErrorFlags
+    execution_time: Annotated[float, Meta(description="Seconds, without starting the process")]
+    scores: Annotated[dict[str, Any], Meta(description="With `multi`: the score of each member")]
+    token_usage: Annotated[int | None, Meta(description="Always null: judges run on workers")] = None
+    sampled_model_name: Annotated[str | None, Meta(description="Always null: judges run on workers")] = None
+    messages: Annotated[list[str], Meta(description="Each error in words; not a field of OpenAI's")]
+    printed: Annotated[str, Meta(description="What a `python` grader printed, cut off; not a field of OpenAI's")]
+
+
+class GraderRun(Struct, frozen=True, kw_only=True):
+    """The result of one grader for one completion, in OpenAI's fields."""
+
+    reward: Annotated[float, Meta(description="0 if an error flag is set")]
+    metadata: GraderRunMetadata
+    sub_rewards: Annotated[dict[str, Any], Meta(description="With `multi`: the score of each member")]
+    model_grader_token_usage_per_model: dict[str, Any] = {}
+
+
+class ValidatedGrader(Struct, frozen=True, kw_only=True):
+    """A grader that can be used."""
+
+    grader: Annotated[dict[str, Any], Meta(description="As it was sent")]
+
+
+class ScoreError(Struct, frozen=True, kw_only=True):
+    """Why a grader could not score a row."""
+
+    kind: Annotated[str, Meta(description="OpenAI's name of the error")]
+    message: str
+    of_completion: Annotated[
+        bool, Meta(description="The completion is at fault, so that it scores 0; otherwise its score is unknown")
+    ]
+
+
+class RowScore(Struct, frozen=True, kw_only=True):
+    """The scores of one completion."""
+
+    rewards: Annotated[dict[str, float | None], Meta(description="Raw, before weights; null: unknown")]
+    reward_total: Annotated[
+        float | None,
+        Meta(description="By the weights or the formula; null: a reward that counts is unknown"),
+    ]
+    errors: Annotated[dict[str, ScoreError], Meta(description="By grader; a member of a `multi` is name.member")]
+    details: Annotated[dict[str, dict[str, Any]], Meta(description="By grader, such as the members of a `multi`")]
+
+
+class UnavailableGrader(Struct, frozen=True, kw_only=True):
+    """A grader that could not run on the service's machine."""
+
+    grader: str
+    code: Annotated[str, Meta(description="Such as runs_on_workers, graders_not_confined or grader_not_loaded")]
+    message: str
+    remedy: str
+
+
+class RowScores(Struct, frozen=True, kw_only=True):
+    """The scores of some rows by all rewards of a spec."""
+
+    object: Literal["scores"] = "scores"
+    data: Annotated[list[RowScore], Meta(description="In the order of the rows")]
+    unavailable: Annotated[
+        list[UnavailableGrader], Meta(description="Graders that could not run; their scores are null")
+    ]
+    seconds: Annotated[dict[str, float], Meta(description="How long each grader took for all rows")]
+    load_seconds: Annotated[float, Meta(description="How long starting the graders took")]
+    execution_time: Annotated[float, Meta(description="Seconds that scoring took")]
+    printed: Annotated[dict[str, str], Meta(description="What `python` graders printed, cut off")]
+
+
 class Health(Struct, frozen=True, kw_only=True):
     """The process answers."""
 
@@ -308,32 +480,16 @@ class Readiness(Struct, frozen=True, kw_only=True):
     """Whether jobs can be accepted now."""
 
     status: Literal["ready", "not_ready"]
-    checks: Annotated[dict[str, str], Meta(description="By server: ok, or what is wrong")]
+    checks: Annotated[dict[str, str], Meta(description="Per server: ok, or what is wrong")]
+    warnings: Annotated[list[str], Meta(description="Codes of faults that stop nothing yet, such as valkey_evicts")]
 
 
 def job_of(record: JobRecord) -> Job:
     """The public form of a job."""
     here = f"/jobs/{record.id}"
     return Job(
-        id=record.id,
-        owner=record.owner,
-        status=record.status,
-        phase=record.phase,
-        name=record.name,
-        metadata=record.metadata,
-        spec=record.spec,
-        spec_sha256=record.spec_sha256,
-        epoch=record.epoch,
-        attempts=record.attempts,
-        step=record.step,
-        total_steps=record.total_steps,
+        **{name: getattr(record, name) for name in shown_fields(JobView)},
         progress=_progress(record),
-        checkpoint_step=record.checkpoint_step,
-        reward=record.reward,
-        created_at=record.created_at,
-        updated_at=record.updated_at,
-        started_at=record.started_at,
-        finished_at=record.finished_at,
         error=_error_of(record.error),
         links=JobLinks(self=here, **{name: f"{here}/{name}" for name in JobLinks.__struct_fields__ if name != "self"}),
     )
@@ -341,13 +497,32 @@ def job_of(record: JobRecord) -> Job:
 
 def submitted_job(record: JobRecord, warnings: list[SpecWarning]) -> SubmittedJob:
     """The public form of a job that was just accepted."""
-    return SubmittedJob(**asdict(job_of(record)), warnings=[warning_of(warning) for warning in warnings])
+    return SubmittedJob(**vars(job_of(record)), warnings=[warning_of(warning) for warning in warnings])
 
 
-def job_detail(record: JobRecord, place: Place | None) -> JobDetail:
-    """The public form of a job that is looked at."""
-    waiting = Waiting(queue=place.queue, ahead=place.ahead, workers=place.workers) if place else None
-    return JobDetail(**asdict(job_of(record)), waiting=waiting)
+def job_detail(record: JobRecord, place: Place | None, trial: dict[str, Any] | None) -> JobDetail:
+    """The public form of one job."""
+    waiting = Waiting(**vars(place)) if place else None
+    return JobDetail(
+        **vars(job_of(record)), waiting=waiting, requested_spec=record.requested_spec, result=_trial_of(trial)
+    )
+
+
+def usage_of(usage: Usage, unfinished: int, max_unfinished: int | None) -> UsageReport:
+    """The public form of an owner's usage."""
+    return UsageReport(
+        owner=usage.owner,
+        gpu_hours=GpuUsage(
+            used=round(usage.gpu_hours, 6),
+            limit=usage.max_gpu_hours,
+            window_days=usage.window_days,
+            frees_at=usage.frees_at,
+        ),
+        stored_bytes=StorageUsage(
+            used=usage.stored.bytes, limit=usage.max_stored_bytes, measured_at=usage.stored.measured_at
+        ),
+        unfinished_jobs=JobUsage(used=unfinished, limit=max_unfinished),
+    )
 
 
 def warning_of(warning: SpecWarning) -> Warning:
@@ -356,7 +531,7 @@ def warning_of(warning: SpecWarning) -> Warning:
 
 
 def event_of(event: dict[str, Any]) -> Event:
-    """The public form of an event, as `docs/run-folder.md` has it."""
+    """The public form of an event, as in `docs/reference/events.md`."""
     return Event(
         v=event["v"],
         seq=event["seq"],
@@ -368,18 +543,8 @@ def event_of(event: dict[str, Any]) -> Event:
     )
 
 
-def rollout_of(rollout: FoundRollout) -> Rollout:
-    """The public form of a completion."""
-    return Rollout(**{name: getattr(rollout, name) for name in Rollout.__struct_fields__})
-
-
-def rollout_step_of(step: StepRollouts) -> RolloutStep:
-    """The public form of what there is of a step."""
-    return RolloutStep(**{name: getattr(step, name) for name in RolloutStep.__struct_fields__})
-
-
 def artifacts_of(artifacts: list[Artifact], record: JobRecord) -> ArtifactList:
-    """The public form of what a job has left."""
+    """The public form of a job's files."""
     return ArtifactList(data=[_file_of(artifact) for artifact in artifacts], complete=record.status in TERMINAL)
 
 
@@ -393,7 +558,26 @@ def checkpoint_of(checkpoint: LinkedCheckpoint) -> Checkpoint:
     )
 
 
-def dataset_of(record: DatasetRecord) -> Dataset:
+def preview_of(spec: JobSpec, records: Sequence[Mapping[str, Any]], rows: int) -> DatasetPreview:
+    """The columns of these records, and the first rows as prompts."""
+    return DatasetPreview(
+        columns=[PreviewColumn(name=one.name, holds=one.holds) for one in preview_columns(records)],
+        data=[_preview_row(one) for one in preview_rows(spec, records[:rows])],
+    )
+
+
+def _preview_row(row: PreviewedRow) -> PreviewRow:
+    why = row.problem
+    return PreviewRow(
+        row=row.row,
+        values=dict(row.values),
+        messages=[PreviewTurn(**message) for message in row.messages],
+        answer=row.answer,
+        problem=FieldProblem(pointer="", code=why.code, detail=why.detail, remedy=why.remedy) if why else None,
+    )
+
+
+def dataset_of(record: DatasetRecord, chats: list[str] | UnsetType = UNSET) -> Dataset:
     """The public form of an uploaded data set."""
     return Dataset(
         id=record.id,
@@ -403,6 +587,7 @@ def dataset_of(record: DatasetRecord) -> Dataset:
         bytes=record.bytes,
         sha256=record.sha256,
         columns=record.columns,
+        chats=chats,
         created_at=record.created_at,
     )
 
@@ -417,6 +602,14 @@ def reward_of(info: RewardInfo) -> Reward:
         description=info.description,
         columns=list(info.columns),
     )
+
+
+def _trial_of(found: dict[str, Any] | None) -> Trial | None:
+    """A trial's result as its process wrote it; None where that is anything else, because it runs code of jobs."""
+    try:
+        return None if found is None else convert(found, Trial)
+    except ValidationError:
+        return None
 
 
 def _file_of(file: Artifact) -> ArtifactFile:

@@ -5,45 +5,69 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
+from functools import partial
 
 import structlog
-import uvicorn
 from litestar import Litestar
 
+from api import compat
 from api.app import create_app
+from api.compat import HttpServer
+from api.connections import BACKLOG, Connection, GuardedConfig
 from api.settings import ApiSettings
 from api.streams import EventStreams
 from jobs import logs
 from jobs.service import JobService
+from jobs.store.audit_log import AuditLog, AuditSettings
 
 log = structlog.get_logger(__name__)
 
+LISTENERS = 16
+
 
 def serve(host: str | None = None, port: int | None = None) -> None:
-    """Serve until TERM, then give open requests some seconds. Raises `JobsError` where storage cannot be used."""
+    """Serve until TERM, then give open requests some seconds. Raises `UnsafeStorage`, `UnsafeValkey`.
+
+    Servers that are away are waited for: until they answer, `/readyz` says so and nothing is accepted.
+    """
     settings = ApiSettings()
     logs.configure(logging.getLevelNamesMapping()[settings.log_level])
     service = JobService.from_settings()
     # Here and not first in the lifespan, from where uvicorn could only print a traceback.
-    service.check_storage()
-    server = make_server(create_app(service, settings), settings, host, port)
+    service.start()
+    server = make_server(create_app(service, settings, AuditLog.of(AuditSettings())), settings, host, port)
     server.run()
     if not server.started:
         raise SystemExit(3)
 
 
-class Server(uvicorn.Server):
-    """Ends event streams as soon as it is told to stop: they would go on for as long as uvicorn waits."""
+class Server(HttpServer):
+    """Closes event streams as soon as it receives TERM; otherwise they would stay open for as long as uvicorn waits."""
 
-    def __init__(self, config: uvicorn.Config, app: Litestar) -> None:
+    def __init__(self, config: GuardedConfig, app: Litestar) -> None:
         super().__init__(config)
+        self._config = config
+        self._connections = config.connections
         self._litestar = app
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Say where it listens, once it does."""
         await super().startup(sockets)
         if self.started:
+            await self._accept_faster()
             log.info("api_ready", url=f"http://{self.config.host}:{self.config.port}")
+
+    async def _accept_faster(self) -> None:
+        """Listen several times at the same address. uvloop accepts one new connection of each listener per round of its
+        loop, so with one listener a client that connects repeatedly would delay all others."""
+        await self.listen_again(partial(Connection, config=self._config), LISTENERS - 1, BACKLOG)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second; once a second look at what takes too long."""
+        if counter % 10 == 0:
+            self._connections.sweep(time.monotonic())
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop in order: streams, requests, lifespan."""
@@ -51,16 +75,17 @@ class Server(uvicorn.Server):
         if streams is not None:
             streams.close()
         await super().shutdown(sockets)
-        for connection in list(self.server_state.connections):
-            # A reader that does not read: uvicorn waits for it once more, and uvloop cannot close with it.
-            connection.transport.abort()
+        # A reader that does not read: uvicorn waits for it once more, and uvloop cannot close with it.
+        self.cut_connections()
         await asyncio.sleep(0)
 
 
 def make_server(app: Litestar, settings: ApiSettings, host: str | None = None, port: int | None = None) -> Server:
-    """The server of one application."""
-    config = uvicorn.Config(
+    """The server of one application. Raises `LibraryChanged`."""
+    compat.check()
+    config = GuardedConfig(
         app,
+        settings,
         host=host or settings.host,
         port=port or settings.port,
         # Ours, which knows request ids and leaves query strings out.

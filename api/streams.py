@@ -1,6 +1,6 @@
 """Jobs' events as server-sent events: replay from a number, then live, to any number of readers.
 
-Owns who is watching and when they look again; events come from `jobs.service` in pages, so a reader that is slow
+Owns the watchers and when they are woken; events come from `jobs.service` in pages, so a reader that is slow
 holds one page and the socket's buffer, and no thread. One task asks for the newest event number of every watched
 job, twice a second and in one round trip, and wakes those who watch a job that has moved on.
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Generator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,10 +21,10 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
-from api.problems import ApiError
+from api.places import Place, Places
 from api.schemas import event_of
+from api.threads import OWNER, FairThreads
 from jobs.errors import Unavailable
-from jobs.event_pages import EventPage
 from jobs.service import JobService
 
 log = structlog.get_logger(__name__)
@@ -40,6 +39,16 @@ MAX_SECONDS = 3600.0
 THREADS = 4
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frames:
+    """Some of a job's events as they are sent; the rest as in `jobs.read.events.EventPage`."""
+
+    frames: bytes
+    after: int
+    more: bool
+    ended: bool
 
 
 @dataclass
@@ -58,14 +67,20 @@ class _Watch:
 class EventStreams:
     """All streams of one process. Used from its event loop only."""
 
-    def __init__(self, service: JobService, *, limit: int) -> None:
+    def __init__(self, service: JobService, *, limit: int, per_owner: int) -> None:
         self._service = service
-        self._limit = limit
+        self.places = Places(
+            "too_many_streams",
+            "event streams",
+            per_owner=per_owner,
+            in_all=limit,
+            settings=("GRPO_MAX_OWNER_STREAMS", "GRPO_MAX_STREAMS"),
+        )
         self._watched: dict[str, _Watch] = {}
         self._pulse: asyncio.Task[None] | None = None
         self._closing = False
         # Their own threads: a stream must not wait behind requests that wait for storage.
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="events")
+        self._threads = FairThreads(THREADS, per_owner=THREADS - 1, name="events")
 
     @property
     def readers(self) -> int:
@@ -85,52 +100,49 @@ class EventStreams:
             self._pulse.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def page(self, job_id: str, after: int, types: Collection[str]) -> EventPage:
+    async def page(self, job_id: str, after: int, types: Collection[str]) -> Frames:
         """The next events of a job; raises `Unavailable`."""
-        return await self._in_thread(partial(self._service.read_on, job_id, after=after, types=types))
 
-    def check_room(self) -> None:
-        """Refuse one reader too many."""
-        if self.readers >= self._limit:
-            raise ApiError(
-                "too_many_streams",
-                f"{self._limit} event streams are open here, as many as this process serves. Close some, or poll "
-                "with GET and Accept: application/json.",
-                headers={"Retry-After": "5"},
-            )
+        def read() -> Frames:
+            page = self._service.read_on(job_id, after=after, types=types)
+            # Here and not in the loop: a page of samples may have megabytes.
+            frames = b"".join(map(encode, page.events))
+            return Frames(frames=frames, after=page.after, more=page.more, ended=page.ended)
 
-    async def follow(self, job_id: str, page: EventPage, types: Collection[str]) -> AsyncGenerator[bytes]:
-        """The stream of one reader, beginning with a page that was read for it."""
+        return await self._in_thread(read)
+
+    async def follow(self, job_id: str, page: Frames, types: Collection[str], place: Place) -> AsyncGenerator[bytes]:
+        """The stream of one reader, beginning with a page that was read for it; frees its place at the end."""
         yield f"retry: {RETRY_MS}\n\n".encode()
         sent = time.monotonic()
         deadline = sent + MAX_SECONDS
-        with self._watch(job_id) as watch:
+        with place, self._watch(job_id) as watch:
             while not self._closing:
-                for event in page.events:
-                    yield encode(event)
+                if page.frames:
+                    yield page.frames
                     sent = time.monotonic()
                 if page.ended or time.monotonic() > deadline:
                     return
-                if not page.events and time.monotonic() - sent >= HEARTBEAT_SECONDS:
+                if not page.frames and time.monotonic() - sent >= HEARTBEAT_SECONDS:
                     yield b": still here\n\n"
                     sent = time.monotonic()
                 # Looked at before the page is read: what happens in between wakes this reader at once.
                 seen = watch.newest
                 page = await self._next_page(job_id, page, types)
-                if not page.events and not page.ended and not page.more:
+                if not page.frames and not page.ended and not page.more:
                     await self._news(watch, seen, sent + HEARTBEAT_SECONDS - time.monotonic())
 
-    async def _next_page(self, job_id: str, page: EventPage, types: Collection[str]) -> EventPage:
+    async def _next_page(self, job_id: str, page: Frames, types: Collection[str]) -> Frames:
         try:
             return await self.page(job_id, page.after, types)
         except Unavailable as error:
             # Readers are kept: one that is sent away comes back, and a browser that is refused then does not.
             log.warning("stream.waiting", job_id=job_id, server=error.server)
             await asyncio.sleep(RETRY_MS / 1000)
-            return EventPage(events=[], after=page.after, ended=False, more=True)
+            return Frames(frames=b"", after=page.after, ended=False, more=True)
 
     async def _news(self, watch: _Watch, seen: int | None, seconds: float) -> None:
-        """Wait until the job has moved on since `seen`, or for so long."""
+        """Wait until the job has events after `seen`, or until the timeout."""
         if not self._closing and watch.newest == seen:
             with suppress(TimeoutError):
                 await asyncio.wait_for(watch.news.wait(), max(0.0, seconds))
@@ -150,6 +162,7 @@ class EventStreams:
 
     async def _beat(self) -> None:
         """Ask for the newest numbers for as long as anyone watches."""
+        OWNER.set("")  # it began for one reader, and serves all
         while self._watched:
             try:
                 newest = await self._in_thread(partial(self._service.newest_events, [*self._watched]))

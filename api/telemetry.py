@@ -1,9 +1,8 @@
 """The service's own metrics in Prometheus' form: what this process served, and how queues and workers are doing.
 
-Owns their names; `deploy/grafana` draws them. What Valkey tells is asked at each scrape and is the same from every API
+Owns their names; `deploy/grafana` draws them. Values from Valkey are read at each scrape and are the same in every API
 process (aggregate with `max`); `grpo_event_streams` and what begins with `grpo_http` or `process` is of one process
-(aggregate with `sum`).
-Invariant: labels are routes, statuses and queues, never an id or a path that a client chose.
+(aggregate with `sum`). Invariant: labels are routes, statuses and queues, never an id or a path that a client chose.
 """
 
 from __future__ import annotations
@@ -15,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, exposition
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from jobs.errors import Unavailable
-from jobs.telemetry import QueueState, StepTimes, Telemetry
+from jobs.read.telemetry import QueueState, StepTimes, Telemetry
+from jobs.store.valkey_checks import FAULTS
 
 if TYPE_CHECKING:
     from litestar.types import HTTPScope
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 STEP_BOUNDS = ("0.5", "1", "2", "5", "10", "20", "30", "60", "120", "300", "600", "+Inf")
-"""Of `jobs/scripts/prelude.lua`, which counts."""
+"""Of `jobs/store/scripts/prelude.lua`, which counts."""
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 _PARAMETER_TYPE = re.compile(r":\w+}")
 
@@ -35,7 +35,13 @@ _PARAMETER_TYPE = re.compile(r":\w+}")
 class ServiceMetrics:
     """The metrics of one API process."""
 
-    def __init__(self, read: Callable[[], Telemetry], streams: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        read: Callable[[], Telemetry],
+        streams: Callable[[], int],
+        audit_failures: Callable[[], int],
+        storage: Callable[[], bool],
+    ) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._requests = Histogram(
             "grpo_http_request_seconds",
@@ -44,7 +50,7 @@ class ServiceMetrics:
             registry=self._registry,
         )
         ProcessCollector(registry=self._registry)
-        self._registry.register(_ServiceCollector(read, streams))
+        self._registry.register(_ServiceCollector(read, streams, audit_failures, storage))
 
     def observe(self, scope: HTTPScope, status: int, seconds: float) -> None:
         """Count one answered request."""
@@ -62,11 +68,21 @@ class ServiceMetrics:
 class _ServiceCollector(Collector):
     """Asks for the service's state when it is scraped."""
 
-    def __init__(self, read: Callable[[], Telemetry], streams: Callable[[], int]) -> None:
-        self._read, self._streams = read, streams
+    def __init__(
+        self,
+        read: Callable[[], Telemetry],
+        streams: Callable[[], int],
+        audit_failures: Callable[[], int],
+        storage: Callable[[], bool],
+    ) -> None:
+        self._read, self._streams, self._audit_failures, self._storage = read, streams, audit_failures, storage
 
     def collect(self) -> Iterator[Metric]:
         yield _gauge("grpo_event_streams", "Event streams that this process serves.", self._streams())
+        lost = "Lines of the audit log that this process could not write."
+        yield CounterMetricFamily("grpo_audit_failures", lost, value=self._audit_failures())
+        is_up = self._storage()
+        yield _gauge("grpo_storage_up", "Whether object storage was ready, as /readyz asks, at this scrape.", is_up)
         try:
             telemetry = self._read()
         except Unavailable as error:
@@ -75,6 +91,7 @@ class _ServiceCollector(Collector):
             return
         yield _gauge("grpo_valkey_up", "Whether Valkey answered this scrape.", 1)
         yield from _of_service(telemetry)
+        yield from _of_operation(telemetry)
 
 
 def _of_service(telemetry: Telemetry) -> Iterator[Metric]:
@@ -105,6 +122,23 @@ def _of_service(telemetry: Telemetry) -> Iterator[Metric]:
     for queue in telemetry.queues:
         steps.add_metric([queue.name], _cumulative(queue.steps), queue.steps.sum)
     yield steps
+
+
+def _of_operation(telemetry: Telemetry) -> Iterator[Metric]:
+    """What an operator bounds, and the server that holds it."""
+    yield _gauge("grpo_jobs_overdue", "Jobs in workers' hands for longer than they may.", telemetry.overdue)
+    backlog = "Records of ended jobs in Valkey that have outlived their time."
+    yield _gauge("grpo_retention_backlog", backlog, telemetry.retention_backlog)
+    state = telemetry.valkey
+    if state is None:
+        return
+    yield _gauge("grpo_valkey_memory_bytes", "Memory that Valkey uses.", state.memory_bytes)
+    yield _gauge("grpo_valkey_memory_limit_bytes", "Its maxmemory; 0 is none.", state.max_memory_bytes)
+    yield _gauge("grpo_valkey_replicas", "Replicas that are connected to it.", state.replicas)
+    lag = "Since the slowest of its replicas was heard."
+    yield _gauge("grpo_valkey_replica_lag_seconds", lag, state.replica_lag_seconds)
+    wrong = {code: float(code in state.faults) for code in FAULTS}
+    yield _gauges("grpo_valkey_fault", "What is wrong with it: 1.", "code", wrong)
 
 
 def _cumulative(times: StepTimes) -> list[tuple[str, float]]:

@@ -1,26 +1,28 @@
-"""`grpo admin rebuild`: for who runs the service, straight in storage and Valkey, since nobody's key still opens it."""
+"""`grpo admin rebuild|retention|usage`: administration, directly in storage and Valkey, without an API key."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from api.cli.output import EXIT_FAILED, AsJson, print_json, say, service_errors
+from api.cli.errors import service_errors
+from grpo_client.cli.output import EXIT_FAILED, AsJson, print_json, say
 
 if TYPE_CHECKING:
-    from jobs.rebuild import Report
+    from jobs.lifecycle.rebuild import RebuildReport
+    from jobs.usage.quotas import Usage
 
 
 def rebuild(*, dry_run: bool = False, json: AsJson = False) -> int:
-    """Put back what Valkey has lost, from storage. Safe at any time, also while workers run.
+    """Restore from storage what Valkey has lost. Safe at any time, also while workers run.
 
     Parameters
     ----------
     dry_run
-        Only say what would be put back.
+        Only show what would be restored.
     """
     with service_errors("service"):
-        from jobs.rebuild import Rebuild
+        from jobs.lifecycle.rebuild import Rebuild
         from jobs.settings import QueueSettings, StorageSettings
 
         report = Rebuild.of(StorageSettings(), QueueSettings(), dry_run=dry_run).run()
@@ -31,8 +33,63 @@ def rebuild(*, dry_run: bool = False, json: AsJson = False) -> int:
     return EXIT_FAILED if report.unreadable else 0
 
 
-def _say_report(report: Report) -> None:
-    say("What would be put back:" if report.dry_run else "What was put back:")
+def retention(*, json: AsJson = False) -> None:
+    """Show what is past its retention by the settings of this environment; deletes nothing."""
+    with service_errors("service"):
+        from jobs.lifecycle.retention import Retention
+        from jobs.settings import QueueSettings, StorageSettings
+        from jobs.store.bucket import ObjectStore
+        from jobs.store.job_store import JobStore
+        from jobs.store.write_once import WriteOnceStore
+
+        surplus = Retention(JobStore(QueueSettings()), WriteOnceStore(ObjectStore(StorageSettings()))).surplus()
+    if json:
+        print_json(asdict(surplus))
+        return
+    say("Past their retention:")
+    rows = {
+        "records of ended jobs in Valkey": surplus.records,
+        "ended jobs in storage": surplus.jobs,
+        "jobs with old checkpoints": surplus.checkpoints,
+        "marks of deletions": surplus.erased,
+    }
+    for name, count in rows.items():
+        say(f"  {name:<34}{count:>8}")
+
+
+def usage(*, json: AsJson = False) -> None:
+    """Show the GPU-hours and storage of every owner, with the quotas of this environment."""
+    with service_errors("service"):
+        from jobs.settings import QueueSettings, StorageSettings
+        from jobs.store.bucket import ObjectStore
+        from jobs.store.job_store import JobStore
+        from jobs.store.write_once import WriteOnceStore
+        from jobs.usage.gpu_time import GpuTime
+        from jobs.usage.quotas import Quotas
+        from jobs.usage.stored_bytes import Census
+
+        job_store, store = JobStore(QueueSettings()), ObjectStore(StorageSettings())
+        found = Quotas(GpuTime(job_store, store), Census(job_store, WriteOnceStore(store))).all()
+    if json:
+        print_json({"object": "list", "data": [_fields(each) for each in found]})
+        return
+    say(f"{'owner':<24}{'GPU-hours':>12}{'GB stored':>12}")
+    for each in found:
+        say(f"{each.owner:<24}{each.gpu_hours:>12.2f}{each.stored.bytes / 1e9:>12.2f}")
+
+
+def _fields(usage: Usage) -> dict[str, Any]:
+    return {
+        "owner": usage.owner,
+        "gpu_hours": round(usage.gpu_hours, 6),
+        "max_gpu_hours": usage.max_gpu_hours,
+        "stored_bytes": usage.stored.bytes,
+        "max_stored_bytes": usage.max_stored_bytes,
+    }
+
+
+def _say_report(report: RebuildReport) -> None:
+    say("Would be restored:" if report.dry_run else "Restored:")
     rows = {
         **{f"{status} jobs": count for status, count in report.restored.items()},
         "API keys": report.keys,

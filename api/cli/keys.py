@@ -1,4 +1,4 @@
-"""`grpo keys create|list|revoke`: API keys, straight in storage and Valkey, since no one has a key before the first."""
+"""`grpo keys create|list|revoke`: manage API keys, directly in storage and Valkey."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
 
-from api.cli.output import EXIT_REFUSED, AsJson, CommandError, print_json, say, service_errors
+from api.cli.errors import service_errors
+from grpo_client.cli.output import EXIT_REFUSED, AsJson, CommandError, print_json, say
 
 if TYPE_CHECKING:
-    from jobs.keys import KeyRecord, KeyStore
+    from jobs.auth.api_keys import KeyRecord, KeyStore
+    from jobs.store.audit_log import AuditLog
 
 Days = Annotated[float | None, Parameter(validator=validators.Number(gt=0, lte=36500))]
 Scopes = Annotated[
@@ -20,7 +22,7 @@ Scopes = Annotated[
     Parameter(
         name="--scope",
         negative="",
-        help="jobs:read, jobs:write, datasets:write or metrics:read; repeat it. All but the last by default.",
+        help="jobs:read, jobs:write, datasets:write or metrics:read; repeatable. All but the last by default.",
     ),
 ]
 
@@ -35,18 +37,20 @@ def create(
     owner
         Whose jobs the key sees; keys of one owner share them.
     name
-        A label for people.
+        A label.
     expires_in_days
-        When the key ends; never by default.
+        When the key expires; never by default.
     """
     expires_at = datetime.now(UTC) + timedelta(days=expires_in_days) if expires_in_days else None
     with _keys() as keys:
-        from jobs.keys import OWNER_SCOPES
+        from jobs.auth.api_keys import OWNER_SCOPES
 
+        audit = _audit()
         try:
             key, record = keys.create(owner, scope or OWNER_SCOPES, name=name, expires_at=expires_at)
         except ValueError as error:
             raise CommandError(str(error), EXIT_REFUSED) from error
+        audit.write_command("createKey", owner=record.owner, object=record.id)
     if json:
         print_json({"key": key, **_fields(record)})
         return
@@ -55,12 +59,12 @@ def create(
 
 
 def list_keys(*, owner: str | None = None, json: AsJson = False) -> None:
-    """List keys; their secrets are not known.
+    """List keys, without their secrets, which are not stored.
 
     Parameters
     ----------
     owner
-        Only this owner's.
+        Only this owner's keys.
     """
     with _keys() as keys:
         records = keys.list(owner)
@@ -74,24 +78,33 @@ def list_keys(*, owner: str | None = None, json: AsJson = False) -> None:
 
 
 def revoke(key_id: str, /, *, json: AsJson = False) -> None:
-    """Revoke a key for good, from the next request on."""
+    """Revoke a key permanently, effective with the next request."""
     with _keys() as keys:
+        audit = _audit()
         record = keys.revoke(key_id)
+        audit.write_command("revokeKey", owner=record.owner, object=record.id)
     if json:
         print_json(_fields(record))
         return
     say(f"{record.id}: revoked")
 
 
+def _audit() -> AuditLog:
+    """Open the audit log before anything is changed, so that an unwritable log is reported first."""
+    from jobs.store.audit_log import AuditLog, AuditSettings
+
+    return AuditLog.of_command(AuditSettings())
+
+
 @contextmanager
 def _keys() -> Generator[KeyStore]:
     with service_errors("service"):
-        from jobs.keys import KeyStore
-        from jobs.ledger import Ledger
+        from jobs.auth.api_keys import KeyStore
         from jobs.settings import QueueSettings, StorageSettings
-        from jobs.storage import ObjectStore
+        from jobs.store.bucket import ObjectStore
+        from jobs.store.job_store import JobStore
 
-        yield KeyStore(ObjectStore(StorageSettings()), Ledger(QueueSettings()))
+        yield KeyStore(ObjectStore(StorageSettings()), JobStore(QueueSettings()))
 
 
 def _fields(record: KeyRecord) -> dict[str, Any]:

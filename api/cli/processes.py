@@ -6,7 +6,9 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from api.cli.output import service_errors
+from api.cli.errors import service_errors
+from grpo_core.confinement.rights import hide_memory
+from grpo_core.signals import end_on_term
 
 Port = Annotated[int | None, Parameter(validator=validators.Number(gte=1, lte=65535))]
 
@@ -21,6 +23,8 @@ def api(*, host: str | None = None, port: Port = None) -> None:
     port
         Port to listen on; GRPO_API_PORT, else 8080.
     """
+    hide_memory()  # before anything secret is read
+    end_on_term()
     with service_errors("api"):
         from api.server import serve
 
@@ -28,7 +32,7 @@ def api(*, host: str | None = None, port: Port = None) -> None:
 
 
 def worker() -> None:
-    """Run a worker until TERM; what it trains with comes from the extra cpu or cuda."""
+    """Run a worker until TERM. It trains with the packages of the extra cpu or cuda."""
     with service_errors("worker"):
         from jobs.__main__ import main
 

@@ -1,4 +1,4 @@
-"""`grpo rewards list|score`: the reward functions and what they pay, with no service running."""
+"""`grpo rewards list|score`: the reward functions and their scores, without a running service."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from api.cli.output import EXIT_REFUSED, AsJson, CommandError, InputFile, print_json, say
+from grpo_client.cli.output import EXIT_REFUSED, AsJson, CommandError, InputFile, print_json, say
 from grpo_core import strict_json
 from grpo_core.rewards import RewardMode, describe
 from grpo_core.rewards import score as score_completion
@@ -19,7 +19,7 @@ def list_rewards(*, mode: RewardMode = "fixed", json: AsJson = False) -> None:
     Parameters
     ----------
     mode
-        `published` is bit-faithful to the recipe, its faults included; `fixed` is what it meant.
+        `published` is bit-identical to the recipe; `fixed` corrects its faults.
     """
     rewards = describe(mode)
     if json:
@@ -37,11 +37,11 @@ def score(file: InputFile, /, *, mode: RewardMode = "fixed", json: AsJson = True
     Parameters
     ----------
     file
-        JSONL with {"completion", "answer"} a line; - is standard input.
+        JSONL with {"completion", "answer"} per line; - is standard input.
     mode
-        `published` is bit-faithful to the recipe, its faults included; `fixed` is what it meant.
+        `published` is bit-identical to the recipe; `fixed` corrects its faults.
     json
-        Changes nothing: the output is JSON as it is.
+        Changes nothing: the output is always JSON.
     """
     try:
         with nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as stream:

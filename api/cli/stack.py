@@ -9,7 +9,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from api.cli.output import AsJson, CommandError, needs_extra, note, print_json, say
+from api.cli.errors import needs_extra
+from grpo_client.cli.output import AsJson, CommandError, note, print_json, say
 
 DATA = Path(".grpo")
 
@@ -29,7 +30,7 @@ def up(
     Parameters
     ----------
     data
-        Folder for everything the stack keeps; what is in it is found again by the next `grpo up`.
+        Folder for all data of the stack; the next `grpo up` uses it again.
     port
         The API's port; 8080 by default.
     valkey_port
@@ -39,7 +40,7 @@ def up(
     worker
         Whether to start a worker.
     model_dir
-        Folder of models the worker looks in before the hub.
+        Folder of models that the worker searches before the hub.
     """
     with _stack_errors():
         from deploy.local import stack
@@ -59,10 +60,14 @@ def up(
         return
     say(f"The service answers at {state.url}.")
     say(f"For this shell: . {env}")
+    say(
+        f"The page: open {state.url} in a browser and log in with the key that this prints: "
+        f"(. {env}; echo $GRPO_API_KEY)"
+    )
 
 
 def down(*, data: Path = DATA, json: AsJson = False) -> None:
-    """Stop what `grpo up` started; everything stored stays.
+    """Stop what `grpo up` started; stored data stays.
 
     Parameters
     ----------

@@ -6,16 +6,18 @@ Invariant: only names found in the folder when the process started are served, s
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 from litestar import Request, Response, get
 from litestar.exceptions import NotFoundException
 from litestar.params import PathParameter
 
 from api.auth import PUBLIC
+from api.page.words import Language, page_charts, words
 
 FOLDER = Path(__file__).resolve().parent / "static"
 
@@ -24,7 +26,7 @@ POLICY = (
     "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-"""With no Trusted Types policy to be had, a string that reaches innerHTML or eval is an error in the browser."""
+"""No Trusted Types policy is allowed, so a string that reaches innerHTML or eval is an error in the browser."""
 
 _MEDIA_TYPES = {
     ".html": "text/html",
@@ -53,9 +55,14 @@ def assets() -> dict[str, Asset]:
     for path in sorted(FOLDER.rglob("*")):
         if path.suffix in _MEDIA_TYPES:
             body = path.read_bytes()
-            etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-            found[path.relative_to(FOLDER).as_posix()] = Asset(body, _MEDIA_TYPES[path.suffix], etag)
-    return found
+            if path.parent.name == "locale" and path.stem in get_args(Language):
+                body = json.dumps(json.loads(body) | words(cast("Language", path.stem)), ensure_ascii=False).encode()
+            found[path.relative_to(FOLDER).as_posix()] = _asset(body, path.suffix)
+    return found | {"charts.json": _asset(json.dumps(page_charts()).encode(), ".json")}
+
+
+def _asset(body: bytes, suffix: str) -> Asset:
+    return Asset(body, _MEDIA_TYPES[suffix], f'"{hashlib.sha256(body).hexdigest()[:32]}"')
 
 
 @get("/", opt=PUBLIC, include_in_schema=False, sync_to_thread=False)

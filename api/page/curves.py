@@ -16,7 +16,7 @@ from litestar.params import QueryParameter
 from api.auth import scope
 from api.dependencies import Owner, Service
 from jobs.errors import NotFound
-from jobs.record import TERMINAL, JobRecord
+from jobs.store.job import TERMINAL, JobRecord
 
 POINTS = 48
 """Points of a curve: about as many as its width has room for."""

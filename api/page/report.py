@@ -1,6 +1,6 @@
 """A finished job's `report.json` for the page, which may read from no other address than its own.
 
-Owns nothing but the way there: what is in it is `docs/run-folder.md`'s. Invariant: only the file that the job's
+The format of the report is described in `docs/reference/run-folder.md`. Invariant: only the file that the job's
 manifest lists is read.
 """
 
@@ -16,6 +16,9 @@ from api.dependencies import Owner, Service
 from grpo_core.spec import JOB_ID
 from jobs.errors import NotFound
 
+MAX_BYTES = 16 * 1024**2
+"""Size limit of a report, which holds curves of some hundred points and at most some thousand answers."""
+
 
 @get("/page/reports/{job_id:str}", opt=scope("jobs:read"), include_in_schema=False, sync_to_thread=True)
 def report(job_id: FromPath[str], owner: Owner, service: Service) -> Response[bytes]:
@@ -23,5 +26,5 @@ def report(job_id: FromPath[str], owner: Owner, service: Service) -> Response[by
     if not re.fullmatch(JOB_ID, job_id):
         raise NotFound("job", job_id[:80])
     key = next((file.key for file in service.artifacts(job_id, owner) if file.path == "report.json"), None)
-    body = service.store.get(key) if key else None
+    body = service.store.get(key, most=MAX_BYTES) if key else None
     return Response(body or b"", status_code=200 if body else 204, media_type="application/json")

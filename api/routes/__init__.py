@@ -1,1 +1,1 @@
-"""The routes, one module a noun. Handlers translate; what is decided is decided in `jobs` and `grpo_core`."""
+"""The routes, one module per noun. Handlers only translate; decisions are made in `jobs` and `grpo_core`."""

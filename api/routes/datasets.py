@@ -1,6 +1,6 @@
-"""The routes below /datasets: upload a JSONL file, list, look at and delete those there are.
+"""The routes below /datasets: upload a file, preview its rows as prompts; list, read and delete data sets.
 
-Uploads are streamed and never held whole in memory.
+Uploads are streamed and never held in memory as a whole.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import PathParameter, QueryParameter, SkipValidation
 
 from api.auth import scope
-from api.bodies import Upload, receive_dataset
+from api.bodies import JSON_ERRORS, Upload, read_spec, receive_dataset
 from api.dependencies import Owner, Service
 from api.idempotency import REPLAYED, Once, upload_key
 from api.problems import bad_parameter, responses
 from api.queries import bad_query
-from api.schemas import Dataset, DatasetList, dataset_of
-from grpo_core.spec import DATASET_ID
+from api.schemas import Dataset, DatasetList, DatasetPreview, dataset_of, preview_of
+from grpo_core.spec import DATASET_ID, JobSpec
 from jobs.errors import NotFound
 
 DatasetId = Annotated[str, PathParameter(description="One of your data sets", schema_extra={"pattern": DATASET_ID})]
+Spec = NamedDependency[SkipValidation[JobSpec]]
 Received = NamedDependency[SkipValidation[Upload]]
 
 
 async def check_id(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
-    """Guard: whatever could not be the id of a data set is not the id of a data set."""
+    """Guard: answer 404 for anything that cannot be the id of a data set."""
     dataset_id = connection.path_params.get("dataset_id")
     if dataset_id is not None and not re.fullmatch(DATASET_ID, dataset_id):
         raise NotFound("data set", dataset_id[:80])
@@ -48,7 +49,7 @@ async def check_id(connection: ASGIConnection[Any, Any, Any, Any], _handler: Bas
         ResponseHeader(
             name="Idempotent-Replayed",
             value="",
-            description="`true` where an earlier request with the key stored it; this is its answer again",
+            description="`true` if an earlier request with the same key stored it; this is the same answer",
             documentation_only=True,
         ),
     ],
@@ -57,6 +58,8 @@ async def check_id(connection: ASGIConnection[Any, Any, Any, Any], _handler: Bas
         "bad_query",
         "bad_request",
         "body_too_large",
+        "too_many_uploads",
+        "no_room",
         "unsupported_media_type",
         "invalid_dataset",
         "idempotency_in_progress",
@@ -72,11 +75,11 @@ async def upload_dataset(
         str | None, QueryParameter(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$", description="A label")
     ] = None,
 ) -> Response[Dataset]:
-    """Store a JSONL file: one object a line, with a column for questions and one for answers."""
+    """Store a JSONL file: one object per line, with a column for questions and one for answers."""
     # Not a handler run in a thread: the upload's file is cleaned up by an asynchronous generator around this call.
     record, replayed = await sync_to_thread(service.store_dataset, upload.path, upload.summary, owner, name, once)
     headers = {"Location": f"/datasets/{record.id}", **(REPLAYED if replayed else {})}
-    return Response(dataset_of(record), status_code=201, headers=headers)
+    return Response(dataset_of(record, upload.summary.chats), status_code=201, headers=headers)
 
 
 @get(
@@ -90,20 +93,50 @@ async def upload_dataset(
 def list_datasets(
     owner: Owner,
     service: Service,
-    limit: Annotated[int, QueryParameter(ge=1, le=100, description="Data sets on a page")] = 20,
+    limit: Annotated[int, QueryParameter(ge=1, le=100, description="Data sets per page")] = 20,
     cursor: Annotated[
-        str | None, QueryParameter(description="`next_cursor` of the page before", schema_extra={"pattern": DATASET_ID})
+        str | None,
+        QueryParameter(description="`next_cursor` of the previous page", schema_extra={"pattern": DATASET_ID}),
     ] = None,
 ) -> DatasetList:
     """One page of the caller's uploads."""
     if cursor is not None and not re.fullmatch(DATASET_ID, cursor):
-        raise bad_query(bad_parameter("cursor", "is not a cursor", "Give the next_cursor of the page before."))
+        raise bad_query(bad_parameter("cursor", "is not a cursor", "Send the next_cursor of the previous page."))
     page = service.list_datasets(owner, limit=limit, cursor=cursor)
     return DatasetList(
         data=[dataset_of(record) for record in page.items],
         has_more=page.next_cursor is not None,
         next_cursor=page.next_cursor,
     )
+
+
+@post(
+    "/preview",
+    operation_id="previewDataset",
+    summary="The first rows, as the prompts they become",
+    opt=scope("jobs:read"),
+    status_code=200,
+    dependencies={"spec": Provide(read_spec)},
+    response_description="Columns and rows; nothing was stored",
+    responses=responses(
+        "bad_query",
+        *JSON_ERRORS,
+        "invalid_spec",
+        "rejected",
+    ),
+    sync_to_thread=True,
+)
+def preview_dataset(
+    spec: Spec,
+    owner: Owner,
+    service: Service,
+    limit: Annotated[int, QueryParameter(ge=1, le=50, description="Rows to show")] = 10,
+) -> DatasetPreview:
+    """The columns of the upload or S3 object that a job spec names, and its first rows as the job would ask them.
+
+    Only `data` and `rewards.tags` of the spec matter.
+    """
+    return preview_of(spec, service.records(spec, owner), limit)
 
 
 @delete(
@@ -117,7 +150,7 @@ def list_datasets(
     sync_to_thread=True,
 )
 def delete_dataset(dataset_id: DatasetId, owner: Owner, service: Service) -> None:
-    """Delete an upload. There is no way back; what jobs drew from it stays with the jobs."""
+    """Delete an upload. This cannot be undone. Questions that jobs used stay with those jobs."""
     service.delete_dataset(dataset_id, owner)
 
 
@@ -130,15 +163,15 @@ def delete_dataset(dataset_id: DatasetId, owner: Owner, service: Service) -> Non
     sync_to_thread=True,
 )
 def get_dataset(dataset_id: DatasetId, owner: Owner, service: Service) -> Dataset:
-    """What is known of an uploaded file."""
+    """Rows, columns and SHA-256 of an upload."""
     return dataset_of(service.get_dataset(dataset_id, owner))
 
 
 def router(max_bytes: int) -> Router:
-    """The routes, with uploads of up to so many bytes."""
+    """The routes, with this limit of bytes for an upload."""
     return Router(
         "/datasets",
-        route_handlers=[upload_dataset, list_datasets, get_dataset, delete_dataset],
+        route_handlers=[upload_dataset, preview_dataset, list_datasets, get_dataset, delete_dataset],
         guards=[check_id],
         request_max_body_size=max_bytes,
         tags=["datasets"],

@@ -32,17 +32,18 @@ def health() -> Health:
     opt=PUBLIC,
     security=[{}],
     responses={503: ResponseSpec(Readiness, generate_examples=False, description="A server does not answer")},
-    sync_to_thread=True,
+    sync_to_thread=False,
 )
 def readiness(service: Service) -> Response[Readiness]:
-    """For a readiness probe: asks Valkey and the object store."""
+    """For a readiness probe: the latest result of the regular checks of Valkey and the object store."""
     checks = service.health()
     ready = all(verdict == "ok" for verdict in checks.values())
     return Response(
-        # The verdict is enough for a probe; why a server is away is in the log, not for people without a key.
+        # A probe needs only the result. Why a server is away is in the log, and not for clients without a key.
         Readiness(
             status="ready" if ready else "not_ready",
             checks={name: "ok" if verdict == "ok" else "no answer" for name, verdict in checks.items()},
+            warnings=service.valkey.warnings() if ready else [],
         ),
         status_code=200 if ready else 503,
     )

@@ -1,31 +1,34 @@
-"""The routes below /jobs: submit, list, look, cancel, pause, resume, and read what a job has said and left.
+"""The routes below /jobs: submit, list, read, cancel, pause and resume jobs, and read their events, metrics and files.
 
-Handlers only translate between HTTP and `jobs.service`, in a thread each, since that is synchronous; streams of
-events are `api.streams`'s. Invariant: an
-id that cannot be a job's never reaches the service.
+Handlers only translate between HTTP and `jobs.service`, each in a thread, because that is synchronous. Event streams
+are in `api.streams`. Invariant: an id that cannot be a job's never reaches the service.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
+from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
-from litestar import Request, Response, Router, delete, get, post
+from litestar import MediaType, Request, Response, Router, delete, get, post
 from litestar.concurrency import sync_to_thread
 from litestar.connection import ASGIConnection
-from litestar.datastructures import ResponseHeader
+from litestar.datastructures import ResponseHeader, State
 from litestar.di import NamedDependency, Provide
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.params import FromQuery, PathParameter, QueryParameter, SkipValidation
 from litestar.response import Stream
+from litestar.serialization import encode_json
 
 from api import metric_table
+from api.audit import audited
 from api.auth import scope
-from api.bodies import read_spec
+from api.bodies import JSON_ERRORS, read_spec
 from api.dependencies import Owner, Service
 from api.idempotency import REPLAYED, Once, submission_key
+from api.places import Places
 from api.problems import ApiError, bad_parameter, responses
 from api.queries import Metadata, bad_query, metadata_filter
 from api.schemas import (
@@ -33,6 +36,7 @@ from api.schemas import (
     CheckpointList,
     DryRun,
     EventList,
+    EventWord,
     Job,
     JobDetail,
     JobList,
@@ -49,26 +53,30 @@ from api.schemas import (
 from api.streams import HEADERS, MEDIA_TYPE, EventStreams
 from grpo_core.spec import JOB_ID, JobSpec
 from jobs.errors import NotFound
-from jobs.record import JobStatus
 from jobs.service import Preview
-
-EventType = Literal["status", "metric", "sample", "checkpoint", "evaluation", "warning", "log", "error"]
+from jobs.store.job import JobStatus
 
 JobId = Annotated[str, PathParameter(description="One of your jobs", schema_extra={"pattern": JOB_ID})]
 Spec = NamedDependency[SkipValidation[JobSpec]]
+Searches = NamedDependency[SkipValidation[Places]]
 
 MAX_SEQ = 2**53
-"""Above it a number is not exact in JavaScript, and none of ours."""
+"""Larger numbers are not exact in JavaScript, and we issue none."""
 
 READ = scope("jobs:read")
 WRITE = scope("jobs:write")
 
 
 async def check_id(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
-    """Guard: whatever could not be the id of a job is not the id of a job."""
+    """Guard: answer 404 for anything that cannot be the id of a job."""
     job_id = connection.path_params.get("job_id")
     if job_id is not None and not re.fullmatch(JOB_ID, job_id):
         raise NotFound("job", job_id[:80])
+
+
+def searches_of(state: State) -> Places:
+    """Dependency: limits concurrent searches through lists."""
+    return state.searches
 
 
 @post(
@@ -82,7 +90,7 @@ async def check_id(connection: ASGIConnection[Any, Any, Any, Any], _handler: Bas
         ResponseHeader(
             name="Idempotent-Replayed",
             value="",
-            description="`true` where an earlier request with the key made the job; this is its answer again",
+            description="`true` if an earlier request with the same key created the job; this is the same answer",
             documentation_only=True,
         ),
     ],
@@ -91,16 +99,14 @@ async def check_id(connection: ASGIConnection[Any, Any, Any, Any], _handler: Bas
         200: ResponseSpec(DryRun, generate_examples=False, description="With dry_run: nothing was stored"),
         **responses(
             "bad_query",
-            "bad_request",
-            "invalid_json",
-            "empty_body",
-            "body_too_large",
-            "unsupported_media_type",
+            *JSON_ERRORS,
             "invalid_spec",
             "rejected",
             "idempotency_in_progress",
             "idempotency_key_reused",
             "too_many_jobs",
+            "gpu_quota",
+            "storage_quota",
         ),
     },
     sync_to_thread=True,
@@ -110,12 +116,14 @@ def submit(
     once: Once,
     owner: Owner,
     service: Service,
-    dry_run: Annotated[bool, QueryParameter(description="Only check the spec and say what it would become")] = False,
+    dry_run: Annotated[
+        bool, QueryParameter(description="Only check the spec, and show every value, the size and all warnings")
+    ] = False,
 ) -> Response[SubmittedJob]:
     """Store a job and queue it, or with `dry_run` check it and store nothing."""
     if dry_run:
         return _dry_run(spec, service.preview(spec, owner))
-    warnings = service.warnings(spec)  # first: a job that was accepted is always answered
+    warnings = service.warnings(spec)  # first, so that an accepted job always gets an answer
     record, replayed = service.submit_once(spec, owner, once) if once else (service.submit(spec, owner), False)
     job = submitted_job(record, warnings)
     headers = {"Location": job.links.self, **(REPLAYED if replayed else {})}
@@ -127,24 +135,29 @@ def submit(
     operation_id="listJobs",
     summary="List your jobs, newest first",
     opt=READ,
-    dependencies={"metadata": Provide(metadata_filter, sync_to_thread=False)},
-    responses=responses("bad_query"),
+    dependencies={
+        "metadata": Provide(metadata_filter, sync_to_thread=False),
+        "searches": Provide(searches_of, sync_to_thread=False),
+    },
+    responses=responses("bad_query", "too_many_searches"),
     sync_to_thread=True,
 )
 def list_jobs(
     owner: Owner,
     service: Service,
     metadata: Metadata,
-    limit: Annotated[int, QueryParameter(ge=1, le=100, description="Jobs on a page")] = 20,
+    searches: Searches,
+    limit: Annotated[int, QueryParameter(ge=1, le=100, description="Jobs per page")] = 20,
     cursor: Annotated[
-        str | None, QueryParameter(description="`next_cursor` of the page before", schema_extra={"pattern": JOB_ID})
+        str | None, QueryParameter(description="`next_cursor` of the previous page", schema_extra={"pattern": JOB_ID})
     ] = None,
     status: FromQuery[JobStatus | None] = None,
 ) -> JobList:
     """One page of the caller's jobs."""
     if cursor is not None and not re.fullmatch(JOB_ID, cursor):
-        raise bad_query(bad_parameter("cursor", "is not a cursor", "Give the next_cursor of the page before."))
-    page = service.list_jobs(owner, limit=limit, cursor=cursor, status=status, metadata=metadata)
+        raise bad_query(bad_parameter("cursor", "is not a cursor", "Send the next_cursor of the previous page."))
+    with searches.take(owner) if metadata else nullcontext():
+        page = service.list_jobs(owner, limit=limit, cursor=cursor, status=status, metadata=metadata)
     return JobList(
         data=[job_of(record) for record in page.items],
         has_more=page.next_cursor is not None,
@@ -155,21 +168,21 @@ def list_jobs(
 @get(
     "/{job_id:str}",
     operation_id="getJob",
-    summary="Look at a job",
+    summary="Read a job",
     opt=READ,
     responses=responses("bad_query", "not_found"),
     sync_to_thread=True,
 )
 def get_job(job_id: JobId, owner: Owner, service: Service) -> JobDetail:
-    """One job as it is now, and while it is queued, what it waits for."""
+    """One job in its current state and, while it is queued, what it waits for."""
     record = service.get(job_id, owner)
-    return job_detail(record, service.waiting(record))
+    return job_detail(record, service.waiting(record), service.trial_result(record))
 
 
 @delete(
     "/{job_id:str}",
     operation_id="deleteJob",
-    summary="Delete a job that has ended, with everything it left",
+    summary="Delete a job that has ended, with all its files",
     opt=WRITE,
     status_code=204,
     response_description="It is gone",
@@ -177,7 +190,7 @@ def get_job(job_id: JobId, owner: Owner, service: Service) -> JobDetail:
     sync_to_thread=True,
 )
 def delete_job(job_id: JobId, owner: Owner, service: Service) -> None:
-    """Delete a job's record, spec, completions, checkpoints and adapter. There is no way back."""
+    """Delete a job's record, spec, completions, checkpoints and adapter. This cannot be undone."""
     service.delete(job_id, owner)
 
 
@@ -189,13 +202,13 @@ def delete_job(job_id: JobId, owner: Owner, service: Service) -> None:
     status_code=200,
     response_description="The job is cancelled",
     responses={
-        202: ResponseSpec(Job, generate_examples=False, description="Its worker was told and will stop within seconds"),
+        202: ResponseSpec(Job, generate_examples=False, description="Its worker will stop within seconds"),
         **responses("bad_query", "not_found", "conflict"),
     },
     sync_to_thread=True,
 )
 def cancel(job_id: JobId, owner: Owner, service: Service) -> Response[Job]:
-    """End a job: at once where no worker has it."""
+    """Cancel a job; at once if no worker has it."""
     job = job_of(service.cancel(job_id, owner))
     return Response(job, status_code=202 if job.status is JobStatus.CANCELLING else 200)
 
@@ -208,13 +221,15 @@ def cancel(job_id: JobId, owner: Owner, service: Service) -> Response[Job]:
     status_code=200,
     response_description="The job is paused",
     responses={
-        202: ResponseSpec(Job, generate_examples=False, description="Its worker was told, and will save and let go"),
+        202: ResponseSpec(
+            Job, generate_examples=False, description="Its worker will save a checkpoint and release the job"
+        ),
         **responses("bad_query", "not_found", "conflict"),
     },
     sync_to_thread=True,
 )
 def pause(job_id: JobId, owner: Owner, service: Service) -> Response[Job]:
-    """Set a job aside: at once where no worker has it, else once its worker has saved a checkpoint."""
+    """Pause a job: at once if no worker has it, otherwise after its next checkpoint."""
     job = job_of(service.pause(job_id, owner))
     return Response(job, status_code=202 if job.status is JobStatus.PAUSING else 200)
 
@@ -230,18 +245,20 @@ def pause(job_id: JobId, owner: Owner, service: Service) -> Response[Job]:
     sync_to_thread=True,
 )
 def resume(job_id: JobId, owner: Owner, service: Service) -> Job:
-    """Put a paused job back into the queue, to go on from its last checkpoint."""
+    """Queue a paused job again; it resumes from its last checkpoint."""
     return job_of(service.resume(job_id, owner))
 
 
 @get(
     "/{job_id:str}/events",
     operation_id="listEvents",
-    summary="What has happened to a job",
+    summary="The events of a job",
     opt=READ,
     responses={
         204: ResponseSpec(
-            None, generate_examples=False, description="With text/event-stream: the job has ended and all was read"
+            None,
+            generate_examples=False,
+            description="With text/event-stream: the job has ended and all events were read",
         ),
         **responses("bad_query", "bad_request", "not_found", "too_many_streams"),
     },
@@ -254,32 +271,46 @@ async def list_events(
     after: Annotated[int, QueryParameter(ge=0, le=MAX_SEQ, description="Only events numbered above this")] = 0,
     limit: Annotated[int, QueryParameter(ge=1, le=1000, description="Not with text/event-stream")] = 100,
     type: Annotated[  # noqa: A002 - the parameter's name
-        list[EventType] | None, QueryParameter(description="Only these types; may be repeated")
+        list[EventWord] | None, QueryParameter(description="Only these types; may be repeated")
     ] = None,
 ) -> Response[EventList]:
-    """A job's events in order: those there are as JSON, or with `Accept: text/event-stream` also those to come."""
+    """A job's events in order: past events as JSON, or with `Accept: text/event-stream` past and future events."""
     if request.accept.best_match(["application/json", MEDIA_TYPE], "application/json") == MEDIA_TYPE:
         await sync_to_thread(service.get, job_id, owner)
-        return await _stream_events(request, job_id, after, type or ())
-    found = await sync_to_thread(service.events, job_id, owner, after=after, limit=limit, types=type or ())
-    events = [event_of(event) for event in found]
-    return Response(EventList(data=events, next_after=events[-1].seq if events else after))
+        return await _stream_events(request, owner, job_id, after, type or ())
+
+    def read() -> bytes:
+        found = service.events(job_id, owner, after=after, limit=limit, types=type or ())
+        events = [event_of(event) for event in found]
+        return encode_json(EventList(data=events, next_after=events[-1].seq if events else after))
+
+    # Encoded in the thread too, because a page may have megabytes.
+    body: Any = await sync_to_thread(read)
+    return Response(body, media_type=MediaType.JSON)
 
 
-async def _stream_events(request: Request[Any, Any, Any], job_id: str, after: int, types: Collection[str]) -> Any:
+async def _stream_events(
+    request: Request[Any, Any, Any], owner: str, job_id: str, after: int, types: Collection[str]
+) -> Any:
     if "limit" in request.query_params:
         raise bad_query(bad_parameter("limit", "has no meaning for a stream", "Remove it."))
     streams: EventStreams = request.app.state.streams
-    streams.check_room()
-    page = await streams.page(job_id, _last_event_id(request, after), types)
-    if page.ended and not page.events:
-        # Browsers come back after every end; this answer tells them that there is nothing to come back for.
+    seq = _last_event_id(request, after)
+    place = streams.places.take(owner)
+    try:
+        page = await streams.page(job_id, seq, types)
+    except BaseException:
+        place.release()
+        raise
+    if page.ended and not page.frames:
+        place.release()
+        # Browsers reconnect after every end of a stream; 204 tells them to stop.
         return Response(None, status_code=204)
-    return Stream(streams.follow(job_id, page, types), media_type=MEDIA_TYPE, headers=HEADERS)
+    return Stream(streams.follow(job_id, page, types, place), media_type=MEDIA_TYPE, headers=HEADERS)
 
 
 def _last_event_id(request: Request[Any, Any, Any], after: int) -> int:
-    """Where a reader that comes back goes on; its address still says where it began."""
+    """Where a reconnecting reader continues; its address still has the original start."""
     given = request.headers.get("last-event-id")
     if not given:
         return after
@@ -303,7 +334,7 @@ def list_metrics(
     service: Service,
     after_step: Annotated[int, QueryParameter(ge=0, le=2**53, description="Only later steps")] = 0,
     format: Annotated[  # noqa: A002 - the parameter's name
-        Literal["json", "csv"] | None, QueryParameter(description="Wins over the Accept header")
+        Literal["json", "csv"] | None, QueryParameter(description="Takes precedence over the Accept header")
     ] = None,
 ) -> Response[MetricList]:
     """A job's metrics in order of steps, as JSON or as CSV."""
@@ -311,9 +342,11 @@ def list_metrics(
     found = service.metrics(job_id, owner, after_step=after_step)
     vary = {"Vary": "Accept"}
     if format == "json" or (format is None and preferred == "application/json"):
-        return Response(MetricList(data=found), headers=vary)
-    rewards = service.get(job_id, owner).spec["rewards"]["weights"]
-    return _csv(metric_table.to_csv(found, rewards), f"{job_id}-metrics.csv", vary)
+        body: Any = encode_json(MetricList(data=found))
+        return Response(body, media_type=MediaType.JSON, headers=vary)
+    rewards = service.get(job_id, owner).spec["rewards"]
+    names = dict.fromkeys([*rewards["weights"], *rewards.get("graders", {})])
+    return _csv(metric_table.to_csv(found, names), f"{job_id}-metrics.csv", vary)
 
 
 def _csv(lines: Iterator[str], name: str, headers: dict[str, str]) -> Any:
@@ -324,27 +357,27 @@ def _csv(lines: Iterator[str], name: str, headers: dict[str, str]) -> Any:
 @get(
     "/{job_id:str}/checkpoints",
     operation_id="listCheckpoints",
-    summary="What a job has saved on its way, with links to download it",
-    opt=READ,
+    summary="The checkpoints of a job, with download links",
+    opt={**READ, **audited("linkCheckpoints")},
     responses=responses("bad_query", "not_found"),
     sync_to_thread=True,
 )
 def list_checkpoints(job_id: JobId, owner: Owner, service: Service) -> CheckpointList:
-    """A job's whole checkpoints so far, also while it runs; older ones go as the job goes on."""
+    """A job's complete checkpoints so far, also while it runs; older ones are pruned."""
     return CheckpointList(data=[checkpoint_of(found) for found in service.checkpoints(job_id, owner)])
 
 
 @get(
     "/{job_id:str}/artifacts",
     operation_id="listArtifacts",
-    summary="What a job has left, with links to download it",
-    opt=READ,
+    summary="The files of a job, with download links",
+    opt={**READ, **audited("linkArtifacts")},
     responses=responses("bad_query", "not_found"),
     sync_to_thread=True,
 )
 def list_artifacts(job_id: JobId, owner: Owner, service: Service) -> ArtifactList:
     """A job's stored files; none before it has ended."""
-    # The record first: a job that ends between the two calls is then reported as incomplete, never the reverse.
+    # The record first, so that a job that ends between the two calls is reported as incomplete, never the reverse.
     record = service.get(job_id, owner)
     return artifacts_of(service.artifacts(job_id, owner), record)
 

@@ -1,4 +1,4 @@
-"""The route /rewards: the functions that a spec can weigh."""
+"""The route /rewards: the reward functions."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ from grpo_core.rewards import RewardMode, describe
     sync_to_thread=False,
 )
 def list_rewards(mode: FromQuery[RewardMode | None] = None) -> RewardList:
-    """What each reward function pays for, in both modes or in one."""
+    """The reward functions, in both modes or in one."""
     modes: tuple[RewardMode, ...] = (mode,) if mode else ("fixed", "published")
     return RewardList(data=[reward_of(info) for each in modes for info in describe(each)])

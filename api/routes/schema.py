@@ -1,7 +1,8 @@
-"""What is served below /schema beside the OpenAPI document: the job spec's JSON Schema and the page's script."""
+"""The routes below /schema besides the OpenAPI document: the job spec's JSON Schema and the page's script."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,13 @@ def job_schema() -> dict[str, Any]:
     return json_schema()
 
 
-@get("/schema/redoc.js", opt=PUBLIC, include_in_schema=False, media_type=MediaType.TEXT, sync_to_thread=True)
+@get("/schema/redoc.js", opt=PUBLIC, include_in_schema=False, media_type=MediaType.TEXT, sync_to_thread=False)
 def script() -> Response[bytes]:
-    """The documentation page's script, from our own address: there is no content network to reach or to trust."""
-    return Response(SCRIPT.read_bytes(), media_type="text/javascript", headers={"Cache-Control": "max-age=86400"})
+    """The documentation page's script, served from our own address, so that no content network is needed or trusted."""
+    return Response(_script(), media_type="text/javascript", headers={"Cache-Control": "max-age=86400"})
+
+
+@cache
+def _script() -> bytes:
+    """Read once at start-up, because clients without a key may request it and should occupy no thread."""
+    return SCRIPT.read_bytes()

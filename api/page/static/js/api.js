@@ -20,7 +20,12 @@ export function whenLoggedOut(call) {
   onLoggedOut = call;
 }
 
+/**
+ * @param {string} path
+ * @param {{method?: string, body?: any, type?: string, headers?: Record<string, string>, quiet?: boolean}} [how]
+ */
 export async function request(path, { method = "GET", body, type = "application/json", headers = {}, quiet = false } = {}) {
+  /** @type {RequestInit & {headers: Record<string, string>}} */
   const options = { method, headers: { Accept: "application/json", ...headers }, credentials: "same-origin", cache: "no-store" };
   if (method !== "GET") options.headers["X-GRPO-Page"] = "1";
   if (body !== undefined) {
@@ -40,6 +45,7 @@ export async function request(path, { method = "GET", body, type = "application/
 }
 
 export const get = (path) => request(path);
+/** @type {(path: string, body?: any, how?: object) => Promise<any>} */
 export const post = (path, body, options = {}) => request(path, { method: "POST", body, ...options });
 
 export const logIn = (key) => post("/session", { key }, { quiet: true });
@@ -77,6 +83,7 @@ export function query(values) {
   return text ? `?${text}` : "";
 }
 
+/** @type {any} */
 let schema = null;
 
 /** The job spec's JSON Schema, asked for once. */

@@ -4,8 +4,6 @@
 import { append, fill, h, raw } from "./dom.js";
 import { number, t } from "./i18n.js";
 
-/* global uPlot */
-
 const SYNC = "steps";
 const TABLE_ROWS = 200;
 
@@ -36,8 +34,22 @@ function canvasAlpha(colour, alpha) {
  * a click opens.
  */
 export class Chart {
+  /**
+   * @param {{
+   *   title: string, hint?: string, series: any[], band?: {low: Function, high: Function} | null,
+   *   marks?: (() => {step: number, kind: string}[]) | null, onStep?: ((step: number) => void) | null,
+   *   height?: number, format?: (value: any) => string, big?: boolean, range?: any,
+   * }} how
+   */
   constructor({ title, hint = "", series, band = null, marks = null, onStep = null, height = 180, format = number, big = false, range = null }) {
-    Object.assign(this, { title, series, band, marks, onStep, height, format, range });
+    this.title = title;
+    this.series = series;
+    this.band = band;
+    this.marks = marks;
+    this.onStep = onStep;
+    this.height = height;
+    this.format = format;
+    this.range = range;
     this.hidden = new Set();
     this.data = [[]];
     this.sources = [];
@@ -96,7 +108,8 @@ export class Chart {
   columns(metrics) {
     const steps = metrics.map((metric) => metric.step);
     const columns = [steps, ...this.series.map((one) => metrics.map((metric) => one.value(metric) ?? null))];
-    if (this.band) columns.push(metrics.map((metric) => this.band.high(metric) ?? null), metrics.map((metric) => this.band.low(metric) ?? null));
+    const { band } = this;
+    if (band) columns.push(metrics.map((metric) => band.high(metric) ?? null), metrics.map((metric) => band.low(metric) ?? null));
     return columns;
   }
 
@@ -208,12 +221,13 @@ export class Chart {
   }
 
   showAt(place) {
-    if (!this.values) return;
+    const { values } = this;
+    if (!values) return;
     const at = place ?? this.data[0].length - 1;
     const step = this.data[0][at];
     this.step.textContent = step === undefined ? "" : t("chart.step", { step: number(step) });
     this.series.forEach((_, index) => {
-      this.values[index].textContent = step === undefined ? "–" : this.format(this.data[index + 1][at]);
+      values[index].textContent = step === undefined ? "–" : this.format(this.data[index + 1][at]);
     });
   }
 

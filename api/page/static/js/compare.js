@@ -4,8 +4,9 @@ import { Asking, get, query as queryString } from "./api.js";
 import { fill, h, raw, redraw } from "./dom.js";
 import { duration, fixed, number, percent, t } from "./i18n.js";
 import { Chart } from "./charts.js";
+import { drawable } from "./metrics.js";
 import { badge, busy, empty, jobName, problemCard } from "./parts.js";
-import { flatten, keysOf, shown } from "./spec.js";
+import { flatten, isSame, keysOf, shown } from "./spec.js";
 
 const IGNORED = new Set(["/name", "/schema_version"]);
 
@@ -15,7 +16,7 @@ export async function compareView(_, query) {
   const body = h("div", {});
   const form = h("div", { class: "filters compare-picks" });
   const element = h("div", {}, h("h1", { tabindex: "-1" }, t("compare.title")), form, body);
-  let ids = read(query);
+  let ids = idsIn(query);
   const asking = new Asking();
 
   function load() {
@@ -65,7 +66,7 @@ export async function compareView(_, query) {
   return {
     element,
     go(_parameters, next) {
-      ids = read(next);
+      ids = idsIn(next);
       load();
       return true;
     },
@@ -77,7 +78,7 @@ export async function compareView(_, query) {
   };
 }
 
-function read(query) {
+function idsIn(query) {
   return { a: query.get("a") ?? "", b: query.get("b") ?? "" };
 }
 
@@ -101,24 +102,20 @@ function merge(sides) {
 function overlays(sides) {
   const names = sides.map((one, place) => `${place ? "B" : "A"} · ${jobName(one.job)}`);
   const both = (read) => names.map((label, place) => ({ label, colour: place * 2, value: (row) => (row.sides[place] ? read(row.sides[place]) : null) }));
-  const rewards = [...new Set(sides.flatMap((one) => one.metrics.flatMap((metric) => Object.keys(metric.rewards ?? {}))))];
-  const any = (read) => sides.some((one) => one.metrics.some((metric) => Number.isFinite(read(metric))));
-  const share = (value) => percent(value, 0);
-  const candidates = [
-    { title: t("metric.reward"), big: true, height: 260, format: (value) => fixed(value, 2), read: (m) => m.reward },
-    ...rewards.map((name) => ({ title: t("compare.reward.of", { name }), format: (value) => fixed(value, 2), read: (m) => m.rewards?.[name] })),
-    { title: t("metric.length"), format: (value) => number(value, 3), read: (m) => m.completion_tokens_mean },
-    { title: t("metric.truncated"), format: share, read: (m) => m.truncated_share },
-    { title: t("metric.zero_variance"), format: share, read: (m) => m.zero_variance_share },
-    { title: t("metric.kl"), read: (m) => m.kl },
-    { title: t("metric.entropy"), read: (m) => m.entropy },
-    { title: t("metric.seconds"), format: (value) => number(value, 3), read: (m) => m.seconds?.total },
-  ];
-  return candidates.filter(({ read }) => any(read)).map(({ read, ...rest }) => ({ ...rest, series: both(read) }));
+  const all = drawable(sides.flatMap((one) => one.metrics));
+  return all.flatMap(({ name, title, format, isByName, series }) =>
+    (isByName ? series : series.slice(0, 1)).map(({ label, value }) => ({
+      title: isByName ? t("compare.reward.of", { name: label }) : title,
+      format,
+      ...(name === "reward" ? { big: true, height: 260 } : {}),
+      series: both(value),
+    })),
+  );
 }
 
 function results(sides) {
   const tail = (one) => one.metrics.slice(-Math.max(1, Math.round(one.metrics.length / 10))).map((metric) => metric.reward);
+  /** @type {[string, (one: any) => unknown][]} */
   const rows = [
     ["jobs.state", ({ job }) => badge(job.status)],
     ["metric.step", ({ job }) => number(job.step)],
@@ -146,7 +143,7 @@ function heads(sides) {
 
 function differences(sides) {
   const [a, b] = sides.map((one) => flatten(one.job.spec));
-  const pointers = [...new Set([...a.keys(), ...b.keys()])].filter((pointer) => !IGNORED.has(pointer) && JSON.stringify(a.get(pointer)) !== JSON.stringify(b.get(pointer))).sort();
+  const pointers = [...new Set([...a.keys(), ...b.keys()])].filter((pointer) => !IGNORED.has(pointer) && !isSame(a.get(pointer), b.get(pointer))).sort();
   const cell = (value) => h("td", { translate: "no", class: "breaks" }, value === undefined ? "–" : shown(value));
   return h(
     "section",

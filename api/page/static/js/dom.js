@@ -34,7 +34,8 @@ export function fill(element, ...children) {
 
 /** Put new children in the place of the old ones; what had the keyboard gives it to its successor, by `data-focus`. */
 export function redraw(element, ...children) {
-  const focused = element.contains(document.activeElement) ? document.activeElement.dataset.focus : undefined;
+  const active = document.activeElement;
+  const focused = active instanceof HTMLElement && element.contains(active) ? active.dataset.focus : undefined;
   fill(element, ...children);
   if (focused) element.querySelector(`[data-focus="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
   return element;
@@ -47,6 +48,7 @@ export function raw(text, attributes = {}) {
 
 /** A function that runs at most once in `ms`, and once more after the last call. */
 export function throttle(call, ms) {
+  /** @type {number | null} */
   let timer = null;
   let again = false;
   const run = () => {

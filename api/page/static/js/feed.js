@@ -27,8 +27,10 @@ export class JobFeed {
     this.steps = new Map();
     this.source = null;
     this.closed = false;
-    this.timer = null;
-    this.retry = null;
+    /** @type {number | undefined} */
+    this.timer = undefined;
+    /** @type {number | undefined} */
+    this.retry = undefined;
     this.comingBack = new Asking();
     this.readingJob = new Asking();
     this.rereading = new Asking();
@@ -128,7 +130,8 @@ export class JobFeed {
         this.take(type, JSON.parse(message.data));
       });
     }
-    source.onerror = (message) => {
+    // An event named `error` that the service sent has data; the browser's own has none.
+    source.onerror = (/** @type {Event & {data?: string}} */ message) => {
       if (message.data !== undefined || this.source !== source) return;
       if (this.job && ENDED.has(this.job.status)) {
         this.unfollow();
@@ -169,7 +172,7 @@ export class JobFeed {
     } else {
       this.takeEvent(event);
       // It is safe once it is in storage, a moment after the run has written it.
-      if (type === "checkpoint") setTimeout(() => this.closed || this.readJob(), SAVED_MS);
+      if (type === "checkpoint") setTimeout(() => this.readJob(), SAVED_MS);
       if (type === "log" && event.data.code === "resumed") this.reread();
       if (type === "status" && ENDED.has(event.data.status)) {
         this.unfollow();

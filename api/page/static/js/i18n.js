@@ -9,15 +9,18 @@ let words = {};
 let fallback = {};
 let formats = {};
 let service = {};
+/** What there is to draw of a job's metrics, as the service describes it: see `metrics.js`. */
+export let charts = [];
 export let language = "en";
 
 /** Load the catalogue of the language that was chosen, or else of the first one the browser asks for that there is. */
 export async function loadWords() {
-  const asked = [localStorage.getItem(STORED), ...(navigator.languages ?? [])].filter(Boolean);
+  const asked = [localStorage.getItem(STORED), ...(navigator.languages ?? [])].filter((tag) => typeof tag === "string");
   language = asked.map((tag) => tag.toLowerCase().split("-")[0]).find((tag) => tag in LANGUAGES) ?? "en";
   const isOther = language !== "en";
-  const [chosen, english, told] = await Promise.all([catalogue(language), isOther ? catalogue("en") : null, isOther ? catalogue(`${language}.service`) : {}]);
+  const [chosen, english, told, drawn] = await Promise.all([catalogue(language), isOther ? catalogue("en") : null, isOther ? catalogue(`${language}.service`) : {}, file("charts")]);
   service = told;
+  charts = drawn;
   words = chosen;
   fallback = english ?? chosen;
   formats = {};
@@ -36,15 +39,22 @@ export function serviceWords(name, values) {
   return found === undefined ? null : filled(found, values);
 }
 
-async function catalogue(name) {
-  return (await fetch(`/page/locale/${name}.json`)).json();
+const catalogue = (name) => file(`locale/${name}`);
+
+async function file(name) {
+  return (await fetch(`/page/${name}.json`)).json();
 }
 
 export function chooseLanguage(name) {
   localStorage.setItem(STORED, name);
 }
 
-/** The words for a key, `{name}` replaced by values; `{n, plural}` forms are keys ending in `.one` and `.other`. */
+/**
+ * The words for a key, `{name}` replaced by values; `{n, plural}` forms are keys ending in `.one` and `.other`.
+ *
+ * @param {string} key
+ * @param {Record<string, any>} [values]
+ */
 export function t(key, values = {}) {
   let found = words[key] ?? fallback[key];
   if (found === undefined && "n" in values) {
@@ -112,6 +122,7 @@ export function bytes(value) {
 /** A length of time in its two largest units. */
 export function duration(seconds) {
   if (seconds === null || !Number.isFinite(seconds)) return "–";
+  /** @type {[string, number][]} */
   const units = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
   let rest = Math.max(0, seconds < 10 ? Math.round(seconds * 10) / 10 : Math.round(seconds));
   const parts = [];
@@ -126,10 +137,22 @@ export function duration(seconds) {
   return parts.join(language === "zh" ? "" : " ");
 }
 
+/** The same for an estimate: no seconds once there are minutes. */
+export function roughly(seconds) {
+  return duration(seconds < 60 ? seconds : 60 * Math.round(seconds / 60));
+}
+
+/** Memory in the unit that GPUs are sold in. */
+export function gpuMemory(size) {
+  return `${format({}).format(Math.ceil(size / 2 ** 30))} GB`;
+}
+
 function ago(date) {
   const seconds = (date.getTime() - Date.now()) / 1000;
   const relative = new Intl.RelativeTimeFormat(language, { numeric: "auto", style: "short" });
-  for (const [unit, length] of [["day", 86400], ["hour", 3600], ["minute", 60]]) {
+  /** @type {[Intl.RelativeTimeFormatUnit, number][]} */
+  const units = [["day", 86400], ["hour", 3600], ["minute", 60]];
+  for (const [unit, length] of units) {
     if (Math.abs(seconds) >= length) return relative.format(Math.trunc(seconds / length), unit);
   }
   return relative.format(Math.trunc(seconds / 10) * 10, "second");
@@ -148,7 +171,9 @@ export function time(iso, attributes = {}) {
 
 /** Bring every moment on the page up to date. */
 export function refreshTimes() {
-  for (const element of document.querySelectorAll("time[datetime]:not([data-clock])")) {
+  /** @type {NodeListOf<HTMLTimeElement>} */
+  const moments = document.querySelectorAll("time[datetime]:not([data-clock])");
+  for (const element of moments) {
     element.textContent = ago(new Date(element.dateTime));
   }
 }

@@ -3,7 +3,7 @@
 import { post, query as queryString, request } from "./api.js";
 import { fill, h, raw, redraw } from "./dom.js";
 import { duration, fixed, number, percent, signed, t, time } from "./i18n.js";
-import { badge, confirmed, copyButton, failureCard, jobName, problemCard, progressBar, tile, toast } from "./parts.js";
+import { badge, confirmed, copyButton, failureCard, jobName, nowhere, problemCard, progressBar, prose, tile, toast } from "./parts.js";
 import { ENDED, JobFeed } from "./feed.js";
 import { curvesTab } from "./curves.js";
 import { eventsTab } from "./events.js";
@@ -39,6 +39,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
   );
 
   let shownTab = null;
+  /** @type {import("./parts.js").View | null} */
   let opened = null;
   let drawnActions = "";
 
@@ -62,9 +63,10 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
     showTiles();
     drawNotes(feed.job);
     panel.setAttribute("aria-label", t(`tab.${wanted}`));
-    opened = TABS[wanted](feed, values, (path, parameters = {}) => (location.hash = `/jobs/${id}/${path}${queryString(parameters)}`));
-    fill(panel, opened.element);
-    opened.update?.();
+    const made = TABS[wanted](feed, values, (path, parameters = {}) => (location.hash = `/jobs/${id}/${path}${queryString(parameters)}`));
+    opened = made;
+    fill(panel, made.element);
+    made.update?.();
   }
 
   /** A row of dashes tells nothing: before the first step only the progress is there. */
@@ -78,7 +80,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
     if (feed.state === "gone") {
       opened?.close?.();
       opened = null;
-      fill(element, h("h1", { tabindex: "-1" }, t("nowhere.title")), h("p", {}, h("a", { href: "#/" }, t("nav.jobs"))));
+      fill(element, nowhere());
       return;
     }
     fill(state, badge(job.status, MOVING.has(job.status) ? job.phase : null));
@@ -101,7 +103,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
     const first = feed.metrics.slice(0, Math.max(1, Math.min(5, Math.floor(feed.metrics.length / 2))));
     const begun = mean(first.map((metric) => metric.reward));
     const now = mean(feed.metrics.slice(-5).map((metric) => metric.reward));
-    const change = feed.metrics.length > 5 ? t("tile.since", { change: signed(now - begun, 2) }) : null;
+    const change = begun !== null && now !== null && feed.metrics.length > 5 ? t("tile.since", { change: signed(now - begun, 2) }) : null;
     fill(
       tiles,
       tile(t("metric.reward"), fixed(last?.reward, 2), change),
@@ -135,6 +137,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
     const cards = [];
     const after = feed.events.findLast((event) => event.type === "evaluation" && event.data.paired);
     if (shownTab === "curves" && job.status === "succeeded" && after) cards.push(verdictCard(after.data, id));
+    if (shownTab === "curves" && job.result) cards.push(trialCard(job.result, id));
     const latest = new Map(feed.events.filter((event) => event.type === "warning").map((event) => [event.data.code, event]));
     const isOverview = shownTab === "curves";
     for (const event of isOverview ? [...latest.values()].slice(-3) : []) cards.push(warningCard(event, id));
@@ -202,19 +205,41 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
 
 /** What a queued job waits for: a worker at all, or that those before it are done. */
 function waitsFor(waiting) {
-  if (!waiting) return t("tile.waiting");
-  if (!waiting.workers) return [t("tile.waiting.none"), " ", raw(waiting.queue, { class: "code" })];
+  if (!waiting) return t("wait.turn");
+  if (waiting.reason === "newer_worker")
+    return [t("wait.newer_worker"), " · ", t("tile.waiting.formats", { needs: waiting.spec_format, reads: waiting.workers_spec_format })];
+  if (!waiting.workers) return [t(`wait.${waiting.reason}`), " · ", raw(waiting.queue, { class: "code" })];
   return t(waiting.ahead ? "tile.waiting.ahead" : "tile.waiting.next", { jobs: waiting.ahead, n: waiting.workers });
+}
+
+/** Whether training would learn anything, by what a trial drew. */
+function trialCard(result, id) {
+  const facts = [
+    ["trial.signal", percent(result.signal_share, 0)],
+    ["metric.reward", number(result.reward_mean)],
+    ["report.format", percent(result.format_share, 0)],
+    ["trial.length", number(result.completion_tokens_mean, 3)],
+    ["report.truncated", percent(result.truncated_share, 0)],
+    ["trial.step", duration(result.step_seconds)],
+  ];
+  return h(
+    "div",
+    { class: `card ${{ yes: "good", slowly: "warning" }[result.will_learn] ?? "danger"}` },
+    h("p", { class: "strong" }, t(`trial.${result.will_learn}`)),
+    h("p", {}, prose(result.sentence, { lang: "en" })),
+    h("dl", { class: "facts-list" }, facts.map(([name, value]) => h("div", {}, h("dt", {}, t(name)), h("dd", {}, raw(value))))),
+    h("div", { class: "actions" }, h("a", { class: "button", href: `#/new?from=${id}` }, t("trial.train")), h("a", { class: "button", href: `#/jobs/${id}/rollouts` }, t("trial.read"))),
+  );
 }
 
 /** How it ended, in a line: did it answer better. The report has the rest. */
 function verdictCard({ paired, ...after }, id) {
-  const { p_value: p, difference } = paired.strict;
+  const { p_value: p, difference } = paired.metric ?? paired.strict;
   const kind = p >= 0.05 ? "same" : difference > 0 ? "better" : "worse";
   return h(
     "div",
     { class: `card ended ${{ better: "good", worse: "danger", same: "" }[kind]}` },
-    h("p", { class: "warning-head" }, h("span", { class: "strong" }, t(`verdict.${kind}`)), h("span", {}, t("evaluation.strict"), " ", raw(`${percent(after.strict_accuracy - difference)} → ${percent(after.strict_accuracy)}`)), h("a", { href: `#/jobs/${id}/report` }, t("verdict.more"))),
+    h("p", { class: "warning-head" }, h("span", { class: "strong" }, t(`verdict.${kind}`)), paired.metric ? raw(`${number(paired.metric.before)} → ${number(paired.metric.after)}`) : h("span", {}, t("evaluation.strict"), " ", raw(`${percent(after.strict_accuracy - difference)} → ${percent(after.strict_accuracy)}`)), h("a", { href: `#/jobs/${id}/report` }, t("verdict.more"))),
   );
 }
 

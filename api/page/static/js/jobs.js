@@ -14,11 +14,12 @@ const STATUSES = ["queued", "running", "paused", "succeeded", "failed", "cancell
 export async function jobsView(_, query) {
   let filters = read(query);
   let pages = 1;
-  let curves = {};
+  const curves = {};
   const drawnAt = {};
   let chosen = new Set();
   const asking = new Asking();
-  let timer = null;
+  /** @type {number | undefined} */
+  let timer;
 
   const list = h("div", { id: "list" }, busy());
   const bar = h("div", { class: "filters" });

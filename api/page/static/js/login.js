@@ -1,6 +1,6 @@
 // Logging in with an API key: it is sent once, exchanged for a cookie, and forgotten.
 
-import { logIn } from "./api.js";
+import { Problem, logIn } from "./api.js";
 import { fill, h, raw } from "./dom.js";
 import { t } from "./i18n.js";
 import { problemCard } from "./parts.js";
@@ -29,7 +29,7 @@ export function logInView(onLoggedIn) {
       field.value = "";
       onLoggedIn(holder);
     } catch (error) {
-      fill(trouble, error.status === 401 ? h("div", { class: "card danger", role: "alert" }, h("p", { class: "strong" }, t("login.wrong")), h("p", {}, t("login.remedy"))) : problemCard(error));
+      fill(trouble, error instanceof Problem && error.status === 401 ? h("div", { class: "card danger", role: "alert" }, h("p", { class: "strong" }, t("login.wrong")), h("p", {}, t("login.remedy"))) : problemCard(error));
       field.focus();
       field.select();
     } finally {

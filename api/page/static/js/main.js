@@ -3,23 +3,27 @@
 import { logOut, who, whenLoggedOut, Problem } from "./api.js";
 import { fill, h, raw } from "./dom.js";
 import { LANGUAGES, chooseLanguage, language, loadWords, refreshTimes, t } from "./i18n.js";
-import { busy, closeDialogs, problemCard, toast } from "./parts.js";
+import { busy, closeDialogs, nowhere, problemCard, toast } from "./parts.js";
 import { compareView } from "./compare.js";
 import { jobView } from "./job.js";
 import { jobsView } from "./jobs.js";
 import { logInView } from "./login.js";
-import { submitView } from "./submit.js";
+import { newJobView } from "./newjob.js";
 
-const app = document.getElementById("app");
+const app = /** @type {HTMLElement} */ (document.getElementById("app"));
+/** @type {{owner: string, scopes: string[]} | null} */
 let holder = null;
+/** @type {(Partial<import("./parts.js").View> & {view: Function}) | null} */
 let current = null;
-let main = null;
+/** @type {HTMLElement} */
+let main;
 
+/** @type {[RegExp, (parameters: any, query: URLSearchParams, holder: any) => Promise<any>][]} */
 const VIEWS = [
   [/^\/$/, jobsView],
   [/^\/jobs\/(?<id>job-[0-9A-Z]{26})(?:\/(?<tab>[a-z]+))?$/, jobView],
   [/^\/compare$/, compareView],
-  [/^\/new$/, submitView],
+  [/^\/new$/, newJobView],
 ];
 
 /** What the address after `#` says: a path and its query. */
@@ -28,24 +32,34 @@ function place() {
   return { path: path || "/", query: new URLSearchParams(search) };
 }
 
+/** The view that a path names, and the parts of the path that it takes. */
+function viewOf(path) {
+  for (const [pattern, view] of VIEWS) {
+    const found = pattern.exec(path);
+    if (found) return { view, parameters: { ...found.groups } };
+  }
+  return { view: null, parameters: {} };
+}
+
 async function show() {
   if (!holder) return;
   closeDialogs();
   const { path, query } = place();
-  const [, view, parameters] = VIEWS.map(([pattern, make]) => [pattern, make, pattern.exec(path)?.groups ?? (pattern.test(path) ? {} : null)]).find(([, , found]) => found) ?? [];
+  const { view, parameters } = viewOf(path);
   // A view that can go there itself keeps what it has: the tabs of a job, the filters of a list.
-  if (current && view === current.view && current.go?.({ ...parameters }, query)) return;
+  if (current && view === current.view && current.go?.(parameters, query)) return;
   current?.close?.();
   current = null;
   if (!view) {
-    fill(main, h("h1", { tabindex: "-1" }, t("nowhere.title")), h("p", {}, h("a", { href: "#/" }, t("nav.jobs"))));
+    fill(main, nowhere());
     return;
   }
   fill(main, busy());
+  /** @type {Partial<import("./parts.js").View> & {view: Function}} */
   const opened = { view };
   current = opened;
   try {
-    const shown = await view({ ...parameters }, query, holder);
+    const shown = await view(parameters, query, holder);
     if (current !== opened) {
       shown.close?.();
       return;

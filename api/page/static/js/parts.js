@@ -4,11 +4,25 @@ import { Problem, Unreachable } from "./api.js";
 import { fill, h, raw } from "./dom.js";
 import { has, number, percent, t } from "./i18n.js";
 
+/**
+ * What a view gives: its element, and what it can do by itself.
+ *
+ * @typedef {{
+ *   element: Node, go?: (...values: any[]) => unknown, update?: () => void, repaint?: () => void, keep?: () => void,
+ *   close?: () => void,
+ * }} View
+ */
+
 export function busy() {
   return h("p", { class: "busy", role: "status" }, t("busy"));
 }
 
-/** What went wrong, in words; fields that are at fault each with the remedy. `again` is what a button tries again. */
+/**
+ * What went wrong, in words; fields that are at fault each with the remedy. `again` is what a button tries again.
+ *
+ * @param {unknown} error
+ * @param {{again?: (() => unknown) | null, skipFields?: boolean}} [how]
+ */
 export function problemCard(error, { again = null, skipFields = false } = {}) {
   const card = h("div", { class: "card danger", role: "alert" });
   const button = again ? h("p", {}, h("button", { type: "button", onclick: again }, t("problem.again"))) : null;
@@ -100,9 +114,16 @@ export function confirmed({ title, text, action, danger = false }) {
   });
 }
 
+/** Instead of a view: what the address names is not there. */
+export function nowhere() {
+  return [h("h1", { tabindex: "-1" }, t("nowhere.title")), h("p", {}, h("a", { href: "#/" }, t("nav.jobs")))];
+}
+
 /** What was asked in a view that is left is not asked any more. */
 export function closeDialogs() {
-  document.querySelectorAll("dialog[open]").forEach((dialog) => dialog.close());
+  /** @type {NodeListOf<HTMLDialogElement>} */
+  const dialogs = document.querySelectorAll("dialog[open]");
+  dialogs.forEach((dialog) => dialog.close());
 }
 
 /** A short message that goes away, also read aloud. */

@@ -46,7 +46,26 @@ function draw(report, feed) {
   return isOver ? empty(t("report.unfinished"), h("p", {}, t("report.unfinished.hint"))) : empty(t("report.none"), h("p", {}, t("report.none.hint")));
 }
 
+/** The verdict on the reward that a job with rewards of its own names. */
+function ownVerdict(evaluation) {
+  const own = evaluation.paired.metric;
+  const kind = own.p_value >= 0.05 ? "same" : own.difference > 0 ? "better" : "worse";
+  return h(
+    "div",
+    { class: "verdicts" },
+    h(
+      "section",
+      { class: `card verdict ${kind}` },
+      h("p", { class: "label" }, raw(evaluation.metric)),
+      h("p", { class: "difference" }, raw(`${own.difference > 0 ? "+" : ""}${own.difference.toPrecision(3)}`)),
+      h("p", { class: "strong" }, t(`verdict.${kind}`)),
+      h("p", { class: "hint" }, raw(own.verdict, { lang: "en" })),
+    ),
+  );
+}
+
 function verdicts(evaluation) {
+  if (evaluation.paired.metric) return ownVerdict(evaluation);
   return h(
     "div",
     { class: "verdicts" },
@@ -113,13 +132,15 @@ function intervalRow(name, stage, value, interval) {
 }
 
 function otherFigures(evaluation) {
-  const rows = [
+  /** @type {[string, string, (value: any) => string][]} */
+  const figures = [
     ["format", "strict_format_share", percent],
     ["truncated", "truncated_share", percent],
     ["reward", "reward", (value) => fixed(value, 2)],
     ["tokens", "completion_tokens", (value) => number(value, 3)],
     ["seconds", "seconds", duration],
-  ].filter(([, key]) => evaluation.before[key] !== undefined);
+  ];
+  const rows = figures.filter(([, key]) => evaluation.before[key] !== undefined);
   const head = h("tr", {}, h("td", {}), ["before", "after"].map((stage) => h("th", { scope: "col", class: "number" }, t(`evaluation.${stage}`))));
   return h("table", { class: "plain" }, h("thead", {}, head), h("tbody", {}, rows.map(([name, key, format]) => h("tr", {}, h("th", { scope: "row" }, t(`report.${name}`)), ["before", "after"].map((stage) => h("td", { class: "number", translate: "no" }, format(evaluation[stage][key])))))));
 }
@@ -141,7 +162,7 @@ function pairTable(evaluation) {
   const rows = readings.filter(([reading]) => evaluation.paired[reading]).map(([reading, name]) => {
     const paired = evaluation.paired[reading];
     const cell = (text) => h("td", { class: "number", translate: "no" }, text);
-    return h("tr", {}, h("th", { scope: "row" }, name), columns.map((name) => cell(number(paired.counts[name]))), cell(points(paired.difference)), cell(paired.interval.map(points).join(" … ")), cell(number(paired.p_value, 2)));
+    return h("tr", {}, h("th", { scope: "row" }, name), columns.map((column) => cell(number(paired.counts[column]))), cell(points(paired.difference)), cell(paired.interval.map(points).join(" … ")), cell(number(paired.p_value, 2)));
   });
   return h("table", { class: "plain" }, h("thead", {}, head), h("tbody", {}, rows));
 }

@@ -14,6 +14,7 @@ const PAGE = 48;
 export function rolloutsTab(feed, query, go) {
   let filters = read(query);
   /** What is shown; null while it is asked for. */
+  /** @type {any[] | null} */
   let loaded = null;
   let cursor = null;
   const asking = new Asking();
@@ -51,7 +52,7 @@ export function rolloutsTab(feed, query, go) {
   }
 
   function drawForm() {
-    const move = (by, label, text) => h("button", { type: "button", class: "icon", data: { focus: `move${by}` }, "aria-label": label, title: label, disabled: !moveTo(by), onclick: () => go("rollouts", { ...filters, step: moveTo(by) }) }, text);
+    const move = (by, says, text) => h("button", { type: "button", class: "icon", data: { focus: `move${by}` }, "aria-label": says, title: says, disabled: !moveTo(by), onclick: () => go("rollouts", { ...filters, step: moveTo(by) }) }, text);
     moves = [[-1, move(-1, t("rollouts.previous"), "‹")], [1, move(1, t("rollouts.next"), "›")]];
     redraw(
       form,
@@ -95,7 +96,7 @@ export function rolloutsTab(feed, query, go) {
   /** What is there stays, also where the rest cannot be had. */
   function loadMore() {
     list.querySelector(":scope > .danger")?.remove();
-    asking.ask(() => ask(cursor), { answered: (answer) => take([...loaded, ...answer.data], answer), refused: (error) => list.append(problemCard(error, { again: loadMore })) });
+    asking.ask(() => ask(cursor), { answered: (answer) => take([...(loaded ?? []), ...answer.data], answer), refused: (error) => list.append(problemCard(error, { again: loadMore })) });
   }
 
   function drawList() {
@@ -120,8 +121,7 @@ export function rolloutsTab(feed, query, go) {
   function group(rollouts, isCut) {
     const [first] = rollouts;
     const rewards = rollouts.map((rollout) => rollout.reward_total).filter((value) => value !== null);
-    const best = isCut || !rewards.length ? null : Math.max(...rewards);
-    const worst = isCut || !rewards.length ? null : Math.min(...rewards);
+    const [worst, best] = isCut || !rewards.length ? [null, null] : [Math.min(...rewards), Math.max(...rewards)];
     const across = filters.prompt ? h("a", { href: address({ step: first.step }) }, t("rollouts.whole.step", { step: number(first.step) })) : h("a", { href: address({ prompt: first.prompt_id, order: "step" }) }, t("rollouts.across"));
     return h(
       "article",
@@ -220,7 +220,11 @@ export function rolloutsTab(feed, query, go) {
   }
 }
 
-/** Two texts compared, in a dialog: as one text with changes, or side by side. */
+/**
+ * Two texts compared, in a dialog: as one text with changes, or side by side.
+ *
+ * @param {{heading: any, text: string}[]} texts
+ */
 export function diffDialog([before, after], question = null) {
   const body = h("div", { class: "diff-body" });
   let isColumns = window.innerWidth >= 900;

@@ -22,7 +22,7 @@ export function specTab(feed) {
       const [section, ...rest] = keysOf(pointer);
       const name = rest.length ? section : "";
       if (!sections.has(name)) sections.set(name, []);
-      sections.get(name).push([rest.join(".") || section, value, JSON.stringify(defaults.get(pointer)) !== JSON.stringify(value)]);
+      sections.get(name).push([rest.join(".") || section, value, !isSame(defaults.get(pointer), value)]);
     }
     const text = JSON.stringify(feed.job.spec, null, 2);
     fill(
@@ -50,6 +50,11 @@ export function flatten(value, pointer = "", found = new Map()) {
   return found;
 }
 
+/** Whether two values of a spec are the same JSON. */
+export function isSame(one, other) {
+  return JSON.stringify(one) === JSON.stringify(other);
+}
+
 export function shown(value) {
   if (value === null) return "null";
   if (typeof value === "string") return value === "" ? '""' : value;
@@ -57,12 +62,15 @@ export function shown(value) {
   return JSON.stringify(value);
 }
 
-/** What a schema gives where nothing is said. */
+/** What a schema gives where nothing is said. A section's own default leaves out fields that older workers do not know. */
 export function defaultsOf(schema, root) {
   const found = resolve(schema, root);
-  if ("default" in schema) return schema.default;
-  if (found.properties) return Object.fromEntries(Object.entries(found.properties).map(([name, one]) => [name, defaultsOf(one, root)]));
-  return "default" in found ? found.default : null;
+  const given = "default" in schema ? schema.default : undefined;
+  if (found.properties && given !== null) {
+    const each = Object.entries(found.properties).map(([name, one]) => [name, defaultsOf(one, root)]);
+    return { ...Object.fromEntries(each), ...given };
+  }
+  return given !== undefined ? given : "default" in found ? found.default : null;
 }
 
 export function resolve(schema, root) {

@@ -2,8 +2,6 @@
 
 import { h } from "./dom.js";
 
-/* global Diff */
-
 const DIFF_MS = 1000;
 const TAGS = /(<\/?(?:reasoning|answer|think|thinking)>)/g;
 

@@ -1,0 +1,50 @@
+// What is drawn of a job's metrics: the charts that the service describes, as far as there are numbers for them.
+
+import { bytes, charts, fixed, number, percent, t } from "./i18n.js";
+
+const SAMPLED = 50;
+
+const FORMATS = {
+  points: (value) => fixed(value, 2),
+  share: (value) => percent(value, 0),
+  tokens: (value) => number(value, 3),
+  s: (value) => number(value, 3),
+  GB: (value) => (value === null || value === undefined ? "–" : bytes(value * 1e9)),
+};
+
+/** The charts of these metrics: a CPU has no GPU memory, a run without KL term no KL. */
+export function drawable(metrics) {
+  const sample = metrics.length > 2 * SAMPLED ? [...metrics.slice(0, SAMPLED), ...metrics.slice(-SAMPLED)] : metrics;
+  return charts.map((one) => chart(one, sample)).filter(({ series }) => series.some(({ value }) => sample.some((metric) => Number.isFinite(value(metric)))));
+}
+
+function chart({ name, unit, by_name: isByName, lines, band }, sample) {
+  const read = (field) => (metric) => field.split(".").reduce((value, key) => value?.[key], metric);
+  const short = (field) => t(`metric.${field}.short`);
+  const hint = t(`metric.${name}.hint`);
+  return {
+    name,
+    isByName,
+    title: t(`metric.${name}`),
+    hint: band.length ? t("curves.band", { meaning: hint, band: band.map(short).join(" – ") }) : hint,
+    format: FORMATS[unit] ?? number,
+    range: unit === "share" ? shares : null,
+    series: isByName ? namesIn(sample, name).map((label) => ({ label, value: (metric) => metric[name]?.[label] })) : lines.map((field) => ({ label: field, name: short(field), text: short(field), value: read(field) })),
+    band: band.length ? edges(read(name), band.map(read)) : null,
+  };
+}
+
+function namesIn(sample, field) {
+  return [...new Set(sample.flatMap((metric) => Object.keys(metric[field] ?? {})))];
+}
+
+/** Of one field the width to either side, of two the edges. */
+function edges(middle, [low, high]) {
+  if (high) return { low, high };
+  const beside = (sign) => (metric) => (low(metric) === undefined ? null : middle(metric) + sign * low(metric));
+  return { low: beside(-1), high: beside(1) };
+}
+
+function shares(_, low, high) {
+  return [0, Math.max(0.1, Math.min(1, (high ?? 0) * 1.15))];
+}

@@ -1,0 +1,115 @@
+"""The table of commands: the client's own, and those that other installed packages add by entry point.
+
+Owns which module has a command, and the list in `grpo --help`. Invariant: reading the table imports no command.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
+
+ENTRY_POINTS = "grpo_client.commands"
+"""The group in which a package names its `CommandSet`."""
+
+INSTALL_COMPLETION = "--install-completion"
+OPTIONS = {
+    "--help": "Show this, or the options of a command.",
+    "--version": "Show the version.",
+    INSTALL_COMPLETION: "Let the shell complete commands and options (bash, zsh, fish).",
+}
+"""The options of `grpo` itself, with what they do."""
+
+
+class Command(NamedTuple):
+    """One command of `grpo`."""
+
+    words: str
+    """What a user types after `grpo`."""
+    function: str
+    """`module:function`, imported when the command runs."""
+    help: str
+
+    @property
+    def first(self) -> str:
+        """The first of its words."""
+        return self.words.split()[0]
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSet:
+    """The commands of one package."""
+
+    title: str
+    """Their heading in `grpo --help`."""
+    commands: tuple[Command, ...]
+    groups: tuple[tuple[str, str], ...] = ()
+    """First words that several commands share, each with a description."""
+
+    def has(self, word: str) -> bool:
+        """Whether one of these commands begins with `word`."""
+        return any(command.first == word for command in self.commands)
+
+    def only(self, word: str) -> Self:
+        """The commands that begin with `word`: a parser of all of them takes longer to build than most commands run."""
+        commands = tuple(command for command in self.commands if command.first == word)
+        return replace(self, commands=commands, groups=tuple(group for group in self.groups if group[0] == word))
+
+
+CLIENT = CommandSet(
+    title="Jobs and data",
+    groups=(("datasets", "Manage data sets."), ("graders", "Try graders before a job uses them.")),
+    commands=(
+        Command("submit", "grpo_client.cli.submit:submit", "Submit a job, and follow it with --wait."),
+        Command("try", "grpo_client.cli.trial:run_trial", "See whether a job would learn anything, before training."),
+        Command("list", "grpo_client.cli.jobs:list_jobs", "List your jobs, newest first."),
+        Command("show", "grpo_client.cli.jobs:show", "Show one job."),
+        Command("watch", "grpo_client.cli.watch:watch", "Follow a job to its end."),
+        Command("cancel", "grpo_client.cli.jobs:cancel", "Cancel a job."),
+        Command("pause", "grpo_client.cli.jobs:pause", "Pause a job: it saves a checkpoint and frees its GPU."),
+        Command("resume", "grpo_client.cli.jobs:resume", "Queue a paused job again."),
+        Command("usage", "grpo_client.cli.usage:usage", "Show your GPU-hours, storage and jobs, and their limits."),
+        Command("delete", "grpo_client.cli.jobs:delete", "Delete a job that has ended, with all its files."),
+        Command(
+            "metrics", "grpo_client.cli.metrics:metrics", "Print the metrics of each step of a job; --csv for a file."
+        ),
+        Command("download", "grpo_client.cli.jobs:download", "Download a job's files and check every hash."),
+        Command(
+            "rollouts",
+            "grpo_client.cli.rollouts:rollouts",
+            "Read a job's completions with their rewards, lowest or highest first.",
+        ),
+        Command(
+            "compare",
+            "grpo_client.cli.compare:compare",
+            "Compare two jobs: settings, rewards, results, and whether they can be compared.",
+        ),
+        Command(
+            "report",
+            "grpo_client.cli.report:report",
+            "Download the report of a job that has ended: one HTML file.",
+        ),
+        Command("graders run", "grpo_client.cli.graders:run", "Score completions with a grader, or a spec's rewards."),
+        Command("graders validate", "grpo_client.cli.graders:validate", "Check a grader."),
+        Command("datasets upload", "grpo_client.cli.datasets:upload", "Upload a data set: JSONL, CSV, TSV or Parquet."),
+        Command("datasets list", "grpo_client.cli.datasets:list_datasets", "List your data sets, newest first."),
+        Command("datasets delete", "grpo_client.cli.datasets:delete", "Delete a data set."),
+    ),
+)
+
+
+def installed() -> tuple[CommandSet, ...]:
+    """All commands: the client's, then those that other packages add."""
+    from importlib.metadata import entry_points  # here, because it takes 10 ms that `grpo list` does not need
+
+    found = sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
+    return (CLIENT, *(point.load() for point in found))
+
+
+def overview(sets: tuple[CommandSet, ...], description: str) -> str:
+    """The text of `grpo --help`."""
+    width = max(len(command.words) for commands in sets for command in commands.commands)
+    lines = [description, "", "Usage: grpo COMMAND [ARGUMENTS] [OPTIONS]"]
+    for commands in sets:
+        lines += ["", f"{commands.title}:", *(f"  {c.words:<{width}}  {c.help}" for c in commands.commands)]
+    width = max(map(len, OPTIONS))
+    return "\n".join([*lines, "", "Options:", *(f"  {name:<{width}}  {text}" for name, text in OPTIONS.items())])

@@ -1,0 +1,103 @@
+"""`grpo submit`: submits a spec, or checks it, and with `--wait` follows the job to its end."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from grpo_client.cli.output import AsJson, InputFile, connected, note, print_json, say
+from grpo_client.cli.spec_file import read_spec
+from grpo_client.cli.text import count
+from grpo_client.cli.watch import EXIT_CODES, follow
+from grpo_client.results import DryRun, Estimate, SpecWarning, SubmittedJob
+
+Changes = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--set", negative="", help="Set a field, such as training.steps=20; the value is JSON, or else text."
+    ),
+]
+
+
+def submit(
+    file: InputFile,
+    /,
+    *,
+    set: Changes = None,  # noqa: A002 - the option's name
+    wait: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    idempotency_key: str | None = None,
+    json: AsJson = False,
+) -> int:
+    """Submit a job. Exits 0 if it was accepted; with --wait: 0 succeeded, 1 failed, 2 refused, 3 cancelled.
+
+    Parameters
+    ----------
+    file
+        The spec as JSON; - is standard input.
+    wait
+        Follow the job to its end.
+    dry_run
+        Only check the spec; show every value, the size and all warnings.
+    idempotency_key
+        Your own key, which makes this command safe to repeat: the same key and spec are one job for 48 hours.
+    """
+    spec = read_spec(file, set or [])
+    with connected() as client:
+        if dry_run:
+            _show_dry_run(client.dry_run(spec), as_json=json)
+            return 0
+        job = client.submit(spec, idempotency_key=idempotency_key)
+        for warning in job.warnings:
+            note(warned(warning))
+        if not wait:
+            _show_accepted(job, as_json=json)
+            return 0
+        ended = follow(client, job, as_json=json)
+    if json:
+        print_json(ended)
+    return EXIT_CODES[ended.status]
+
+
+def _show_accepted(job: SubmittedJob, *, as_json: bool) -> None:
+    if as_json:
+        print_json(job)
+        return
+    say(f"{job.id}: {job.status}")
+
+
+def _show_dry_run(result: DryRun, *, as_json: bool) -> None:
+    import json
+
+    if as_json:
+        print_json(result)
+        return
+    say(json.dumps(result.spec, indent=2, ensure_ascii=False))
+    for warning in result.warnings:
+        say(warned(warning))
+    note(_size(result.estimate))
+    note(f"The spec is accepted, with {count(len(result.warnings), 'warning')}; nothing was stored.")
+
+
+def warned(warning: SpecWarning) -> str:
+    """A warning about the spec, in one line."""
+    return f"warning {warning.pointer}: {warning.message}"
+
+
+def _size(estimate: Estimate) -> str:
+    share = estimate.epoch_share
+    epochs = "" if share is None else f", {'once' if share == 1 else f'{share:g} times'} through the data set"
+    return (
+        f"{count(estimate.completions, 'completion')} to {count(estimate.prompts, 'question')}{epochs}; "
+        f"at most {estimate.max_completion_tokens:,} tokens are generated.{_cost(estimate)}"
+    )
+
+
+def _cost(estimate: Estimate) -> str:
+    step, whole, memory = estimate.step_seconds, estimate.training_seconds, estimate.peak_memory_bytes
+    if step is None or whole is None:
+        return " How long that takes is not known for this engine, model or device."
+    on = f" on one {estimate.gpu}" if estimate.gpu else ""
+    room = "" if memory is None else f", with a peak of about {memory / 1e9:.0f} GB"
+    return f" About {step:g} s a step, {max(1, round(whole / 60))} min in all{on}{room}."

@@ -1,0 +1,48 @@
+"""Text for terminals: escaping, sparklines, and counts with their noun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from grpo_client.results import Event
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+SPARK_WIDTH = 32
+
+OnEvent = Callable[[Event], None]
+
+
+def sparkline(values: list[float], width: int = SPARK_WIDTH) -> str:
+    """Values as a row of blocks, at most `width`: neighbours are averaged, the lowest is the lowest block."""
+    means = thin(values, width)
+    if not means:
+        return ""
+    low, high = min(means), max(means)
+    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BLOCKS[round((mean - low) * scale)] for mean in means)
+
+
+def thin(values: list[float], width: int) -> list[float]:
+    """At most `width` values: neighbours are averaged."""
+    size = min(width, len(values))
+    cuts = [len(values) * i // size for i in range(size + 1)] if size else []
+    return [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
+
+
+def count(number: int, thing: str) -> str:
+    """A count with its noun: `no files`, `1 file`, `2,000 files`."""
+    return f"{f'{number:,}' if number else 'no'} {thing}{'' if number == 1 else 's'}"
+
+
+def number_at(data: Any, path: str) -> float | None:
+    """A number in nested objects, such as `seconds.total`; None where there is none."""
+    for key in path.split("."):
+        data = data.get(key) if isinstance(data, dict) else None
+    return float(data) if isinstance(data, int | float) else None
+
+
+def printable(text: str) -> str:
+    """Text in one line, without control characters."""
+    return "".join(c if c.isprintable() else " " for c in text)

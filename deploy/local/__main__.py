@@ -1,7 +1,7 @@
 """The background half of `grpo up`: `python -m deploy.local DATA LOCK_FD`, started by `stack.up` and by nothing else.
 
-Lives as long as the stack, holding the data folder's lock that `up` took and left to it. When it ends, for whatever
-reason, the stack ends: politely on TERM, by the kernel's hand when it was killed.
+Runs as long as the stack and holds the data folder's lock, which it got from `up`. The stack ends with it: gracefully
+after TERM, and killed by the kernel if this process is killed.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from deploy.local import stack
 from deploy.local.errors import StackError, StartError
 from deploy.local.folder import Config, Folder, Phase, ProcessState, State, write_private
 from deploy.local.supervisor import StopRequestedError, Supervisor
+from grpo_core.confinement.rights import hide_memory
 
 log = logging.getLogger(__name__)
 
 
 class NewKey(BaseModel):
-    """What creating an API key prints, as far as it matters here."""
+    """The field that this module reads of the output of creating an API key."""
 
     key: str
 
 
 class Stack:
-    """The supervisor of one data folder, and what the world is told about it."""
+    """The supervisor of one data folder, and the state that it publishes."""
 
     def __init__(self, folder: Folder, config: Config) -> None:
         self._folder = folder
@@ -53,7 +54,7 @@ class Stack:
             self._enter("running")
             self._supervisor.watch()
         except StopRequestedError:
-            log.info("told to stop while starting")
+            log.info("stopped while starting")
         except StackError as failure:
             log.critical("%s", failure)
             error = str(failure)
@@ -83,7 +84,7 @@ class Stack:
             detail = getattr(error, "stderr", None) or b""
             raise StartError(f"no API key could be created: {error}\n{detail.decode(errors='replace')}") from error
         except ValidationError as error:
-            raise StartError(f"no API key could be created: {' '.join(command)} printed no JSON with a key") from error
+            raise StartError(f"no API key could be created: the output of {' '.join(command)} has no key") from error
 
     def _enter(self, phase: Phase, error: str = "") -> None:
         self._phase = phase
@@ -107,16 +108,18 @@ class Stack:
 
 
 def main() -> None:
-    # `up` waits for this first process only; the second belongs to nobody and leaves no zombie in `up`'s process.
+    # `up` waits only for this first process. The second has no parent, so it leaves no zombie in `up`'s process.
     if os.fork() != 0:
         os._exit(0)
+    hide_memory()  # before secrets are read
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     folder = Folder(Path(sys.argv[1]))
-    # The lock came open; Python's children do not inherit it, so it is free as soon as this process is gone.
+    # The lock file was inherited open. Children of this process do not inherit it, so it is free when this process
+    # ends.
     os.set_inheritable(int(sys.argv[2]), False)
     config = folder.config()
     if config is None:
-        raise StackError(f"{folder.root} holds no stack.json: start the stack with `grpo up`")
+        raise StackError(f"{folder.root} has no stack.json: start the stack with `grpo up`")
     sys.exit(Stack(folder, config).run())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class StackError(Exception):
-    """The local stack could not do what was asked."""
+    """A command of the local stack failed."""
 
 
 class PortInUseError(StackError):
@@ -23,4 +23,4 @@ class AlreadyRunningError(StackError):
 
 
 class StartError(StackError):
-    """A process of the stack did not come up; the message ends with the tail of its log."""
+    """A process of the stack did not start; the message ends with the end of its log."""

@@ -1,6 +1,6 @@
-"""The data folder of a local stack: its settings, secrets, state and lock, each in a file that only its owner reads.
+"""The data folder of a local stack: settings, secrets, state and lock, each in a file that only its owner can read.
 
-Owns their format and nothing else. Whoever holds the lock is the stack's supervisor (or an `up` about to start it).
+Owns the format of these files. Invariant: only the stack's supervisor, or an `up` that starts it, holds the lock.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class _File(BaseModel):
 
 
 class Commands(_File):
-    """What the stack runs besides the two servers."""
+    """The commands that the stack runs beside the two servers."""
 
     api: tuple[str, ...]
     worker: tuple[str, ...]
     create_key: tuple[str, ...]
-    """Prints a JSON object with the new `key`."""
+    """Command that prints a JSON object with the new `key`."""
 
 
 class Config(_File):
-    """What `up` was asked for; the next `up` keeps the ports."""
+    """The options of the last `up`; the next `up` keeps the ports."""
 
     api_port: int
     valkey_port: int
@@ -53,7 +53,7 @@ def _token() -> str:
 
 
 class Secrets(_File):
-    """Made once per data folder."""
+    """Secrets, made once per data folder."""
 
     valkey_password: str = Field(default_factory=_token, repr=False)
     s3_access_key: str = Field(default_factory=lambda: secrets.token_hex(10), repr=False)
@@ -69,15 +69,15 @@ class ProcessState(_File):
 
 
 class State(_File):
-    """How the stack is; the supervisor writes it, everyone else reads it."""
+    """State of the stack. Only the supervisor writes it."""
 
     phase: Phase
     url: str = ""
     pid: int | None = None
-    """The supervisor's."""
+    """Process id of the supervisor."""
     processes: dict[str, ProcessState] = {}
     waiting_for: dict[str, str] = {}
-    """By service, what it still lacks."""
+    """Why each service is not ready, by service."""
     error: str = ""
 
 
@@ -91,20 +91,22 @@ class Folder:
         self._state = self.root / "state.json"
 
     def create(self) -> None:
-        """Makes the folder, or makes sure that an existing one is ours: its mode is about to change."""
+        """Create the folder, or check that an existing one is a stack's, because its mode will change."""
         if self.root.is_dir() and any(self.root.iterdir()) and not (self.root / "lock").exists():
             raise StackError(f"{self.root} holds something else: choose an empty or a new folder with --data")
         self.root.mkdir(parents=True, exist_ok=True)
-        # Before anything else, so that an `up` at the same moment finds either nothing or a folder of ours.
+        # First of all, so that an `up` at the same moment finds either no folder or a stack's folder.
         (self.root / "lock").touch(mode=0o600)
         self.logs.mkdir(exist_ok=True)
-        self.root.chmod(0o700)
+        self.logs.chmod(0o700)
+        # A worker that runs as root trains as other users, who must reach their folders below `work`.
+        self.root.chmod(0o711 if os.geteuid() == 0 else 0o700)
 
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
 
     def lock(self, patience_s: float = 0.5) -> IO[bytes] | None:
-        """The open lock file, or None when another process holds it: longer than `status` takes to look."""
+        """Return the open lock file; None if another process holds it for longer than `status` takes."""
         deadline = time.monotonic() + patience_s
         file = os.fdopen(os.open(self.root / "lock", os.O_WRONLY | os.O_CREAT, 0o600), "wb")
         while True:
@@ -152,7 +154,7 @@ class Folder:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Whole or not at all, and never readable by others, not even for a moment."""
+    """Write a file atomically. It is never readable by others."""
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123

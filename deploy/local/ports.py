@@ -1,21 +1,27 @@
-"""Which TCP ports are free on 127.0.0.1; reserves none, so a port can still be lost between the look and the bind.
+"""Finds free TCP ports on 127.0.0.1, for the stack, tests and the demo.
 
-SeaweedFS listens on ten: five in a row from its S3 port, and each of those plus 10000.
+A port that was picked belongs to the process that picked it until it ends, so that two processes never pick the same.
+Another program can still take a port between the check and the bind. SeaweedFS listens on ten: five in a
+row from its S3 port, and each of those plus 10000.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
 import socket
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 from deploy.local.errors import PortInUseError, StackError
 
 GRPC_OFFSET = 10000
-"""SeaweedFS's own convention between an HTTP port and its gRPC twin; its S3 gateway exits when the sum is no port."""
+"""SeaweedFS's distance between an HTTP port and its gRPC port. Its S3 gateway exits if the sum is not a valid port."""
 SEAWEEDFS_SPAN = 5
 
-# Below Linux's range for outgoing connections (from 32768), whose sockets would make a port fail now and then.
+# Below Linux's range for outgoing connections (from 32768), whose sockets would sometimes take a port.
 _TEST_PORTS = range(11000, 32000)
 # Not the module's shared generator: test plug-ins seed that one, and two sessions would pick the same ports.
 _random = random.SystemRandom()
@@ -29,7 +35,7 @@ def seaweedfs_ports(s3_port: int) -> list[int]:
 
 def is_free(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # As the servers do: connections that just ended on this port are no reason to refuse it.
+        # As the servers do, so that connections that have just ended do not make the port look taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -39,7 +45,7 @@ def is_free(port: int) -> bool:
 
 
 def check_free(ports: list[int], *, wanted_by: str, option: str) -> None:
-    """Raises for the first of `ports` that is impossible or taken."""
+    """Raise for the first of `ports` that is invalid or taken."""
     for port in ports:
         if not 1024 <= port <= 65535:
             raise StackError(f"{wanted_by} would need port {port}: choose {option} so that it lies in 1024-65535")
@@ -48,12 +54,12 @@ def check_free(ports: list[int], *, wanted_by: str, option: str) -> None:
 
 
 def pick_port() -> int:
-    """A port that is free now, for tests."""
+    """Return a port that is free now, for tests."""
     return _pick(lambda port: [port])
 
 
 def pick_s3_port() -> int:
-    """An S3 port whose nine companions are free too, for tests."""
+    """Return an S3 port whose nine further ports are free too, for tests."""
     return _pick(seaweedfs_ports)
 
 
@@ -61,6 +67,22 @@ def _pick(needs: Callable[[int], list[int]]) -> int:
     for _ in range(1000):
         port = _random.choice(_TEST_PORTS)
         wanted = needs(port)
-        if max(wanted) < _TEST_PORTS.stop and all(map(is_free, wanted)):
+        if max(wanted) < _TEST_PORTS.stop and all(map(is_free, wanted)) and _reserve(wanted):
             return port
     raise StackError("found no free port below 32000 in 1000 tries: end something that listens on 127.0.0.1")
+
+
+def _reserve(ports: list[int]) -> bool:
+    """Lock these ports against every other pick on this machine, until this process ends; False if one is locked."""
+    folder = Path(tempfile.gettempdir()) / f"grpo-ports-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    locked: list[int] = []
+    for port in ports:
+        locked.append(os.open(folder / str(port), os.O_RDWR | os.O_CREAT, 0o600))
+        try:
+            fcntl.flock(locked[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            for descriptor in locked:
+                os.close(descriptor)
+            return False
+    return True

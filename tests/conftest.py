@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import secrets
 import uuid
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +20,25 @@ from deploy.local.seaweedfs import SeaweedFS
 from deploy.local.valkey import Valkey
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
+from tests.clock import patience
+
+HERE = Path(__file__).parent
+LONGEST_FILES = ("test_long_outages.py", "test_soak.py", "test_worker.py", "test_training.py", "test_resume.py")
+SLOWEST_FOLDERS = ("acceptance", "integration", "unit")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest begin first, so that processes that share the work end together."""
+    sizes = Counter(item.path for item in items)
+
+    def rank(item: pytest.Item) -> tuple[int, int, str, int]:
+        name, folder = item.path.name, item.path.relative_to(HERE).parts[0]
+        file = LONGEST_FILES.index(name) if name in LONGEST_FILES else len(LONGEST_FILES)
+        place = SLOWEST_FOLDERS.index(folder) if folder in SLOWEST_FOLDERS else 0
+        return file, place, str(item.path.parent), -sizes[item.path]
+
+    items.sort(key=rank)
 
 
 class Server:
@@ -30,7 +52,7 @@ class Server:
         """Returns when it answers; starting a running server does nothing."""
         if self._child is None or not self._child.alive():
             self._child = Child(self._service)
-            self._child.wait_ready()
+            self._child.wait_ready(patience(30))
 
     def stop(self) -> None:
         """As an operator would: TERM, and everything is on disk."""
@@ -66,6 +88,7 @@ class SeaweedFSServer(Server):
         self.bucket = config.bucket
         self.region = config.region
         self.client = config.client
+        self.certificates = config.certificates
 
 
 @pytest.fixture(scope="session")
@@ -126,9 +149,22 @@ def storage_settings(seaweedfs: SeaweedFSServer) -> StorageSettings:
 
 
 @pytest.fixture
+def own_bucket(seaweedfs: SeaweedFSServer, storage_settings: StorageSettings, prefix: str) -> Iterator[StorageSettings]:
+    """A bucket that no other test has. SeaweedFS has few volumes and gives each bucket some, so it is deleted."""
+    yield storage_settings.model_copy(update={"bucket": prefix})
+    client = seaweedfs.client()
+    with suppress(client.exceptions.NoSuchBucket):
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=prefix)
+        for key in [item["Key"] for page in pages for item in page.get("Contents", [])]:
+            client.delete_object(Bucket=prefix, Key=key)
+        client.delete_bucket(Bucket=prefix)
+
+
+@pytest.fixture
 def service(storage_settings: StorageSettings, queue_settings: QueueSettings) -> Iterator[JobService]:
     """The facade, with its threads running."""
     service = JobService(storage_settings, queue_settings)
     service.start()
+    service.check_storage()  # on a busy machine it may not have answered yet, and nothing is accepted before
     yield service
     service.close()

@@ -1,4 +1,4 @@
-"""A training process without torch that honours docs/run-folder.md: same arguments, files, signals and exit codes.
+"""A training process without torch: the arguments, files, signals and exit codes of docs/reference/run-folder.md.
 
 For tests of what surrounds training. It learns nothing: its numbers are made up, and are a function of the seed and the
 step alone, so a run that was interrupted and goes on leaves what a straight one does. The bytes of its adapter depend
@@ -16,7 +16,6 @@ test can ask for a failure through the front door:
 from __future__ import annotations
 
 import argparse
-import ctypes
 import faulthandler
 import hashlib
 import json
@@ -30,6 +29,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from grpo_core.processes import die_with_parent
+
 FAILURES = {10: "user_config", 11: "dataset", 12: "reward", 13: "oom", 14: "no_signal", 15: "diverged", 16: "internal"}
 KEPT = 2
 SAMPLES = 2
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--epoch", type=int, default=1)
     parser.add_argument("--gradient-accumulation", type=int)
     options = parser.parse_args(arguments)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    die_with_parent()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     spec = json.loads(options.spec.read_text())
     parts = options.gradient_accumulation or spec["sampling"]["gradient_accumulation"]

@@ -13,13 +13,22 @@ from pathlib import Path
 import pytest
 
 from grpo_core.spec import parse_spec
-from jobs.record import TERMINAL, JobRecord, JobStatus
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
+from jobs.store.job import TERMINAL, JobRecord, JobStatus
+from tests.clock import patience
 
+HERE = Path(__file__).parent
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_TRAINER = ROOT / "tests" / "fake_trainer.py"
 OWNER = "ann"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of whole processes are for `make long`, except one of each kind."""
+    for item in items:
+        if HERE in item.path.parents and item.get_closest_marker("core") is None:
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture
@@ -31,11 +40,11 @@ def queue_settings(queue_settings: QueueSettings) -> QueueSettings:
 class WorkerProcess:
     """One `python -m jobs`."""
 
-    def __init__(self, environment: dict[str, str], log: Path) -> None:
+    def __init__(self, environment: dict[str, str], log: Path, cwd: Path = ROOT) -> None:
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "jobs"], env=environment, stdout=output, stderr=output, cwd=ROOT
+                [sys.executable, "-m", "jobs"], env=environment, stdout=output, stderr=output, cwd=cwd
             )
 
     def stop(self) -> int:
@@ -49,7 +58,7 @@ def start_worker(
 ) -> Iterator[Callable[..., WorkerProcess]]:
     started: list[WorkerProcess] = []
 
-    def start(launcher: list[str] | None = None, **variables: str) -> WorkerProcess:
+    def start(launcher: list[str] | None = None, cwd: Path = ROOT, **variables: str) -> WorkerProcess:
         number = len(started)
         environment = {
             **os.environ,
@@ -62,10 +71,11 @@ def start_worker(
             "AWS_SECRET_ACCESS_KEY": storage_settings.secret_key.get_secret_value(),
             "GRPO_WORKER_NAME": f"w{number}",
             "GRPO_WORK_DIR": str(tmp_path / f"work{number}"),
+            "GRPO_CACHE_DIR": str(tmp_path / "caches"),
             "GRPO_LAUNCHER": shlex.join(launcher or [sys.executable, str(FAKE_TRAINER)]),
             **variables,
         }
-        started.append(WorkerProcess(environment, tmp_path / f"worker{number}.log"))
+        started.append(WorkerProcess(environment, tmp_path / f"worker{number}.log", cwd))
         return started[-1]
 
     yield start
@@ -94,7 +104,7 @@ def submit(service: JobService) -> Callable[..., JobRecord]:
 
 def wait_for(service: JobService, job_id: str, *statuses: JobStatus, seconds: float = 120) -> JobRecord:
     """The job once it has one of these states (any end when none are named)."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patience(seconds)
     while True:
         record = service.get(job_id, OWNER)
         if record.status in (statuses or TERMINAL):

@@ -6,7 +6,7 @@ to how fast the machine is.
 
     GRPO_SOAK_SECONDS    how long faults go on (600)      GRPO_SOAK_JOBS   jobs for the fake trainer (200)
     GRPO_SOAK_REAL_JOBS  jobs on the CPU engine (10)      GRPO_SOAK_SEED   (1)
-    GRPO_SOAK_WORKERS    (3)                              GRPO_FAULT_TABLE write the result to docs/reliability.md
+    GRPO_SOAK_WORKERS    (3)                              GRPO_FAULT_TABLE update the page of the fault table
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from api.client import ClientError, GrpoClient, ProblemError
-from jobs.record import TERMINAL, JobRecord, JobStatus
+from grpo_client import ClientError, GrpoClient, ProblemError
+from jobs.store.job import TERMINAL, JobRecord, JobStatus
 from tests.acceptance.faults import table
 from tests.acceptance.faults.oracle import Oracle
 from tests.acceptance.faults.stage import ROOT, Follower, Stage, Worker, job_spec, processes_below
@@ -57,7 +57,7 @@ HOW: dict[str, dict[str, str]] = {
 }
 FAULTS = {
     "worker killed": 26,
-    "worker told to stop": 8,
+    "worker asked to stop": 8,
     "worker frozen": 10,
     "worker cut off from Valkey": 7,
     "worker cut off from storage": 7,
@@ -213,7 +213,7 @@ class Monkey:
         if fault.endswith("killed"):
             process.kill()
             self._later(process.name, length, lambda: process.start(wait=False))
-        elif fault == "worker told to stop":
+        elif fault == "worker asked to stop":
             process.signal(signal.SIGTERM)
             self._later(process.name, 6.0, lambda: (process.kill(), process.start(wait=False)))
         elif fault == "worker frozen":
@@ -243,9 +243,9 @@ class Monkey:
         return True
 
     def _running(self) -> list[JobRecord]:
-        ledger = self._stage.ledger
-        ids = [str(job) for job in ledger.client.zrange(f"{ledger.prefix}:leases", 0, -1)]
-        return ledger.get_many(ids)
+        job_store = self._stage.job_store
+        ids = [str(job) for job in job_store.client.zrange(f"{job_store.prefix}:leases", 0, -1)]
+        return job_store.get_many(ids)
 
     def _later(self, name: str, seconds: float, repair: Callable[[], Any]) -> None:
         self._broken.add(name)
@@ -385,7 +385,7 @@ def wait_for_all(stage: Stage, jobs: list[Asked], seconds: float) -> None:
     """Until every job has ended; one that is stuck is found by the oracle."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        records = stage.ledger.get_many([asked.id for asked in jobs])
+        records = stage.job_store.get_many([asked.id for asked in jobs])
         if len(records) == len(jobs) and all(record.status in TERMINAL for record in records):
             return
         for worker in stage.workers:
@@ -407,7 +407,7 @@ def examine(oracle: Oracle, asked: Asked) -> str | None:
 
 def what_is_left(stage: Stage) -> dict[str, str]:
     """Records that are stuck, processes and scratch: nothing of it belongs to a job any more."""
-    client, prefix = stage.ledger.client, stage.ledger.prefix
+    client, prefix = stage.job_store.client, stage.job_store.prefix
     left: dict[str, str] = {}
     for index in ("leases", "queued", "submitting", "ordering"):
         if members := client.zrange(f"{prefix}:{index}", 0, -1):

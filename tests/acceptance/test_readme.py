@@ -1,4 +1,4 @@
-"""The README's walkthrough runs as it stands there, in a folder of its own and on ports that are free."""
+"""The README's walkthrough and its Python example run as they are printed, in a separate folder and on free ports."""
 
 from __future__ import annotations
 
@@ -21,12 +21,17 @@ curl() { command curl --fail-with-body "$@"; echo; }
 
 
 def walkthrough() -> str:
-    """The marked block's commands."""
-    match = re.search(r"<!-- tested: walkthrough -->\n```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert match is not None, "README.md has no block marked as tested"
-    return match[1]
+    """The commands of all marked blocks, in order, those in Python included."""
+    blocks = re.findall(
+        r"<!-- tested: walkthrough -->\n```(sh|python)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    assert [language for language, _ in blocks] == ["sh", "python", "sh"], "README.md has other blocks marked as tested"
+    return "".join(
+        text if language == "sh" else f".venv/bin/python - <<'END'\n{text}END\n" for language, text in blocks
+    )
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not (ROOT / ".venv" / "bin" / "grpo").exists(), reason="the README begins after `make setup`")
 def test_every_line_of_the_walkthrough_runs(tmp_path: Path) -> None:
     (tmp_path / ".venv").symlink_to(ROOT / ".venv")
@@ -43,7 +48,7 @@ def test_every_line_of_the_walkthrough_runs(tmp_path: Path) -> None:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=800,
             check=False,
         )
     finally:
@@ -54,4 +59,7 @@ def test_every_line_of_the_walkthrough_runs(tmp_path: Path) -> None:
     answers = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
     assert {answer["object"] for answer in answers} == {"dry_run", "job", "list"}
     assert re.findall(r"^event: (\w+)$", run.stdout, re.MULTILINE)[-1] == "status", "the stream ended with the job"
-    assert run.stdout.count('{"status":"cancelled"}') == 1
+    assert run.stdout.count('{"status":"succeeded"}') == 1
+    assert '"status":"succeeded"' in next(line for line in run.stdout.splitlines() if line.startswith('{"id":"job-'))
+    assert "\nmetric 50\n" in run.stdout, "the Python example waited to the end"
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()

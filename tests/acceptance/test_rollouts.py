@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from jobs.record import JobRecord, JobStatus
-from jobs.rollout_query import RolloutQuery
-from jobs.rollout_store import Rollout
+from jobs.read.rollout_query import RolloutQuery
+from jobs.read.rollouts import Rollout
 from jobs.service import JobService
+from jobs.store.job import JobRecord, JobStatus
 from tests.acceptance.conftest import OWNER, WorkerProcess, wait_for
+from tests.clock import patience
 
 Start = Callable[..., WorkerProcess]
 Submit = Callable[..., JobRecord]
@@ -29,7 +30,7 @@ def read(service: JobService, job: JobRecord, **filters: object) -> list[Rollout
 def test_rollouts_of_a_job_whose_first_worker_dies(service: JobService, start_worker: Start, submit: Submit) -> None:
     first = start_worker()
     job = submit(steps=40, checkpoint_every=10, step_seconds="0.4")
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + patience(90)
     seen: list[tuple[int, int]] = []
     while service.get(job.id, OWNER).step < 24:
         now = [(rollout.step, rollout.sample) for rollout in read(service, job)]

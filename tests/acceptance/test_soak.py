@@ -10,7 +10,6 @@ import pytest
 from tests.acceptance.soak import Settings, soak
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_many_jobs_while_everything_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"GRPO_SOAK_SECONDS": "40", "GRPO_SOAK_JOBS": "24", "GRPO_SOAK_REAL_JOBS": "0"}.items():

@@ -18,16 +18,18 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import layout, lineage
-from jobs.record import JobRecord, JobStatus
 from jobs.service import JobService
+from jobs.store import commits, object_keys
+from jobs.store.job import JobRecord, JobStatus
 from tests.acceptance.conftest import OWNER, WorkerProcess, wait_for
+from tests.clock import patience
 from tests.conftest import SeaweedFSServer
 
 Start = Callable[..., WorkerProcess]
 Submit = Callable[..., JobRecord]
 
 
+@pytest.mark.core
 def test_a_job_succeeds_and_all_it_made_can_be_read(service: JobService, start_worker: Start, submit: Submit) -> None:
     start_worker()
     job = submit(steps=5, checkpoint_every=2)
@@ -48,7 +50,7 @@ def test_a_job_succeeds_and_all_it_made_can_be_read(service: JobService, start_w
         body = service.store.get(artifacts[path].key)
         steps += pq.read_table(io.BytesIO(body or b""))["step"].to_pylist()
     assert steps == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5], "every step once, and the files of single steps are gone"
-    listed = {item.key for item in service.store.list(layout.run(job.id, 1))}
+    listed = {item.key for item in service.store.list(object_keys.run(job.id, 1))}
     ours = {item for item in listed if "/commits/" in item or item.endswith("/base.json")}
     assert listed - ours == {artifact.key for artifact in artifacts.values()}, (
         "nothing is stored that the manifest does not list"
@@ -66,7 +68,7 @@ def test_events_and_metrics_tell_the_whole_story(service: JobService, start_work
     assert [metric["step"] for metric in service.metrics(job.id, OWNER)] == [1, 2, 3]
     assert [metric["step"] for metric in service.metrics(job.id, OWNER, after_step=2)] == [3]
 
-    service.ledger.client.delete(f"{service.ledger.prefix}:events:{job.id}")
+    service.job_store.client.delete(f"{service.job_store.prefix}:events:{job.id}")
     stored = service.events(job.id, OWNER)
     assert [(e["seq"], e["type"], e["data"]) for e in stored] == [(e["seq"], e["type"], e["data"]) for e in events]
     assert [event["seq"] for event in service.events(job.id, OWNER, after=2, limit=2)] == [3, 4]
@@ -97,7 +99,7 @@ def test_a_failed_job_says_why(
     left = {artifact.path: artifact.key for artifact in service.artifacts(job.id, OWNER)}
     assert "stderr.log" in left
     assert f"It failed ({failure})" in (service.store.get(left["report.html"]) or b"").decode()
-    outcome = service.archive.outcome(job.id)
+    outcome = service.write_once.outcome(job.id)
     assert outcome is not None
     assert outcome.error == done.error
 
@@ -134,7 +136,7 @@ def test_a_running_job_is_cancelled_within_five_seconds(
     service.cancel(job.id, OWNER)
     done = wait_for(service, job.id)
     assert done.status is JobStatus.CANCELLED
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < patience(5)
     assert not training_processes(tmp_path), "the training process is gone"
     # The end is not held up for what storage takes longer for.
     wait_until(lambda: "metrics.jsonl" in [artifact.path for artifact in service.artifacts(job.id, OWNER)])
@@ -147,10 +149,10 @@ def test_a_cancel_while_the_job_loads_or_is_prepared(service: JobService, start_
     began = time.monotonic()
     service.cancel(job.id, OWNER)
     assert wait_for(service, job.id).status is JobStatus.CANCELLED
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < patience(5)
 
 
-def test_a_cancel_does_not_wait_for_storage_that_hangs(
+def test_a_cancel_while_storage_hangs_ends_what_runs_and_shows_no_end_before_the_bucket_has_it(
     service: JobService, start_worker: Start, submit: Submit, seaweedfs: SeaweedFSServer, tmp_path: Path
 ) -> None:
     start_worker()
@@ -159,15 +161,15 @@ def test_a_cancel_does_not_wait_for_storage_that_hangs(
     os.kill(seaweedfs.pid, signal.SIGSTOP)
     try:
         wait_until(lambda: service.get(job.id, OWNER).phase == "uploading")
-        began = time.monotonic()
         # The order is written down before it is carried out; here only the latter is looked at.
-        service.ledger.change(job.id, to=JobStatus.CANCELLING)
-        assert wait_for(service, job.id).status is JobStatus.CANCELLED
-        assert time.monotonic() - began < 5
+        service.job_store.change(job.id, to=JobStatus.CANCELLING)
+        # The worker lets go of the job once it has tried for some seconds, and shows no end.
+        wait_until(lambda: service.job_store.expired_leases() == [job.id])
+        assert service.get(job.id, OWNER).status is JobStatus.CANCELLING
     finally:
         os.kill(seaweedfs.pid, signal.SIGCONT)
-    wait_until(lambda: "metrics.jsonl" in [artifact.path for artifact in service.artifacts(job.id, OWNER)])
-    outcome = service.archive.outcome(job.id)
+    assert wait_for(service, job.id, seconds=60).status is JobStatus.CANCELLED
+    outcome = service.write_once.outcome(job.id)
     assert outcome is not None
     assert outcome.status == "cancelled"
 
@@ -197,7 +199,7 @@ def test_a_child_that_does_not_save_in_time_is_killed_and_costs_no_attempt(
     wait_for_step(service, job, 5)
     began = time.monotonic()
     assert first.stop() == 0
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < patience(8)
     record = service.get(job.id, OWNER)
     assert (record.status, record.attempts) == (JobStatus.QUEUED, 0)
     start_worker()
@@ -261,10 +263,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 ) -> None:
     first = start_worker()
     job = submit(steps=44, checkpoint_every=4, step_seconds="0.1")
-    wait_until(lambda: len(lineage.list_commits(service.store, job.id, 1)) >= 2)
+    wait_until(lambda: len(commits.list_commits(service.store, job.id, 1)) >= 2)
     os.kill(first.process.pid, signal.SIGKILL)
-    newest, before = lineage.commits_up_to(service.store, job.id, 1)[:2]
-    commit = lineage.read_commit(service.store, job.id, newest)
+    newest, before = commits.commits_up_to(service.store, job.id, 1)[:2]
+    commit = commits.read_commit(service.store, job.id, newest)
     assert commit is not None
     service.store.put(f"{commit.checkpoint}adapter_model.safetensors", b"half of it")
     start_worker()
@@ -281,16 +283,16 @@ def test_a_checkpoint_the_child_cannot_read_is_passed_over_too(
 ) -> None:
     first = start_worker()
     job = submit(steps=44, checkpoint_every=4, step_seconds="0.1")
-    wait_until(lambda: len(lineage.list_commits(service.store, job.id, 1)) >= 2)
+    wait_until(lambda: len(commits.list_commits(service.store, job.id, 1)) >= 2)
     os.kill(first.process.pid, signal.SIGKILL)
-    newest, before = lineage.commits_up_to(service.store, job.id, 1)[:2]
+    newest, before = commits.commits_up_to(service.store, job.id, 1)[:2]
     # The bytes are as recorded, so the worker finds nothing wrong; only who reads them can tell.
-    commit = lineage.read_commit(service.store, job.id, newest)
+    commit = commits.read_commit(service.store, job.id, newest)
     assert commit is not None
     state = f"{commit.checkpoint}state.json"
     service.store.put(state, b"{}")
     digest = hashlib.sha256(b"{}").hexdigest()
-    key = layout.commit(job.id, newest.epoch, newest.step)
+    key = object_keys.commit(job.id, newest.epoch, newest.step)
     body = json.loads(service.store.get(key) or b"")
     for entry in body["objects"]:
         if entry["key"] == state:
@@ -361,13 +363,14 @@ def test_jobs_wait_their_turn_and_repeated_wake_ups_do_nothing(
     jobs = [submit(steps=2) for _ in range(3)]
     for job in jobs:
         for _ in range(3):
-            service._outbox.add(job.id, job.queue)
+            service._wakeups.add(job.id, job.queue)
     start_worker()
     start_worker()
     assert {wait_for(service, job.id).status for job in jobs} == {JobStatus.SUCCEEDED}
-    assert [service.archive.latest_epoch(job.id) for job in jobs] == [1, 1, 1]
+    assert [service.write_once.latest_epoch(job.id) for job in jobs] == [1, 1, 1]
 
 
+@pytest.mark.core
 def test_no_secret_reaches_the_training_process(
     service: JobService, start_worker: Start, submit: Submit, tmp_path: Path
 ) -> None:
@@ -393,7 +396,7 @@ def training_processes(tmp_path: Path) -> list[str]:
 
 
 def wait_until(is_so: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patience(seconds)
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -427,7 +430,7 @@ def adapter(service: JobService, job: JobRecord) -> bytes:
 def assert_whole(service: JobService, job: JobRecord) -> None:
     """The job is done, and what its manifest lists is there, as recorded, with every step once."""
     assert job.status is JobStatus.SUCCEEDED, job.error
-    manifest = service.archive.manifest(job.manifest or "")
+    manifest = service.write_once.manifest(job.manifest or "")
     assert manifest is not None
     rollouts: list[tuple[int, int]] = []
     for entry in manifest.objects:
@@ -442,6 +445,6 @@ def assert_whole(service: JobService, job: JobRecord) -> None:
     assert metrics == list(range(1, job.total_steps + 1))
     events = service.events(job.id, OWNER, limit=100_000)
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
-    service.ledger.client.delete(f"{service.ledger.prefix}:events:{job.id}")
+    service.job_store.client.delete(f"{service.job_store.prefix}:events:{job.id}")
     stored = service.events(job.id, OWNER, limit=100_000)
     assert [(e["seq"], e["type"], e["data"]) for e in stored] == [(e["seq"], e["type"], e["data"]) for e in events]

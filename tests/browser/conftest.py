@@ -26,10 +26,11 @@ import httpx
 import pytest
 
 from grpo_core.spec import parse_spec
-from jobs.keys import SCOPES
-from jobs.record import TERMINAL, JobStatus
+from jobs.auth.api_keys import SCOPES
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
+from jobs.store.job import TERMINAL, JobStatus
+from tests.clock import patience
 from tests.conftest import SeaweedFSServer, ValkeyServer
 from tests.integration.running import RunningApi
 
@@ -100,7 +101,7 @@ class Stack:
 
     def wait(self, job_id: str, *statuses: JobStatus, step: int = 0, seconds: float = 120) -> None:
         """Until the job has one of these states (any end where none is named) and has come so far."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + patience(seconds)
         while True:
             record = self.service.get(job_id, OWNER)
             if record.status in (statuses or TERMINAL) and record.step >= step:
@@ -141,6 +142,7 @@ def stack(
     workers: list[subprocess.Popen[bytes]] = []
     try:
         with api.run():
+            api.service.check_storage()
             workers += [start_worker(folder, number, valkey, queue, storage) for number in range(2)]
             key, _ = api.service.keys.create(OWNER, SCOPES)
             yield Stack(api, key)
@@ -202,7 +204,7 @@ class Visitor:
 
     def wait(self, true: Callable[[], Any], seconds: float = 20, trouble: str = "it did not come true") -> None:
         """Wait for something while the window lives on; a plain sleep would hold up its requests and their routes."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + patience(seconds)
         while not true():
             assert time.monotonic() < deadline, trouble
             self.page.wait_for_timeout(50)
@@ -217,6 +219,34 @@ class Visitor:
         """Wait until the address matches an expression and the page shows it."""
         self.page.wait_for_url(re.compile(address))
         self.settled()
+
+    def step(self, name: str) -> None:
+        """Go to a step of the guide to a new job."""
+        self.page.locator(f".steps button[data-step={name}]").click()
+        self.page.locator(f"#step-{name}").wait_for()
+
+    def too_wide(self) -> list[str]:
+        """What makes the page scroll sideways; nothing where it does not."""
+        return self.page.evaluate(
+            """() => {
+              const width = document.documentElement.clientWidth;
+              if (document.documentElement.scrollWidth <= width) return [];
+              const wide = [...document.querySelectorAll("body *")].filter(
+                (one) => !one.closest(".scroll") && one.getBoundingClientRect().right > width,
+              );
+              const named = wide.map((one) => `${one.tagName}.${one.className}: ${one.getBoundingClientRect().right}`);
+              const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+              while (texts.nextNode()) {
+                const { currentNode: text } = texts;
+                const range = document.createRange();
+                range.selectNodeContents(text);
+                const { right } = range.getBoundingClientRect();
+                const isHidden = text.parentElement.closest(".scroll, .sr-only");
+                if (right > width && !isHidden) named.push(`${text.data}: ${right}`);
+              }
+              return [`${document.documentElement.scrollWidth} > ${width}`, ...named];
+            }"""
+        )
 
     def photograph(self, name: str) -> None:
         """A picture for the documents, where the run was asked for them."""

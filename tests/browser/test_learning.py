@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.record import JobStatus
+from jobs.store.job import JobStatus
 from tests.browser.conftest import OWNER, ROOT, Stack, Visitor
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(420)]
@@ -23,22 +23,25 @@ def test_a_person_sees_a_model_learn(visit: Callable[..., Visitor], stack: Stack
     page = visitor.page
     visitor.log_in("/new")
 
-    # Submit: a real file to train on, the example's values pasted as JSON, one value changed in the form.
+    # Submit: a real file to train on, the example's values pasted as JSON, one value changed in the guide.
     lines = (ROOT / "examples/tiny/train.jsonl").read_text().splitlines()
     questions = tmp_path / "arithmetic.jsonl"
     questions.write_text("\n".join(lines) + "\n")
+    visitor.step("data")
     page.locator("#upload").set_input_files(questions)
-    dataset = page.locator(".upload .code").inner_text()
+    page.locator(".prompts .card").first.wait_for()
+    page.get_by_role("button", name="JSON", exact=True).click()
+    dataset = json.loads(page.locator("#json").input_value())["data"]["dataset"]
     spec = json.loads((ROOT / "examples/tiny/job.json").read_text())
     spec["data"]["dataset"] = dataset
     spec["training"] |= {"steps": STEPS, "checkpoint_every": 10}
     spec["evaluation"] = {"questions": 60, "max_completion_tokens": 48}
-    page.get_by_role("button", name="JSON").click()
     page.locator("#json").fill(json.dumps(spec))
-    page.get_by_role("button", name="Form").click()
+    page.get_by_role("button", name="Guide").click()
+    visitor.step("review")
     page.locator("#field-name").fill("tiny arithmetic")
     page.get_by_role("button", name="Check only").click()
-    page.get_by_text("This spec would be accepted").wait_for()
+    page.get_by_text("This job would be accepted").wait_for()
     page.get_by_role("button", name="Submit", exact=True).click()
     visitor.arrived(r"#/jobs/job-")
     job_id = re.search(r"job-\w{26}", page.url)[0]  # type: ignore[index]
@@ -107,7 +110,7 @@ def test_a_person_sees_a_model_learn(visit: Callable[..., Visitor], stack: Stack
         report = http.get(f"/page/reports/{job_id}").json()["evaluation"]
     assert report["paired"]["strict"]["verdict"] in page.locator(".verdict").first.inner_text()
     form = report["paired"]["format"]["counts"]
-    row = page.get_by_role("region", name="Question by question").locator("tr", has_text="In the asked format")
+    row = page.get_by_role("region", name="Question by question").locator("tr", has_text="In the required format")
     assert row.locator("td").all_inner_texts()[:2] == [str(form["both"]), str(form["gained"])]
     assert page.locator(".samples .group").count() == 10
     assert page.locator(".samples .completion").nth(1).inner_text().split() == report["samples"][0]["after"].split()

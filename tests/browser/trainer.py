@@ -1,14 +1,13 @@
 """The launcher of the page's tests: the real training process, or a made-up run where a job's metadata asks for it.
 
 `made_up` is `good` (a run that learns, with held-out questions), `hostile` (completions and questions that try to be
-HTML), `failing` (it diverges in the middle) or `long` (only metrics, many of them). Honours docs/run-folder.md without
-torch; `step_seconds` is the length of a step. Its numbers are a drawing, never a result.
+HTML), `failing` (it diverges in the middle) or `long` (only metrics, many of them). Honours the contract of
+docs/reference/run-folder.md without torch; `step_seconds` is the length of a step. Its numbers are invented.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import hashlib
 import json
 import math
@@ -20,6 +19,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from grpo_core.processes import die_with_parent
 
 HOSTILE = (
     '<script>window.hacked = "completion"</script><img src=x onerror="window.hacked = \'image\'">'
@@ -39,7 +40,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epoch", type=int, default=1)
     arguments, _ = parser.parse_known_args()
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    die_with_parent()
     return MadeUpRun(spec, arguments.out, arguments.epoch).run()
 
 
@@ -230,7 +231,7 @@ class MadeUpRun:
         self._write("report.json", json.dumps({"steps": self.steps, "evaluation": evaluation}).encode())
 
     def _evaluation(self) -> dict[str, Any]:
-        from grpo_core.comparison import compare
+        from grpo_core.evaluation.paired_stats import compare
 
         before, after = [i % 100 < 31 for i in range(200)], [i % 100 < 31 or i % 4 == 0 for i in range(200)]
         lenient = [i % 100 < 52 for i in range(200)], [i % 100 < 54 for i in range(200)]
@@ -245,7 +246,7 @@ class MadeUpRun:
             "paired": {
                 "strict": compare("strict accuracy", before, after).as_dict(),
                 "lenient": compare("lenient accuracy", *lenient).as_dict(),
-                "format": compare("the share of answers in the asked format", *form).as_dict(),
+                "format": compare("the share of answers in the required format", *form).as_dict(),
             },
             "samples": [self._sample(row) for row in range(10)],
         }
@@ -264,7 +265,7 @@ class MadeUpRun:
 
     @staticmethod
     def _side(strict: float, lenient: float, form: float) -> dict[str, Any]:
-        from grpo_core.comparison import wilson_interval
+        from grpo_core.evaluation.paired_stats import wilson_interval
 
         return {
             "strict_accuracy": strict,

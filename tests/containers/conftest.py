@@ -23,9 +23,10 @@ from typing import Any
 import pytest
 import yaml
 
-from api.client import GrpoClient
 from deploy.local import seaweedfs, valkey
 from deploy.local.ports import pick_port
+from grpo_client import GrpoClient
+from tests.clock import patience
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -129,18 +130,28 @@ def base_image(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def images(podman: Podman, base_image: str) -> dict[str, str]:
+def api_image(podman: Podman, base_image: str) -> str:
+    """The API's image under the name of deploy/compose.yaml."""
+    return build(podman, "api")
+
+
+@pytest.fixture(scope="session")
+def images(podman: Podman, api_image: str) -> dict[str, str]:
     """The service's images by target, as deploy/compose.yaml names them."""
     worker_options = ["--build-arg", "EXTRA=cpu"]
     if find_links := os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS"):
         worker_options += ["--build-arg", f"UV_FIND_LINKS={find_links}"]
         if Path(find_links).is_dir():
             worker_options += ["--volume", f"{find_links}:{find_links}:ro"]
-    names = {"api": "localhost/grpo-api:latest", "worker": "localhost/grpo-worker:latest"}
-    for target, options in {"api": [], "worker": worker_options}.items():
-        seconds = podman.build(names[target], target, ROOT, *options)
-        print(f"{target}: {podman.inspect(names[target])['Size'] / 1e6:.0f} MB, built in {seconds:.0f} s")
-    return names
+    return {"api": api_image, "worker": build(podman, "worker", *worker_options)}
+
+
+def build(podman: Podman, target: str, *options: str) -> str:
+    """One of the service's images; returns its name."""
+    image = f"localhost/grpo-{target}:latest"
+    seconds = podman.build(image, target, ROOT, *options)
+    print(f"{target}: {podman.inspect(image)['Size'] / 1e6:.0f} MB, built in {seconds:.0f} s")
+    return image
 
 
 @pytest.fixture(scope="session")
@@ -162,10 +173,11 @@ class Stack:
     podman: Podman
     client: GrpoClient
     public_s3: str
+    project: str = PROJECT
 
     def container(self, service: str) -> str:
         """The id of a service's container."""
-        labels = [f"label=com.docker.compose.project={PROJECT}", f"label=com.docker.compose.service={service}"]
+        labels = [f"label=com.docker.compose.project={self.project}", f"label=com.docker.compose.service={service}"]
         return self.podman("ps", "--all", "--quiet", *(word for label in labels for word in ("--filter", label)))
 
     def exec(self, service: str, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -182,12 +194,7 @@ def stack(
 ) -> Iterator[Stack]:
     api_port, s3_port = pick_port(), pick_port()
     public_s3 = f"http://127.0.0.1:{s3_port}"
-    env_file = tmp_path_factory.mktemp("compose") / "compose.env"
-    env_file.write_text(
-        f"{make_env_file(env_file.parent)}\nGRPO_PORT={api_port}\nS3_PORT={s3_port}\nS3_PUBLIC_ENDPOINT={public_s3}\n"
-    )
-    compose = [sys.executable, "-m", "podman_compose", "--project-name", PROJECT, "--env-file", str(env_file)]
-    compose += ["--file", str(ROOT / "deploy" / "compose.yaml")]
+    compose = compose_command(PROJECT, tmp_path_factory.mktemp("compose"), api_port, s3_port)
     podman.run(*compose, "down", "--volumes", check=False)
     try:
         podman.run(*compose, "up", "--detach", "--no-build")
@@ -202,10 +209,19 @@ def stack(
         podman.run(*compose, "down", "--volumes", check=False)
 
 
+def compose_command(project: str, folder: Path, api_port: int, s3_port: int) -> list[str]:
+    """`podman-compose` of deploy/compose.yaml, with secrets made as docs/how-to/deploy.md tells and these ports."""
+    env_file = folder / "compose.env"
+    ports = f"GRPO_PORT={api_port}\nS3_PORT={s3_port}\nS3_PUBLIC_ENDPOINT=http://127.0.0.1:{s3_port}\n"
+    env_file.write_text(f"{make_env_file(folder)}\n{ports}")
+    command = [sys.executable, "-m", "podman_compose", "--project-name", project, "--env-file", str(env_file)]
+    return [*command, "--file", str(ROOT / "deploy" / "compose.yaml")]
+
+
 def make_env_file(folder: Path) -> str:
-    """What the line of docs/deploy.md makes of the example."""
-    line = re.search(r"^\(umask 077.*$", (ROOT / "docs" / "deploy.md").read_text(), re.MULTILINE)
-    assert line, "docs/deploy.md tells no way to make deploy/compose.env"
+    """What the line of docs/how-to/deploy.md makes of the example."""
+    line = re.search(r"^\(umask 077.*$", (ROOT / "docs" / "how-to" / "deploy.md").read_text(), re.MULTILINE)
+    assert line, "docs/how-to/deploy.md tells no way to make deploy/compose.env"
     target = folder / "made.env"
     subprocess.run(["sh", "-c", line[0].replace("> deploy/compose.env", f"> {target}")], cwd=ROOT, check=True)
     assert target.stat().st_mode & 0o077 == 0
@@ -214,10 +230,12 @@ def make_env_file(folder: Path) -> str:
 
 def wait_until(condition: Callable[[], bool], what: str, stack: Stack, seconds: float = 120) -> None:
     """Poll; a failure shows the end of every container's log."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patience(seconds)
     while not condition():
         if time.monotonic() > deadline:
-            ids = stack.podman("ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}")
+            ids = stack.podman(
+                "ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={stack.project}"
+            )
             logs = [stack.podman.run("podman", "logs", "--tail", "15", each, check=False) for each in ids.split()]
             said = "\n---\n".join(log.stdout + log.stderr for log in logs)
             pytest.fail(f"not within {seconds:.0f} s: {what}\n{said}")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from grpo_core import strict_json
+from tests.clock import patience
 from tests.containers.conftest import PROJECT, ROOT, Podman, Stack, wait_until
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(2400)]
@@ -32,8 +33,9 @@ def tiny_job(stack: Stack) -> dict[str, Any]:
 
 
 def test_the_api_image_is_small_and_has_no_torch(podman: Podman, images: dict[str, str]) -> None:
-    # A third of it is polars, which reads rollouts from the bucket.
-    assert podman.inspect(images["api"])["Size"] < 550e6
+    # 911 MB: polars reads rollouts from the bucket, pyarrow reads uploads in Parquet, and graders that are tried before
+    # a job may import the modules that they have on a worker.
+    assert podman.inspect(images["api"])["Size"] < 950e6
     packages = podman("run", "--rm", images["api"], "ls", *site_packages(podman, images["api"]))
     assert "litestar" in packages.split()
     assert {"torch", "transformers", "trl"}.isdisjoint(packages.split())
@@ -48,11 +50,20 @@ def test_the_worker_image_has_the_locked_torch_and_a_compiler(podman: Podman, im
     assert compiler == "/usr/bin/g++"
 
 
+def test_hostile_graders_are_held_in_the_workers_image(podman: Podman, images: dict[str, str]) -> None:
+    """Without a capability, as the image's user, on a root that nobody can write to."""
+    attacks = f"{ROOT}/tests/grader_attacks.py:/attacks.py:ro"
+    hardened = ("--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only", "--tmpfs=/tmp")
+    said = podman("run", "--rm", *hardened, "--volume", attacks, images["worker"], "python", "/attacks.py")
+    assert said.splitlines()[-1].endswith("attacks were held")
+    assert "GOT THROUGH" not in said
+
+
 @pytest.mark.parametrize("target", OURS)
 def test_an_image_says_what_it_is_and_how_it_runs(podman: Podman, images: dict[str, str], target: str) -> None:
     config = podman.inspect(images[target])["Config"]
     assert config["User"] == "10001:10001"
-    assert config["Entrypoint"] == ["tini", "--"]
+    assert not config.get("Entrypoint")  # an init would hold every key for all of its user to read
     assert config["Cmd"] == ["grpo", target]
     assert config["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
     # A build of ours ran with it; it has no business in the image.
@@ -80,13 +91,12 @@ def test_every_container_is_locked_down(stack: Stack, service: str) -> None:
 
 
 @pytest.mark.parametrize("service", OURS)
-def test_our_processes_run_as_an_ordinary_user_below_an_init(stack: Stack, service: str) -> None:
+def test_our_processes_run_as_an_ordinary_user_and_hide_their_keys(stack: Stack, service: str) -> None:
     assert process_status(stack, service)["Uid"].split() == ["10001"] * 4
-    look = "cat /proc/1/comm; read -r child _ < /proc/1/task/1/children; cat /proc/$child/cmdline"
-    init, command = stack.exec(service, "sh", "-c", look).stdout.split("\n")
-    assert init == "tini"
-    # Python itself, not a shell that would keep signals to itself.
+    command = stack.exec(service, "cat", "/proc/1/cmdline").stdout
+    # Python itself, not a shell that would keep signals to itself, nor an init that would show its environment.
     assert command.split("\0")[:2] == ["/venv/bin/python", "/venv/bin/grpo"]
+    assert "Permission denied" in stack.exec(service, "cat", "/proc/1/environ", check=False).stderr
 
 
 def test_only_loopback_is_published(stack: Stack) -> None:
@@ -178,7 +188,7 @@ def test_a_stopped_api_ends_at_once_and_comes_back(stack: Stack) -> None:
     api = stack.container("api")
     began = time.monotonic()
     stack.podman("stop", "--time", "15", api)
-    assert time.monotonic() - began < 12
+    assert time.monotonic() - began < patience(12)
     # uvicorn ends by the signal it was sent, once everything is closed; killed it would be 137.
     assert stack.podman.inspect(api)["State"]["ExitCode"] == 143
     stack.podman("start", api)

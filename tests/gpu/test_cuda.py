@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from grpo_core.gpus import count_gpus
-from grpo_core.records import read_rollouts
+from grpo_core.hardware.gpus import find_gpus
+from grpo_core.run_dir.records import read_rollouts
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "examples" / "models" / "tiny-arithmetic"
@@ -35,7 +35,7 @@ ON_BASE = {"16bit": 0.05, "4bit": 0.1}
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(count_gpus() == 0, reason="no CUDA GPU"),
+    pytest.mark.skipif(len(find_gpus()) == 0, reason="no CUDA GPU"),
 ]
 needs_unsloth = pytest.mark.skipif(
     MODEL is None or any(importlib.util.find_spec(name) is None for name in ("unsloth", "vllm")),

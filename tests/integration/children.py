@@ -16,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grpo_core.records import read_jsonl
-from grpo_core.runfolder import RunFolder
+from grpo_core.run_dir.layout import RunFolder
+from grpo_core.run_dir.records import read_jsonl
+from tests.clock import patience
 
 MODELS = Path("examples/models").resolve()
 ROWS = Path("examples/tiny/train.jsonl").resolve()
@@ -43,6 +44,9 @@ SPEC: dict[str, Any] = {
     "data": {"source": "file", "dataset": str(ROWS), "system_prompt": "", "max_rows": 200},
     "resources": {"gpus": 0},
 }
+
+ENGINES = ("auto", "trl")
+"""What a job may ask for on a CPU: `auto` is `native` for this model."""
 
 
 def spec_with(**sections: dict[str, Any]) -> dict[str, Any]:
@@ -113,9 +117,17 @@ def assert_whole(checkpoint: Path) -> dict[str, Any]:
 
 
 def wait_for(condition: Callable[[], bool], process: Any = None, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patience(seconds)
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         ended = process is not None and (process.poll() if hasattr(process, "poll") else process.exitcode) is not None
         assert not ended, "the process ended"
         time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    """A zombie, which nobody has waited for in a container without init, has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

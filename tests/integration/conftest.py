@@ -1,4 +1,4 @@
-"""Runs forked from one process that holds the libraries, for each module of tests."""
+"""Runs forked from one process that holds the libraries."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 from tests.integration.children import MODELS, Run, prepare, run_main
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def forks() -> Iterator[Callable[..., ForkServerProcess]]:
     """Starts runs from a process that holds the libraries."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["grpo_core.training", "grpo_core.engines.trl"])
+    context.set_forkserver_preload(["grpo_core.training.run", "grpo_core.engines.native.engine"])
     started: list[ForkServerProcess] = []
 
     def fork(
@@ -29,10 +29,12 @@ def forks() -> Iterator[Callable[..., ForkServerProcess]]:
         epoch: int = 2,
         models: Path = MODELS,
         fault: Callable[[], None] | None = None,
+        log: str = "stderr.log",
+        variables: dict[str, str] | None = None,
     ) -> ForkServerProcess:
         arguments = prepare(root, spec, *more, epoch=epoch)
-        environment = {"GRPO_MODEL_DIR": str(models)}
-        process = context.Process(target=run_main, args=(arguments, str(root / "stderr.log"), environment, fault))
+        environment = {"GRPO_MODEL_DIR": str(models), **(variables or {})}
+        process = context.Process(target=run_main, args=(arguments, str(root / log), environment, fault))
         process.start()
         started.append(process)
         return process
@@ -45,7 +47,7 @@ def forks() -> Iterator[Callable[..., ForkServerProcess]]:
         process.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finish(forks: Callable[..., ForkServerProcess]) -> Callable[..., Run]:
     def run(root: Path, spec: dict[str, Any], *more: str, **options: Any) -> Run:
         process = forks(root, spec, *more, **options)

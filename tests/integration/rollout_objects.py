@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
-from grpo_core.records import Completion, write_rollouts
-from jobs import layout, rollouts
-from jobs.archive import ManifestEntry
-from jobs.storage import ObjectStore
+from grpo_core.run_dir.records import Completion, write_rollouts
+from jobs.store import object_keys
+from jobs.store.bucket import ObjectStore
+from jobs.store.write_once import ManifestEntry
+from jobs.worker import rollout_compaction
 
 WEIGHTS = {"correctness": 2.0, "integer": 0.5, "strict_format": 0.5, "soft_format": 0.5, "xml_count": 0.5}
 _WORDS = ["".join(random.Random(n).choices("etaoinshrdlucmfw", k=2 + n % 8)) for n in range(3000)]
@@ -47,8 +49,7 @@ def completions(step: int, *, prompts: int, group: int, words: int = 150, of: in
 def broken(completion: Completion, reward: float = math.nan) -> Completion:
     """The same, with a reward function that paid no finite number."""
     rewards = {**completion.rewards, "xml_count": reward}
-    values = {name: getattr(completion, name) for name in Completion.__slots__}
-    return Completion(**{**values, "rewards": rewards, "reward_total": reward, "advantage": math.nan})
+    return replace(completion, rewards=rewards, reward_total=reward, advantage=math.nan)
 
 
 class RunOfRollouts:
@@ -56,7 +57,7 @@ class RunOfRollouts:
 
     def __init__(self, store: ObjectStore, job_id: str, epoch: int, folder: Path) -> None:
         self._store, self._epoch = store, epoch
-        self._prefix = layout.run(job_id, epoch)
+        self._prefix = object_keys.run(job_id, epoch)
         self._folder = folder / "rollouts"
         self._folder.mkdir(parents=True)
         self.sent: dict[str, ManifestEntry] = {}
@@ -69,7 +70,7 @@ class RunOfRollouts:
 
     def merge(self, up_to: int | None = None) -> None:
         """A checkpoint is done: the steps so far become a part, and their files go."""
-        merged = rollouts.merge(self._folder, up_to)
+        merged = rollout_compaction.merge(self._folder, up_to)
         assert merged is not None, "there is nothing to merge"
         part, replaced = merged
         self._send(part)

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-import jobs.admission
+import jobs.lifecycle.admission
 from grpo_core.datasets import JsonlChecker
 from grpo_core.spec import parse_spec
-from jobs import layout
-from jobs.admission import InProgress, KeyReused, RequestKey, TooManyJobs
+from jobs.auth.rate_limit import RateLimited
 from jobs.errors import Rejected, Unavailable
-from jobs.ratelimit import RateLimited
-from jobs.record import JobStatus
+from jobs.lifecycle.admission import InProgress, KeyReused, RequestKey, TooManyJobs
 from jobs.service import JobService, ServiceSettings
 from jobs.settings import QueueSettings, StorageSettings
+from jobs.store import object_keys
+from jobs.store.job import JobStatus
 
 SPEC = parse_spec({"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}})
 Make = Callable[..., JobService]
@@ -45,6 +45,7 @@ def make(storage_settings: StorageSettings, queue_settings: QueueSettings) -> Ma
 def service(make: Make) -> Iterator[JobService]:
     service = make()
     service.start()
+    service.check_storage()
     yield service
     service.close()
 
@@ -60,13 +61,13 @@ def job_ids(service: JobService) -> list[str]:
 def test_the_same_request_gets_the_same_answer_also_from_another_process(service: JobService, make: Make) -> None:
     first, replayed = service.submit_once(SPEC, "ann", key())
     assert not replayed
-    service.ledger.claim(first.id, epoch=1, worker="w", lease_seconds=60)
+    service.job_store.claim(first.id, epoch=1, worker="w", lease_seconds=60)
     again, replayed = make().submit_once(SPEC, "ann", key())
     assert replayed
     assert again == first, "the first answer, although a worker has the job by now"
     assert job_ids(service) == [first.id]
-    memory = service.ledger.client.keys(f"{service.ledger.prefix}:idempotency:*")
-    assert service.ledger.client.ttl(memory[0]) >= 24 * 3600
+    memory = service.job_store.client.keys(f"{service.job_store.prefix}:idempotency:*")
+    assert service.job_store.client.ttl(memory[0]) >= 24 * 3600
 
 
 def test_another_body_is_refused_and_another_owner_is_another_matter(service: JobService) -> None:
@@ -93,11 +94,11 @@ def test_forty_at_once_make_one_job(service: JobService) -> None:
         ids = set(pool.map(submit, range(40)))
     assert ids == set(job_ids(service))
     assert len(ids) == 1
-    assert len([o for o in service.store.list(layout.JOBS) if o.key == layout.job(next(iter(ids)))]) == 1
+    assert len([o for o in service.store.list(object_keys.JOBS) if o.key == object_keys.job(next(iter(ids)))]) == 1
 
 
 def test_while_one_is_served_a_second_is_told_to_wait(service: JobService, monkeypatch: pytest.MonkeyPatch) -> None:
-    put, seen = service.archive.put_job, []
+    put, seen = service.write_once.put_job, []
 
     def meanwhile(job_id: str, body: dict[str, Any]) -> bool:
         with pytest.raises(InProgress):
@@ -107,7 +108,7 @@ def test_while_one_is_served_a_second_is_told_to_wait(service: JobService, monke
         seen.append(job_id)
         return put(job_id, body)
 
-    monkeypatch.setattr(service.archive, "put_job", meanwhile)
+    monkeypatch.setattr(service.write_once, "put_job", meanwhile)
     assert service.submit_once(SPEC, "ann", key())[0].id == seen[0]
 
 
@@ -115,8 +116,8 @@ def test_while_one_is_served_a_second_is_told_to_wait(service: JobService, monke
 def test_a_crash_anywhere_is_completed_by_the_retry(
     service: JobService, make: Make, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    monkeypatch.setattr(jobs.admission, "HOLD_SECONDS", 0.5)
-    put, create, tried = service.archive.put_job, service.ledger.create, []
+    monkeypatch.setattr(jobs.lifecycle.admission, "HOLD_SECONDS", 0.5)
+    put, create, tried = service.write_once.put_job, service.job_store.create, []
 
     def put_job(job_id: str, body: dict[str, Any]) -> bool:
         tried.append(job_id)
@@ -129,8 +130,8 @@ def test_a_crash_anywhere_is_completed_by_the_retry(
             create(*arguments, **more)
         raise CrashError
 
-    monkeypatch.setattr(service.archive, "put_job", put_job)
-    monkeypatch.setattr(service.ledger, "create", create_record)
+    monkeypatch.setattr(service.write_once, "put_job", put_job)
+    monkeypatch.setattr(service.job_store, "create", create_record)
     with pytest.raises(CrashError):
         service.submit_once(SPEC, "ann", key())
 
@@ -143,7 +144,7 @@ def test_a_crash_anywhere_is_completed_by_the_retry(
     assert record.id == tried[0], "the very job that was begun"
     assert replayed is (where == "after the record")
     assert job_ids(second) == [record.id]
-    asked = second.store.get_json(layout.job(record.id))
+    asked = second.store.get_json(object_keys.job(record.id))
     assert asked is not None
     assert asked["created_at"] == record.created_at.isoformat()
     assert [event["data"] for event in second.events(record.id, "ann")] == [{"status": "queued"}]
@@ -153,21 +154,21 @@ def test_a_crash_anywhere_is_completed_by_the_retry(
 def test_a_server_that_was_away_leaves_the_key_to_the_next_try(
     service: JobService, monkeypatch: pytest.MonkeyPatch, taken: bool
 ) -> None:
-    create = service.ledger.create
+    create = service.job_store.create
 
     def lost(*arguments: Any, **more: Any) -> bool:
         if taken:  # it was done, and only the answer was lost
             create(*arguments, **more)
         raise Unavailable("Valkey", "TimeoutError")
 
-    monkeypatch.setattr(service.ledger, "create", lost)
+    monkeypatch.setattr(service.job_store, "create", lost)
     with pytest.raises(Unavailable):
         service.submit_once(SPEC, "ann", key())
     monkeypatch.undo()
     record, replayed = service.submit_once(SPEC, "ann", key())
     assert replayed is taken
     assert job_ids(service) == [record.id]
-    assert service.store.get_json(layout.job(record.id)) is not None
+    assert service.store.get_json(object_keys.job(record.id)) is not None
 
 
 def test_a_refused_request_leaves_its_key_unused(service: JobService) -> None:
@@ -207,8 +208,8 @@ def test_an_owner_has_so_many_unfinished_jobs_and_no_more(make: Make) -> None:
     service = make(max_owner_jobs=3)
     service.store.ensure_ready()
     ids = [service.submit(SPEC, "ann").id for _ in range(3)]
-    service.ledger.claim(ids[0], epoch=1, worker="w", lease_seconds=60)
-    with pytest.raises(TooManyJobs, match="3 jobs"):
+    service.job_store.claim(ids[0], epoch=1, worker="w", lease_seconds=60)
+    with pytest.raises(TooManyJobs, match="3 unfinished jobs"):
         service.submit(SPEC, "ann")
     service.submit(SPEC, "bob")
     repeated = make(max_owner_jobs=4)
@@ -234,7 +235,7 @@ def test_the_last_places_in_the_queue_are_given_once(make: Make) -> None:
 
     with ThreadPoolExecutor(20) as pool:
         assert Counter(pool.map(submit, range(20))) == {"accepted": 5, "full": 15}
-    assert service.ledger.client.zcard(f"{service.ledger.prefix}:queued") == 5
+    assert service.job_store.client.zcard(f"{service.job_store.prefix}:queued") == 5
 
 
 def test_a_key_may_send_so_many_requests_a_second(make: Make) -> None:

@@ -23,7 +23,9 @@ from deploy.local.ports import is_free, pick_port, pick_s3_port, seaweedfs_ports
 from deploy.local.process import Child, Service
 from deploy.local.seaweedfs import SeaweedFS
 from deploy.local.valkey import Valkey
+from grpo_core import processes
 from jobs.settings import QueueSettings, StorageSettings
+from tests.clock import patience
 
 if TYPE_CHECKING:
     from tests.conftest import SeaweedFSServer, ValkeyServer
@@ -90,7 +92,7 @@ def test_failed_start_shows_the_log(valkey: ValkeyServer, tmp_path: Path) -> Non
 
 def test_seaweedfs_stays_on_its_ports_and_on_loopback(seaweedfs: SeaweedFSServer) -> None:
     expected = {f"127.0.0.1:{port}" for port in seaweedfs_ports(seaweedfs.port)}
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + patience(30)
     # It serves before the last of them is open, as after the restart of another test.
     while not expected <= (found := set(listeners(seaweedfs.pid))) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -102,7 +104,7 @@ def test_seaweedfs_refuses_to_start_without_credentials(tmp_path: Path) -> None:
         config = SeaweedFS(
             data=tmp_path, port=pick_s3_port(), access_key=access_key, secret_key=secret_key, log=tmp_path / "log"
         )
-        with pytest.raises(StackError, match="let everyone in"):
+        with pytest.raises(StackError, match="accept everyone"):
             config.service()
 
 
@@ -113,21 +115,14 @@ def test_seaweedfs_refuses_other_keys(seaweedfs: SeaweedFSServer) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
-@pytest.mark.parametrize("component", ["s3", "filer", "volume"])
-def test_seaweedfs_lets_nobody_in_without_keys(
-    seaweedfs: SeaweedFSServer, prefix: str, component: str, method: str
-) -> None:
+def test_s3_lets_nobody_in_without_keys(seaweedfs: SeaweedFSServer, prefix: str, method: str) -> None:
     seaweedfs.client().put_object(Bucket=seaweedfs.bucket, Key=prefix, Body=b"private" * 10_000)
-    path = {
-        "s3": f":{seaweedfs.port}/{seaweedfs.bucket}/{prefix}",
-        "filer": f":{seaweedfs.port + 1}/buckets/{seaweedfs.bucket}/{prefix}",
-        "volume": f":{seaweedfs.port + 3}/1,0123456789",
-    }[component]
-    request = urllib.request.Request(f"http://127.0.0.1{path}", method=method, data=b"x" if method == "PUT" else None)
+    url = f"{seaweedfs.endpoint}/{seaweedfs.bucket}/{prefix}"
+    request = urllib.request.Request(url, method=method, data=b"x" if method == "PUT" else None)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with pytest.raises(urllib.error.HTTPError) as caught:
         opener.open(request, timeout=5)
-    assert caught.value.code in (401, 403)
+    assert caught.value.code == 403
     caught.value.close()
     answer = seaweedfs.client().get_object(Bucket=seaweedfs.bucket, Key=prefix)
     assert answer["Body"].read() == b"private" * 10_000
@@ -145,6 +140,19 @@ def test_put_if_absent_refuses_the_second(seaweedfs: SeaweedFSServer, prefix: st
 def test_wrong_bucket_is_an_error(seaweedfs: SeaweedFSServer) -> None:
     with pytest.raises(ClientError, match="NoSuchBucket"):
         seaweedfs.client().put_object(Bucket="no-such-bucket", Key="x", Body=b"")
+
+
+@pytest.mark.alone
+def test_an_idle_seaweedfs_leaves_the_processor_alone(seaweedfs: SeaweedFSServer) -> None:
+    """A memory limit below its heap costs 15 % of a core in garbage collection."""
+
+    def processor_seconds() -> float:
+        fields = Path(f"/proc/{seaweedfs.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    before = processor_seconds()
+    time.sleep(3)
+    assert processor_seconds() - before < 0.2
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
@@ -203,7 +211,7 @@ def test_deaf_child_is_killed_after_its_grace(tmp_path: Path) -> None:
     wait_for(tmp_path / "deaf")
     started = time.monotonic()
     child.stop()
-    assert 0.4 < time.monotonic() - started < 3
+    assert 0.4 < time.monotonic() - started < patience(3)
     assert not child.alive()
 
 
@@ -235,8 +243,8 @@ def test_child_dies_with_its_parent(tmp_path: Path, number: signal.Signals) -> N
 
 
 def test_launcher_refuses_when_the_parent_is_gone(tmp_path: Path) -> None:
-    launcher = Path(__file__).parents[2] / "deploy" / "local" / "launch.py"
-    command = [sys.executable, "-I", "-S", str(launcher), "1", "/bin/touch", str(tmp_path / "ran")]
+    launcher = processes.__file__
+    command = [sys.executable, "-I", "-S", launcher, "1", "/bin/touch", str(tmp_path / "ran")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "parent is already gone" in done.stderr
@@ -244,14 +252,14 @@ def test_launcher_refuses_when_the_parent_is_gone(tmp_path: Path) -> None:
 
 
 def wait_for(path: Path, timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + patience(timeout_s)
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.01)
 
 
 def assert_gone(pid: int, timeout_s: float = 5.0) -> None:
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + patience(timeout_s)
     # A zombie that nobody reaps in a bare container counts as gone.
     while (status := Path(f"/proc/{pid}/stat")).exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
         assert time.monotonic() < deadline, f"process {pid} is still there"

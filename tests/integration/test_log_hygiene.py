@@ -16,9 +16,9 @@ import structlog
 
 from jobs import logs
 from jobs.errors import Unavailable
-from jobs.ledger import JobEvent
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
+from jobs.store.job_store import JobEvent
 from tests.integration.running import RunningApi, wait_until
 
 CANARY = "CANARY-5f1c"
@@ -77,7 +77,7 @@ def test_no_log_line_holds_what_clients_send_or_get(
         key.removeprefix("grpo_"),
         "X-Amz-Signature",
         service.store._settings.secret_key.get_secret_value(),
-        service.ledger._url.split("@")[0].split(":")[-1],
+        service.job_store._url.split("@")[0].split(":")[-1],
         *(re.findall("Signature=([0-9a-f]+)", link)[0] for link in links),
     ]
     assert all(len(secret) > 10 for secret in secrets)
@@ -96,9 +96,9 @@ def good_requests(client: httpx.Client, service: JobService) -> list[str]:
     assert client.post("/jobs?dry_run=true", json=SPEC).status_code == 200
     job = submitted.json()["id"]
     assert client.get("/jobs", params={f"metadata[key {CANARY}]": f"value {CANARY}"}).json()["data"][0]["id"] == job
-    service.ledger.claim(job, epoch=1, worker="w", lease_seconds=60)
-    service.ledger.change(job, epoch=1, events=[JobEvent(type="sample", step=1, data={"completion": CANARY})])
-    service.archive.allocate_epoch(job, "w", "now")
+    service.job_store.claim(job, epoch=1, worker="w", lease_seconds=60)
+    service.job_store.change(job, epoch=1, events=[JobEvent(type="sample", step=1, data={"completion": CANARY})])
+    service.write_once.allocate_epoch(job, "w", "now")
     folder = f"jobs/{job}/e1/checkpoints/step-000001/"
     service.store.put_json(
         folder + "manifest.json", {"files": [{"path": "a.json", "size": 2, "sha256": "0" * 64}], "step": 1}
@@ -107,7 +107,7 @@ def good_requests(client: httpx.Client, service: JobService) -> list[str]:
     reader = threading.Thread(target=lambda: follow(client, job))
     reader.start()
     client.post(f"/jobs/{job}/cancel")
-    service.ledger.change(job, epoch=1, to=service.get(job, "ann").status.CANCELLED)
+    service.job_store.change(job, epoch=1, to=service.get(job, "ann").status.CANCELLED)
     reader.join(timeout=20)
     return [file["url"] for file in checkpoint["files"]]
 
@@ -150,9 +150,9 @@ def failures(client: httpx.Client, service: JobService, monkeypatch: pytest.Monk
             def fail(*_: Any, error: Exception = error, **__: Any) -> Any:
                 raise error from ValueError(CANARY)
 
-            patch.setattr(service.ledger, "get", fail)
-            patch.setattr(service.ledger, "list_ids", fail)
-            patch.setattr(service.archive, "put_job", fail)
+            patch.setattr(service.job_store, "get", fail)
+            patch.setattr(service.job_store, "list_ids", fail)
+            patch.setattr(service.write_once, "put_job", fail)
             assert client.get("/jobs").status_code == status
             assert client.get("/jobs/job-01ARZ3NDEKTSV4RRFFQ69G5FAV").status_code == status
             assert client.post("/jobs", json=SPEC).status_code == status

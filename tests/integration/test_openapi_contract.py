@@ -25,9 +25,9 @@ from schemathesis.specs.openapi.checks import (
 from api import openapi
 from api.app import create_app
 from grpo_core.spec import parse_spec
-from jobs.ledger import JobEvent
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
+from jobs.store.job_store import JobEvent
 from tests.integration.running import RunningApi
 from tests.integration.test_service import upload
 from tests.unit.fakes import FakeJobService
@@ -67,8 +67,8 @@ def target(
     with api.run():
         key, _ = api.service.keys.create("ann")
         ids = {"job_id": [api.service.submit(SPEC, "ann").id for _ in range(4)]}
-        api.service.ledger.claim(ids["job_id"][0], epoch=1, worker="w", lease_seconds=600)
-        api.service.ledger.change(
+        api.service.job_store.claim(ids["job_id"][0], epoch=1, worker="w", lease_seconds=600)
+        api.service.job_store.change(
             ids["job_id"][0], epoch=1, events=[JobEvent(type="metric", step=1, data={"reward": 0.5})]
         )
         api.service.cancel(ids["job_id"][1], "ann")

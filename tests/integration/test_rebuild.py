@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,22 +11,22 @@ from typing import Any
 
 import pytest
 
-from api.cli import main
+from grpo_client.cli import main
 from grpo_core import strict_json
 from grpo_core.spec import parse_spec
-from jobs import journal, layout
-from jobs.archive import Manifest, ManifestEntry, Outcome
-from jobs.ending import settle
-from jobs.lease import Lease
-from jobs.ledger import JobEvent
-from jobs.lineage import Base, put_base
-from jobs.outbox import Outbox
-from jobs.queue import Doorbell
-from jobs.rebuild import Rebuild, Report
-from jobs.record import JobRecord, JobStatus
+from jobs.lifecycle.celery_app import WakeupSender
+from jobs.lifecycle.outcomes import apply_outcome
+from jobs.lifecycle.rebuild import Rebuild, RebuildReport
+from jobs.lifecycle.sweeper import Sweeper
+from jobs.lifecycle.wakeups import WakeupPublisher
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
-from jobs.sweeper import Sweeper
+from jobs.store import event_log, object_keys
+from jobs.store.commits import ResumeBase, put_base
+from jobs.store.job import JobRecord, JobStatus
+from jobs.store.job_store import JobEvent
+from jobs.store.write_once import Manifest, ManifestEntry, Outcome
+from jobs.worker.lease import Lease
 from tests.integration.running import wait_until
 
 SPEC = parse_spec(
@@ -35,13 +34,13 @@ SPEC = parse_spec(
 )
 LONG_AGO = "2026-01-02T03:04:05.678+00:00"
 Lose = Callable[[], None]
-Run = Callable[..., Report]
+Run = Callable[..., RebuildReport]
 
 
 @pytest.fixture
-def storage(storage_settings: StorageSettings) -> StorageSettings:
-    """A bucket of the test's own: a rebuild looks at every job there is."""
-    return storage_settings.model_copy(update={"bucket": f"rebuild-{secrets.token_hex(6)}"})
+def storage(own_bucket: StorageSettings) -> StorageSettings:
+    """A rebuild looks at every job there is."""
+    return own_bucket
 
 
 @pytest.fixture
@@ -61,8 +60,8 @@ def lose(service: JobService) -> Lose:
     """Valkey comes back with nothing in it."""
 
     def lose() -> None:
-        client = service.ledger.client
-        keys = client.keys(f"{service.ledger.prefix}:*")
+        client = service.job_store.client
+        keys = client.keys(f"{service.job_store.prefix}:*")
         assert keys
         client.delete(*keys)
 
@@ -76,13 +75,15 @@ def rebuild(storage: StorageSettings, queue: QueueSettings) -> Run:
 
 @pytest.fixture
 def sweeper(service: JobService, queue: QueueSettings) -> Sweeper:
-    return Sweeper(service.ledger, service.archive, Outbox(Doorbell(queue), service.ledger), queue)
+    return Sweeper(
+        service.job_store, service.write_once, WakeupPublisher(WakeupSender(queue), service.job_store), queue
+    )
 
 
 def claim(service: JobService, job: JobRecord, attempts: int = 0, lease_seconds: float = 1.5) -> int:
-    epoch = service.archive.allocate_epoch(job.id, "w", journal.now_iso(), attempts=attempts)
+    epoch = service.write_once.allocate_epoch(job.id, "w", event_log.now_iso(), attempts=attempts)
     assert epoch is not None
-    assert service.ledger.claim(job.id, epoch=epoch, worker="w", lease_seconds=lease_seconds)
+    assert service.job_store.claim(job.id, epoch=epoch, worker="w", lease_seconds=lease_seconds)
     return epoch
 
 
@@ -90,14 +91,14 @@ def train(service: JobService, job: JobRecord, epoch: int, steps: int) -> None:
     """Tell of some steps, as a worker does."""
     events = [JobEvent(type="metric", step=n, data={"reward": n / 4}) for n in range(1, steps + 1)]
     fields = {"step": steps, "reward": steps / 4}
-    assert service.ledger.change(job.id, epoch=epoch, events=events, first_ordinal=1, fields=fields).done
+    assert service.job_store.change(job.id, epoch=epoch, events=events, first_ordinal=1, fields=fields).done
 
 
 def ship(service: JobService, job: JobRecord, epoch: int, *, up_to: int | None = None) -> list[ManifestEntry]:
     """Store the events there are, as a worker does."""
     events = [event for event in service.events(job.id, "ann") if up_to is None or event["seq"] <= up_to]
-    name = journal.events_name(events[0]["seq"], events[-1]["seq"])
-    key = layout.run(job.id, epoch) + name
+    name = event_log.events_name(events[0]["seq"], events[-1]["seq"])
+    key = object_keys.run(job.id, epoch) + name
     body = "".join(f"{strict_json.dumps(event)}\n" for event in events).encode()
     service.store.put(key, body)
     return [ManifestEntry(path=name, key=key, sha256="0" * 64, size=len(body))]
@@ -106,13 +107,13 @@ def ship(service: JobService, job: JobRecord, epoch: int, *, up_to: int | None =
 def finish(service: JobService, job: JobRecord, epoch: int, **outcome: Any) -> None:
     manifest = Manifest(job=job.id, epoch=epoch, objects=ship(service, job, epoch))
     ended = Outcome(job=job.id, epoch=epoch, time=LONG_AGO, by="w", **outcome)
-    ended = replace(ended, manifest=service.archive.put_manifest(manifest))
-    settle(service.ledger, job.id, service.archive.put_outcome(ended), tell_error=True)
+    ended = replace(ended, manifest=service.write_once.put_manifest(manifest))
+    apply_outcome(service.job_store, job.id, service.write_once.put_outcome(ended), add_error=True)
 
 
 def comparable(record: JobRecord) -> dict[str, Any]:
     """What must survive to the letter; times of runs are the workers' and need not be exact."""
-    loose = ("updated_at", "started_at", "finished_at", "restored", "phase", "worker")
+    loose = ("updated_at", "started_at", "finished_at", "run_at", "run_ms", "restored", "phase", "worker")
     return {name: value for name, value in record.__dict__.items() if name not in loose}
 
 
@@ -127,7 +128,7 @@ def test_everything_comes_back_as_it_was(service: JobService, lose: Lose, rebuil
     service.pause(jobs["paused"].id, "ann")
     for name in ("running", "succeeded", "failed"):
         epoch = claim(service, jobs[name], attempts=1)
-        service.ledger.change(jobs[name].id, fields={"attempts": 1})
+        service.job_store.change(jobs[name].id, fields={"attempts": 1})
         train(service, jobs[name], epoch, 3)
         if name == "running":
             ship(service, jobs[name], epoch)
@@ -165,7 +166,7 @@ def test_everything_comes_back_as_it_was(service: JobService, lose: Lose, rebuil
             assert without_time(service.events(job.id, "ann")) == without_time(events[name])
             assert service.read_on(job.id, after=0).ended
     assert [artifact.key for artifact in service.artifacts(jobs["succeeded"].id, "ann")] == artifacts
-    assert set(service.ledger.unclaimed(0)) == {jobs["queued"].id, other.id}
+    assert set(service.job_store.unclaimed(0)) == {jobs["queued"].id, other.id}
 
     again = rebuild()
     assert (again.present, again.restored, again.corrected, again.keys) == (6, {}, 0, 0)
@@ -180,18 +181,18 @@ def test_a_paused_job_that_had_begun_is_paused_and_a_cancelled_one_ends(
     service.pause(pausing.id, "ann")
     service.cancel(cancelling.id, "ann")
     service.pause(resumed.id, "ann")
-    service.ledger.change(resumed.id, to=JobStatus.PAUSED)
+    service.job_store.change(resumed.id, to=JobStatus.PAUSED)
     service.resume(resumed.id, "ann")
     lose()
     assert rebuild(dry_run=True).restored == {"running": 1, "paused": 1, "cancelled": 1}
-    assert service.archive.outcome(cancelling.id) is None
+    assert service.write_once.outcome(cancelling.id) is None
     assert rebuild().restored == {"running": 1, "paused": 1, "cancelled": 1}
-    outcome = service.archive.outcome(cancelling.id)
+    outcome = service.write_once.outcome(cancelling.id)
     assert outcome is not None
     assert outcome.status == service.get(cancelling.id, "ann").status.value == "cancelled"
     assert service.events(cancelling.id, "ann")[-1]["data"] == {"status": "cancelled"}
     assert service.resume(pausing.id, "ann").status is JobStatus.QUEUED
-    assert service.ledger.beat(pausing.id, epoch=1, lease_seconds=9).refusal == "status", "its run is over"
+    assert service.job_store.beat(pausing.id, epoch=1, lease_seconds=9).refusal == "status", "its run is over"
     assert claim(service, pausing) == 2
 
 
@@ -199,7 +200,7 @@ def test_a_worker_that_still_trains_goes_on_as_if_nothing_had_happened(
     service: JobService, lose: Lose, rebuild: Run, sweeper: Sweeper
 ) -> None:
     job = service.submit(SPEC, "ann")
-    lease = Lease(service.ledger, job.id, claim(service, job), 1.5)
+    lease = Lease(service.job_store, job.id, claim(service, job), 1.5)
     lease.start()
     try:
         lose()
@@ -214,11 +215,13 @@ def test_a_worker_that_still_trains_goes_on_as_if_nothing_had_happened(
         assert not lease.lost
     finally:
         lease.stop()
-    # What it tells next is taken, although the count of its events was lost.
+    # What it had told was lost, and it is asked for that again.
     told = [JobEvent(type="metric", step=9, data={"reward": 1.0})]
-    assert service.ledger.change(job.id, epoch=1, events=told, first_ordinal=41).shipped == 41
-    service.archive.put_outcome(Outcome(job=job.id, status="succeeded", epoch=1, time=journal.now_iso(), by="w"))
-    settle(service.ledger, job.id, service.archive.outcome(job.id) or pytest.fail("it was put"))
+    change = service.job_store.change(job.id, epoch=1, events=told, first_ordinal=41)
+    assert (change.refusal, change.shipped) == ("events", 0)
+    assert service.job_store.change(job.id, epoch=1, events=told * 41, first_ordinal=1).shipped == 41
+    service.write_once.put_outcome(Outcome(job=job.id, status="succeeded", epoch=1, time=event_log.now_iso(), by="w"))
+    apply_outcome(service.job_store, job.id, service.write_once.outcome(job.id) or pytest.fail("it was put"))
     assert service.get(job.id, "ann").status is JobStatus.SUCCEEDED
 
 
@@ -249,8 +252,8 @@ def test_an_outcome_written_while_the_record_was_gone_is_the_truth(
     job = service.submit(SPEC, "ann")
     epoch = claim(service, job)
     lose()
-    outcome = Outcome(job=job.id, status="succeeded", epoch=epoch, time=journal.now_iso(), by="w")
-    settle(service.ledger, job.id, service.archive.put_outcome(outcome))
+    outcome = Outcome(job=job.id, status="succeeded", epoch=epoch, time=event_log.now_iso(), by="w")
+    apply_outcome(service.job_store, job.id, service.write_once.put_outcome(outcome))
     assert rebuild().restored == {"succeeded": 1}
     assert service.get(job.id, "ann").status is JobStatus.SUCCEEDED
 
@@ -282,8 +285,8 @@ def test_a_record_that_lags_behind_is_corrected_and_no_other_is_touched(service:
     ended, ordered, running, fine = (service.submit(SPEC, "ann") for _ in range(4))
     for job in (ended, running):
         claim(service, job)
-    service.archive.put_outcome(Outcome(job=ended.id, status="failed", epoch=1, time=journal.now_iso(), by="w"))
-    service.archive.put_order(ordered.id, "pause", "api", journal.now_iso())
+    service.write_once.put_outcome(Outcome(job=ended.id, status="failed", epoch=1, time=event_log.now_iso(), by="w"))
+    service.write_once.put_command(ordered.id, "pause", "api", event_log.now_iso())
     before = [service.get(job.id, "ann") for job in (running, fine)]
     assert rebuild(dry_run=True).corrected == 2
     report = rebuild()
@@ -296,24 +299,24 @@ def test_a_record_that_lags_behind_is_corrected_and_no_other_is_touched(service:
 
 def test_what_cannot_be_read_is_named_and_stops_nothing(service: JobService, lose: Lose, rebuild: Run) -> None:
     good, newer, broken, torn = (service.submit(SPEC, "ann") for _ in range(4))
-    asked = service.store.get_json(layout.job(newer.id)) or {}
-    service.store.put_json(layout.job(newer.id), {**asked, "v": 99})
-    service.store.put(layout.job(broken.id), b"{")
-    service.store.delete(layout.job(torn.id))
-    service.archive.put_order(torn.id, "cancel", "api", journal.now_iso())
+    asked = service.store.get_json(object_keys.job(newer.id)) or {}
+    service.store.put_json(object_keys.job(newer.id), {**asked, "v": 99})
+    service.store.put(object_keys.job(broken.id), b"{")
+    service.store.delete(object_keys.job(torn.id))
+    service.write_once.put_command(torn.id, "cancel", "api", event_log.now_iso())
     lose()
     report = rebuild()
     assert report.restored == {"queued": 1}
     assert service.get(good.id, "ann").status is JobStatus.QUEUED
     assert set(report.unreadable) == {newer.id, broken.id, torn.id}
     assert "version 99" in report.unreadable[newer.id]
-    assert "job.json is not there" in report.unreadable[torn.id]
+    assert "job.json is missing" in report.unreadable[torn.id]
 
 
 def test_a_submission_its_client_heard_nothing_of_becomes_a_job(
     service: JobService, lose: Lose, rebuild: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.ledger, "create", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(service.job_store, "create", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         service.submit(SPEC, "ann")
     lose()
@@ -374,7 +377,7 @@ def test_the_command(
     assert code == 0
     assert "queued jobs" in out
     assert service.list_jobs("ann", limit=9).items[0].created_at <= datetime.now(UTC)
-    service.store.put(layout.job("job-broken"), b"")
+    service.store.put(object_keys.job("job-broken"), b"")
     code, out, _ = run()
     assert code == 1
     assert "job-broken" in out
@@ -387,29 +390,39 @@ def test_a_number_that_was_taken_and_not_used_fences_nobody(service: JobService,
     """Two workers were woken for one job: both took a number, and the first one has it."""
     job = service.submit(SPEC, "ann")
     epoch = claim(service, job)
-    put_base(service.store, Base(job=job.id, epoch=epoch, resumed=None))
-    assert service.archive.allocate_epoch(job.id, "too late", journal.now_iso()) == epoch + 1
+    put_base(service.store, ResumeBase(job=job.id, epoch=epoch, resumed=None))
+    assert service.write_once.allocate_epoch(job.id, "too late", event_log.now_iso()) == epoch + 1
     lose()
     rebuild()
     record = service.get(job.id, "ann")
     assert (record.status, record.epoch, record.worker) == (JobStatus.RUNNING, epoch, "w")
-    assert service.ledger.beat(job.id, epoch=epoch, lease_seconds=9).done
+    assert service.job_store.beat(job.id, epoch=epoch, lease_seconds=9).done
 
 
 def test_a_deleted_job_does_not_come_back(service: JobService, lose: Lose, rebuild: Run) -> None:
     job, kept = service.submit(SPEC, "ann"), service.submit(SPEC, "ann")
     service.cancel(job.id, "ann")
-    before = service.ledger.get(job.id)
+    before = service.job_store.get(job.id)
     assert before is not None
     service.delete(job.id, "ann")
     # A worker that was fenced, and a backup of Valkey from before the deletion, bring some of it back.
-    service.store.put(f"{layout.run(job.id, 1)}metrics.jsonl", b"{}")
+    service.store.put(f"{object_keys.run(job.id, 1)}metrics.jsonl", b"{}")
     lose()
-    service.ledger.restore(before, event_seq=9, lease_seconds=None)
+    service.job_store.restore(before, event_seq=9, lease_seconds=None)
     assert rebuild(dry_run=True).restored == {"queued": 1}
-    assert service.ledger.get(job.id) is not None
+    assert service.job_store.get(job.id) is not None
     report = rebuild()
     assert (report.restored, report.unreadable) == ({"queued": 1}, {})
-    assert service.ledger.get(job.id) is None
+    assert service.job_store.get(job.id) is None
     assert [found.id for found in service.list_jobs("ann", limit=10).items] == [kept.id]
-    assert list(service.store.list(layout.folder(job.id))) == []
+    assert list(service.store.list(object_keys.folder(job.id))) == []
+
+
+def test_another_service_in_the_same_bucket_keeps_its_jobs(
+    service: JobService, storage: StorageSettings, queue: QueueSettings, lose: Lose, rebuild: Run
+) -> None:
+    ours = service.submit(SPEC, "ann")
+    theirs = JobService(storage, queue.model_copy(update={"prefix": f"{queue.prefix}-theirs"})).submit(SPEC, "ann")
+    lose()
+    assert rebuild().restored == {"queued": 1}
+    assert (service.job_store.get(theirs.id), service.get(ours.id, "ann").status) == (None, JobStatus.QUEUED)

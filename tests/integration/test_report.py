@@ -1,4 +1,5 @@
-"""What a resumed job's page is given of the runs before: from a real bucket and ledger, within limits, or nothing."""
+"""What a resumed job's page is given of the runs before: from a real bucket and job store, within limits, or
+nothing."""
 
 from __future__ import annotations
 
@@ -15,18 +16,20 @@ import pytest
 from structlog.testing import capture_logs
 
 from grpo_core import report_page
-from grpo_core.records import write_rollouts
+from grpo_core.run_dir.records import write_rollouts
 from grpo_core.spec import parse_spec
-from jobs import journal, layout, report
-from jobs.archive import ManifestEntry
-from jobs.ledger import JobEvent, Ledger
-from jobs.lineage import Base, Point
-from jobs.record import JobStatus, record_of
-from jobs.report import EarlierRuns, newest, write_report
 from jobs.settings import QueueSettings, StorageSettings
-from jobs.stopping import StopOrder
-from jobs.storage import ObjectStore
-from jobs.tenure import Tenure, Toolbox
+from jobs.store import event_log, object_keys
+from jobs.store.bucket import ObjectStore
+from jobs.store.commits import CommitRef, ResumeBase
+from jobs.store.job import JobStatus, record_of
+from jobs.store.job_store import JobEvent, JobStore
+from jobs.store.write_once import ManifestEntry
+from jobs.worker import report
+from jobs.worker.report import EarlierRuns, newest, write_report
+from jobs.worker.run_context import RunContext, WorkerDeps
+from jobs.worker.shutdown import GracefulShutdown
+from tests.clock import patience
 from tests.conftest import SeaweedFSServer
 from tests.unit.test_audits import completion
 
@@ -42,7 +45,7 @@ def store(storage_settings: StorageSettings) -> ObjectStore:
 
 
 @pytest.fixture
-def tenure(store: ObjectStore, queue_settings: QueueSettings, prefix: str, tmp_path: Path) -> Iterator[Tenure]:
+def context(store: ObjectStore, queue_settings: QueueSettings, prefix: str, tmp_path: Path) -> Iterator[RunContext]:
     """The second run of a job, which has done its last two steps; the first left a part for every six."""
     job_id, folder = f"job-{prefix}", tmp_path / "run"
     spec = parse_spec({"training": {"steps": STEPS}})
@@ -51,35 +54,36 @@ def tenure(store: ObjectStore, queue_settings: QueueSettings, prefix: str, tmp_p
     (folder / "spec.json").write_text(json.dumps(spec.as_dict()))
     metrics = [{"step": step, "epoch": 1 + (step > RESUMED), "reward": step / STEPS} for step in range(1, STEPS + 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
-    resumed = {"type": "log", "epoch": 2, "time": journal.now_iso(), "data": {"code": "resumed", "step": RESUMED}}
+    resumed = {"type": "log", "epoch": 2, "time": event_log.now_iso(), "data": {"code": "resumed", "step": RESUMED}}
     (folder / "events.jsonl").write_text(json.dumps(resumed) + "\n")
     for step in (19, 20):
         write_rollouts(folder / "rollouts" / f"step-{step:06d}.parquet", [row(step)], step=step, epoch=2)
     objects = [put_part(store, tmp_path, job_id, first) for first in (1, 7, 13)]
     asked = {"id": job_id, "owner": "ann", "created_at": "2026-01-01T00:00:00+00:00", "queue": "grpo.cpu"}
     record = record_of({**asked, "spec": spec.as_dict(), "spec_sha256": "0"})
-    ledger, none = Ledger(queue_settings), cast("Any", None)
-    tools = Toolbox(
+    job_store, none = JobStore(queue_settings), cast("Any", None)
+    deps = WorkerDeps(
         worker="w",
-        ledger=ledger,
-        archive=none,
+        job_store=job_store,
+        write_once=none,
         store=store,
         datasets=none,
-        outbox=none,
+        wakeups=none,
+        commands=none,
         lease_seconds=60,
         launcher=(),
-        stop=StopOrder(60.0),
+        stop=GracefulShutdown(60.0),
     )
-    ledger.create(record)
-    assert ledger.claim(job_id, epoch=1, worker="w", lease_seconds=60)
+    job_store.create(record)
+    assert job_store.claim(job_id, epoch=1, worker="w", lease_seconds=60)
     lost = JobEvent(type="warning", data={"code": "run_lost", "message": "It was killed, by an event."})
-    assert ledger.change(job_id, epoch=1, to=JobStatus.QUEUED, events=[lost]).done
-    assert ledger.claim(job_id, epoch=2, worker="w", lease_seconds=60)
-    tenure = Tenure(tools, record, 2, folder)
-    tenure.base = Base(job=job_id, epoch=2, resumed=Point(step=RESUMED, epoch=1), objects=objects)
-    tenure.begin()
-    yield tenure
-    tenure.end()
+    assert job_store.change(job_id, epoch=1, to=JobStatus.QUEUED, events=[lost]).done
+    assert job_store.claim(job_id, epoch=2, worker="w", lease_seconds=60)
+    context = RunContext(deps, record, 2, folder)
+    context.base = ResumeBase(job=job_id, epoch=2, resumed=CommitRef(step=RESUMED, epoch=1), objects=objects)
+    context.begin()
+    yield context
+    context.end()
 
 
 def row(step: int) -> Any:
@@ -91,82 +95,82 @@ def put_part(store: ObjectStore, folder: Path, job_id: str, first: int) -> Manif
     name = f"part-{first:06d}-{first + 5:06d}.parquet"
     write_rollouts(folder / name, [row(first + 5)], step=first + 5, epoch=1)
     body = (folder / name).read_bytes()
-    key = f"{layout.run(job_id, 1)}rollouts/{name}"
+    key = f"{object_keys.run(job_id, 1)}rollouts/{name}"
     store.put(key, body)
     return ManifestEntry(path=f"rollouts/{name}", key=key, sha256=hashlib.sha256(body).hexdigest(), size=len(body))
 
 
-def written(tenure: Tenure, **limits: Any) -> str:
-    write_report(tenure, "succeeded", None, (), **limits)
-    return (tenure.folder / "report.html").read_text("utf-8")
+def written(context: RunContext, **limits: Any) -> str:
+    write_report(context, "succeeded", None, (), **limits)
+    return (context.folder / "report.html").read_text("utf-8")
 
 
-def fetched(tenure: Tenure) -> list[str]:
-    folder = tenure.folder / report_page.EARLIER
+def fetched(context: RunContext) -> list[str]:
+    folder = context.folder / report_page.EARLIER
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_only_what_the_page_shows_is_fetched(tenure: Tenure) -> None:
-    page = written(tenure)
-    assert fetched(tenure) == ["events.jsonl", "rollouts/part-000013-000018.parquet"]
+def test_only_what_the_page_shows_is_fetched(context: RunContext) -> None:
+    page = written(context)
+    assert fetched(context) == ["events.jsonl", "rollouts/part-000013-000018.parquet"]
     assert "drawn at 18." in page, "steps 17 to 20 are the last fifth"
     assert "drawn at 20." in page
     assert "drawn at 12." not in page
     assert "It was killed, by an event." in page
-    assert "Steps are those that count" in page
+    assert "Only steps that count are listed" in page
 
 
 def test_no_more_than_the_limit_is_fetched_and_the_newest_first(
-    tenure: Tenure, monkeypatch: pytest.MonkeyPatch
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert tenure.base is not None
-    sizes = [entry.size for entry in tenure.base.objects]
-    assert newest(tenure.base.objects, sum(sizes)) == tenure.base.objects
-    assert newest(tenure.base.objects, sum(sizes) - 1) == tenure.base.objects[1:]
+    assert context.base is not None
+    sizes = [entry.size for entry in context.base.objects]
+    assert newest(context.base.objects, sum(sizes)) == context.base.objects
+    assert newest(context.base.objects, sum(sizes) - 1) == context.base.objects[1:]
     monkeypatch.setattr(report, "ROLLOUT_BYTES", sizes[-1] - 1)
-    page = written(tenure)
-    assert fetched(tenure) == ["events.jsonl"]
+    page = written(context)
+    assert fetched(context) == ["events.jsonl"]
     assert "drawn at 20." in page
 
 
-def test_an_object_that_is_not_what_was_recorded_is_left_out(tenure: Tenure, store: ObjectStore) -> None:
-    assert tenure.base is not None
-    store.put(tenure.base.objects[-1].key, b"PAR1 but no more")
-    page = written(tenure)
-    assert fetched(tenure) == ["events.jsonl"]
+def test_an_object_that_is_not_what_was_recorded_is_left_out(context: RunContext, store: ObjectStore) -> None:
+    assert context.base is not None
+    store.put(context.base.objects[-1].key, b"PAR1 but no more")
+    page = written(context)
+    assert fetched(context) == ["events.jsonl"]
     assert "drawn at 20." in page
 
 
 def test_storage_that_hangs_costs_its_time_and_no_page(
-    tenure: Tenure, seaweedfs: SeaweedFSServer, monkeypatch: pytest.MonkeyPatch
+    context: RunContext, seaweedfs: SeaweedFSServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Little time to fetch, and plenty to write the page in, however slow the machine is."""
     monkeypatch.setattr(report, "FETCH_SECONDS", 1.5)
     os.kill(seaweedfs.pid, signal.SIGSTOP)
     try:
         began = time.monotonic()
-        page = written(tenure, until=began + 60)
-        assert time.monotonic() - began < 30
+        page = written(context, until=began + 60)
+        assert time.monotonic() - began < patience(30)
     finally:
         os.kill(seaweedfs.pid, signal.SIGCONT)
     assert "drawn at 20." in page
-    assert "It was killed, by an event." in page, "the ledger still answers"
+    assert "It was killed, by an event." in page, "the job store still answers"
 
 
 def test_where_it_has_to_be_quick_half_of_the_time_is_for_writing(
-    tenure: Tenure, monkeypatch: pytest.MonkeyPatch
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[float | None] = []
-    patience = tenure.patience
+    retry = context.retry
 
-    def noted(action: Any, heed: Any, *, seconds: float | None = None, until: float | None = None) -> Any:
+    def noted(action: Any, interrupts: Any, *, seconds: float | None = None, until: float | None = None) -> Any:
         given.append(seconds if until is None else until - time.monotonic())
-        return patience(action, heed, seconds=seconds, until=until)
+        return retry(action, interrupts, seconds=seconds, until=until)
 
-    monkeypatch.setattr(tenure, "patience", noted)
+    monkeypatch.setattr(context, "retry", noted)
     monkeypatch.setattr(report, "FETCH_SECONDS", 50.0)
-    written(tenure, until=time.monotonic() + 60)
-    written(tenure, until=time.monotonic() + 600)
+    written(context, until=time.monotonic() + 60)
+    written(context, until=time.monotonic() + 600)
     halved, writing, capped, _ = given
     assert halved == pytest.approx(30, abs=1)
     assert writing is not None
@@ -175,9 +179,9 @@ def test_where_it_has_to_be_quick_half_of_the_time_is_for_writing(
 
 
 def test_a_fetch_that_was_given_up_ends_and_leaves_nothing_half(
-    tenure: Tenure, monkeypatch: pytest.MonkeyPatch
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream = tenure.tools.store.stream
+    stream = context.deps.store.stream
 
     def slowly(key: str, path: Path, feed: Any, **_: Any) -> None:
         def late(chunk: bytes) -> None:
@@ -186,20 +190,20 @@ def test_a_fetch_that_was_given_up_ends_and_leaves_nothing_half(
 
         stream(key, path, late)
 
-    monkeypatch.setattr(tenure.tools.store, "stream", slowly)
+    monkeypatch.setattr(context.deps.store, "stream", slowly)
     with capture_logs() as lines:
-        EarlierRuns(tenure, until=time.monotonic() + 0.3).fetch()
-    assert fetched(tenure) == ["events.jsonl"]
+        EarlierRuns(context, until=time.monotonic() + 0.3).fetch()
+    assert fetched(context) == ["events.jsonl"]
     assert "TimeoutError" in next(line["error"] for line in lines if line["event"] == "report_without")
 
 
-def test_a_folder_that_is_gone_is_not_made_again(tenure: Tenure, tmp_path: Path) -> None:
-    (tenure.folder / "inputs").rename(tmp_path / "away")
-    EarlierRuns(tenure, until=time.monotonic() + 5).fetch()
-    assert not (tenure.folder / "inputs").exists()
+def test_a_folder_that_is_gone_is_not_made_again(context: RunContext, tmp_path: Path) -> None:
+    (context.folder / "inputs").rename(tmp_path / "away")
+    EarlierRuns(context, until=time.monotonic() + 5).fetch()
+    assert not (context.folder / "inputs").exists()
 
 
-def test_a_first_run_asks_nobody(tenure: Tenure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_run_asks_nobody(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EarlierRuns, "fetch", lambda _: pytest.fail("it has no earlier run"))
-    tenure.epoch = 1
-    assert "drawn at 20." in written(tenure)
+    context.epoch = 1
+    assert "drawn at 20." in written(context)

@@ -6,6 +6,7 @@ more than once, in another order each time.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -18,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from grpo_core.records import read_rollouts
+from grpo_core.run_dir.records import read_rollouts
 from tests.integration.children import Run, assert_whole, spawn, spec_with, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.timeout(300)]
 
 STEPS, KILLED_AFTER = 6, 3
 WEIGHTS = "adapter_model.safetensors"
@@ -84,18 +85,26 @@ def assert_same_end(run: Run, straight: Run, *, after: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def straight(finish: Finish, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """All steps in one process; every checkpoint stays."""
-    run = finish(tmp_path_factory.mktemp("straight") / "run", SPEC, epoch=1)
-    assert run.exit_code == 0, (run.folder.root / "stderr.log").read_text("utf-8")
-    return run
+def straight_on(finish: Finish, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
+    """All steps in one process, on an engine; every checkpoint stays."""
+
+    @functools.cache
+    def straight_on(engine: str) -> Run:
+        run = finish(tmp_path_factory.mktemp("straight") / "run", SPEC | {"engine": engine}, epoch=1)
+        assert run.exit_code == 0, (run.folder.root / "stderr.log").read_text("utf-8")
+        return run
+
+    return straight_on
 
 
-@pytest.fixture(scope="module")
-def killed(forks: Fork, tmp_path_factory: pytest.TempPathFactory) -> Run:
+@pytest.fixture
+def straight(straight_on: Callable[[str], Run]) -> Run:
+    return straight_on("auto")
+
+
+def kill(forks: Fork, root: Path, spec: dict[str, Any]) -> Run:
     """Killed in the step after a checkpoint; with the same spec it would have gone on."""
-    root = tmp_path_factory.mktemp("killed") / "run"
-    process = forks(root, SPEC, epoch=1)
+    process = forks(root, spec, epoch=1)
     wait_for(lambda: (root / "checkpoints" / f"step-{KILLED_AFTER:06d}").exists(), process)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
@@ -103,7 +112,12 @@ def killed(forks: Fork, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(root, process.exitcode or 0)
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(straight: Run, killed: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["auto", pytest.param("trl", marks=pytest.mark.long)])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    straight_on: Callable[[str], Run], forks: Fork, tmp_path: Path, engine: str
+) -> None:
+    spec = SPEC | {"engine": engine}
+    straight, killed = straight_on(engine), kill(forks, tmp_path / "killed", spec)
     assert killed.exit_code == -signal.SIGKILL
     assert not killed.folder.adapter.exists()
     last = max(killed.folder.checkpoints.glob("step-*"))
@@ -113,7 +127,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(straight: Run, killed: 
 
     root = give(last, tmp_path / "run")
     # The real command, which shares nothing with the processes before.
-    run = Run(root, spawn(root, SPEC, epoch=2).wait())
+    run = Run(root, spawn(root, spec, epoch=2).wait())
     assert run.exit_code == 0, root.with_name("run.log").read_text("utf-8")
     assert_same_end(run, straight, after=step)
     assert evaluation_of(run) == evaluation_of(straight)
@@ -137,7 +151,7 @@ def test_it_goes_on_from_the_middle_and_the_end_of_a_pass_through_the_data(
 
 
 def test_it_goes_on_between_two_passes_over_the_same_completions(finish: Finish, tmp_path: Path) -> None:
-    """The completions, and the masks of dropout, must be those of the process before."""
+    """The completions, and the masks of dropout, must be those of the process before. Dropout is `trl`'s alone."""
     spec = spec_with(
         data={"max_rows": 6},
         loss={"iterations": 2},
@@ -149,6 +163,9 @@ def test_it_goes_on_between_two_passes_over_the_same_completions(finish: Finish,
     for step in (3, 4):
         run = finish(give(straight.folder.checkpoint(step), tmp_path / f"from-{step}"), spec)
         assert_same_end(run, straight, after=step)
+        assert report_of(run)["engine"] == "trl"
+        reasons = [data["message"] for one in (straight, run) for data in logged(one, "engine")]
+        assert reasons == ["engine: trl (The native engine has no dropout.)", "engine: trl (it wrote the checkpoint)"]
 
 
 def test_a_run_that_started_from_another_jobs_adapter_goes_on_from_its_own(
@@ -162,11 +179,11 @@ def test_a_run_that_started_from_another_jobs_adapter_goes_on_from_its_own(
     assert_same_end(again, whole, after=2)
 
 
-def test_smaller_parts_are_the_same_step(straight: Run, finish: Finish, tmp_path: Path) -> None:
+def test_smaller_parts_are_the_same_step(straight_on: Callable[[str], Run], finish: Finish, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    step = STEPS - 1
-    run = finish(give(straight.folder.checkpoint(step), tmp_path / "run"), SPEC, "--gradient-accumulation", "6")
+    step, straight, spec = STEPS - 1, straight_on("trl"), SPEC | {"engine": "trl"}
+    run = finish(give(straight.folder.checkpoint(step), tmp_path / "run"), spec, "--gradient-accumulation", "6")
     assert run.exit_code == 0
     assert rollouts_of(run) == rollouts_of(straight, after=step)
     (told,) = logged(run, "micro_batch")
@@ -200,7 +217,7 @@ def test_with_all_steps_done_only_the_rest_is_done(straight: Run, finish: Finish
 
 def stop_while_the_adapter_answers() -> None:
     """A request to stop that comes late, with much left to do."""
-    from grpo_core import held_out
+    from grpo_core.evaluation import held_out
 
     ask_adapter = held_out.HeldOutEvaluation.ask_adapter
 
@@ -256,7 +273,7 @@ def test_other_rows_than_before_are_a_warning(straight: Run, finish: Finish, tmp
     data.write_text("\n".join(reversed(rows)) + "\n", encoding="utf-8")
     run = finish(give(before.folder.checkpoint(4), tmp_path / "run"), spec)
     assert run.exit_code == 0
-    assert [event["data"]["code"] for event in run.of_type("warning")] == ["data_changed"]
+    assert [event["data"]["code"] for event in run.of_type("warning")] == ["format_not_asked", "data_changed"]
     # Nor are the held-out questions the same, so the base model is asked again.
     assert [event["data"]["stage"] for event in run.of_type("evaluation")] == ["before", "after", "selftest"]
 
@@ -270,7 +287,7 @@ def test_usr1_shows_every_stack_and_changes_nothing(forks: Fork, tmp_path: Path)
     os.kill(process.pid, signal.SIGUSR1)
     # Of every thread: the watch on the parent, and the training itself.
     said = (root / "stderr.log").read_text
-    wait_for(lambda: "lifetime.py" in said("utf-8") and "in train" in said("utf-8"), process)
+    wait_for(lambda: "processes.py" in said("utf-8") and "in train" in said("utf-8"), process)
     done = len(run.metrics)
     wait_for(lambda: len(run.metrics) > done, process)
     os.kill(process.pid, signal.SIGTERM)

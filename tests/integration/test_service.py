@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from grpo_core.datasets import JsonlChecker
-from grpo_core.spec import parse_spec
-from jobs import layout
-from jobs.datasets import DatasetRecord
+from grpo_core.spec import SPEC_FORMAT, parse_spec
 from jobs.errors import Conflict, NotFound, Rejected
-from jobs.record import JobStatus
-from jobs.registry import WorkerInfo
+from jobs.read.queue_position import QueuePosition, WaitReason
 from jobs.service import JobService
-from jobs.waiting import Waiting
+from jobs.store import object_keys
+from jobs.store.datasets import DatasetRecord
+from jobs.store.job import JobStatus
+from jobs.store.workers import WorkerInfo
 
 CPU = {"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}}
 
@@ -24,17 +24,19 @@ def submit(service: JobService, owner: str = "ann", **fields: object):
     return service.submit(parse_spec({**CPU, **fields}), owner)
 
 
-def upload(service: JobService, tmp_path: Path, owner: str = "ann"):
-    text = b'{"question": "1+1", "answer": "2"}\n' * 3
+ROWS = b'{"question": "1+1", "answer": "2"}\n' * 3
+
+
+def upload(service: JobService, tmp_path: Path, owner: str = "ann", text: bytes = ROWS):
     checker = JsonlChecker()
     checker.feed(text)
     (tmp_path / "rows.jsonl").write_bytes(text)
     return service.store_dataset(tmp_path / "rows.jsonl", checker.finish(), owner, "sums")[0]
 
 
-def test_a_submitted_job_is_in_the_bucket_and_in_the_ledger(service: JobService) -> None:
+def test_a_submitted_job_is_in_the_bucket_and_in_the_job_store(service: JobService) -> None:
     job = submit(service, name="first", metadata={"team": "a"})
-    asked = service.store.get_json(layout.job(job.id))
+    asked = service.store.get_json(object_keys.job(job.id))
     assert asked is not None
     assert asked["spec"] == job.spec
     read = service.get(job.id, "ann")
@@ -110,18 +112,18 @@ def test_lists_page_newest_first_and_filter(service: JobService) -> None:
 def test_cancelling_a_queued_job_ends_it_for_good(service: JobService) -> None:
     job = submit(service)
     assert service.cancel(job.id, "ann").status is JobStatus.CANCELLED
-    outcome = service.archive.outcome(job.id)
+    outcome = service.write_once.outcome(job.id)
     assert outcome is not None
     assert outcome.status == "cancelled"
-    assert service.store.get_json(layout.control(job.id, 1)) is not None
+    assert service.store.get_json(object_keys.control(job.id, 1)) is not None
     with pytest.raises(Conflict, match="cancelled"):
         service.cancel(job.id, "ann")
-    assert not service.ledger.claim(job.id, epoch=1, worker="w", lease_seconds=60)
+    assert not service.job_store.claim(job.id, epoch=1, worker="w", lease_seconds=60)
 
 
 def test_cancelling_a_running_job_asks_its_worker(service: JobService) -> None:
     job = submit(service)
-    assert service.ledger.claim(job.id, epoch=1, worker="w", lease_seconds=60)
+    assert service.job_store.claim(job.id, epoch=1, worker="w", lease_seconds=60)
     assert service.cancel(job.id, "ann").status is JobStatus.CANCELLING
     assert service.cancel(job.id, "ann").status is JobStatus.CANCELLING, "asking twice is asking once"
 
@@ -148,6 +150,17 @@ def test_a_dry_run_knows_the_size_of_the_data_set(service: JobService, tmp_path:
     assert service.preview(parse_spec(CPU), "ann").estimate.epoch_share is None, "nobody counts the hub's rows"
 
 
+def test_a_dry_run_looks_at_the_rows(service: JobService, tmp_path: Path) -> None:
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text('{"question": "How many apples are there?", "answer": "3+4=7\\n#### 7"}\n' * 5)
+    checker = JsonlChecker()
+    checker.feed(path.read_bytes())
+    dataset = service.datasets.put(path, checker.finish(), "ann", None)
+    spec = parse_spec({**CPU, "data": {"source": "upload", "dataset": dataset.id}})
+    codes = [warning.code for warning in service.preview(spec, "ann").warnings]
+    assert codes[-2:] == ["prompt_in_other_language", "answers_hold_solutions"]
+
+
 def test_a_dry_run_reads_the_description_of_an_upload_once(
     service: JobService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,21 +180,29 @@ def test_a_dry_run_reads_the_description_of_an_upload_once(
 def test_a_queued_job_has_a_place_among_those_that_wait(service: JobService) -> None:
     jobs = [submit(service, owner) for owner in ("ann", "bob", "ann")]
     queue = jobs[0].queue
-    assert [service.waiting(job) for job in jobs] == [Waiting(queue=queue, ahead=n, workers=0) for n in range(3)]
+
+    def place(ahead: int, workers: int) -> QueuePosition:
+        reason = WaitReason.TURN if workers else WaitReason.NO_WORKER
+        newest = SPEC_FORMAT if workers else None
+        return QueuePosition(
+            queue=queue, ahead=ahead, workers=workers, reason=reason, spec_format=1, workers_spec_format=newest
+        )
+
+    assert [service.waiting(job) for job in jobs] == [place(n, workers=0) for n in range(3)]
     service.workers.announce(WorkerInfo(name="w1", queues=[queue], device="cpu", job=jobs[0].id))
     service.workers.announce(WorkerInfo(name="w2", queues=["another"], device="cpu"))
-    assert service.ledger.claim(jobs[0].id, epoch=1, worker="w1", lease_seconds=60)
+    assert service.job_store.claim(jobs[0].id, epoch=1, worker="w1", lease_seconds=60)
     assert service.waiting(jobs[0]) is None, "read before it was claimed"
     assert service.waiting(service.get(jobs[0].id, "ann")) is None
-    assert service.waiting(jobs[2]) == Waiting(queue=queue, ahead=1, workers=1)
+    assert service.waiting(jobs[2]) == place(1, workers=1)
     service.cancel(jobs[1].id, "bob")
-    assert service.waiting(jobs[2]) == Waiting(queue=queue, ahead=0, workers=1)
+    assert service.waiting(jobs[2]) == place(0, workers=1)
     # Who waits again, waits behind the others.
     service.pause(jobs[2].id, "ann")
     other = submit(service)
     resumed = service.resume(jobs[2].id, "ann")
-    assert service.waiting(resumed) == Waiting(queue=queue, ahead=1, workers=1)
-    assert service.waiting(other) == Waiting(queue=queue, ahead=0, workers=1)
+    assert service.waiting(resumed) == place(1, workers=1)
+    assert service.waiting(other) == place(0, workers=1)
 
 
 def test_a_dry_run_says_that_no_worker_would_take_it(service: JobService) -> None:
@@ -193,14 +214,14 @@ def test_keys_open_until_they_are_revoked_and_survive_the_loss_of_valkey(service
     found = service.authenticate(key)
     assert found is not None
     assert (found.owner, found.scopes) == ("ann", ["jobs:read"])
-    service.ledger.client.delete(f"{service.ledger.prefix}:keys")
+    service.job_store.client.delete(f"{service.job_store.prefix}:keys")
     assert service.authenticate(key) is not None
     service.keys.revoke(record.id)
     assert service.authenticate(key) is None
-    service.ledger.client.delete(f"{service.ledger.prefix}:keys")
+    service.job_store.client.delete(f"{service.job_store.prefix}:keys")
     assert service.authenticate(key) is None
     assert service.authenticate("grpo_nonsense") is None
-    assert key not in str(service.store.get(layout.api_key(record.id)))
+    assert key not in str(service.store.get(object_keys.api_key(record.id)))
 
 
 def end(service: JobService, job_id: str, owner: str = "ann") -> None:
@@ -219,8 +240,8 @@ def test_data_sets_are_listed_newest_first_and_only_the_owner_s(service: JobServ
 
 def test_a_job_starts_only_from_a_checkpoint_that_is_there_and_fits(service: JobService) -> None:
     first = submit(service, lora={"rank": 16, "alpha": 16})
-    assert service.archive.allocate_epoch(first.id, "w", "2026-01-01T00:00:00+00:00") == 1
-    prefix = f"{layout.run(first.id, 1)}checkpoints/step-000025/"
+    assert service.write_once.allocate_epoch(first.id, "w", "2026-01-01T00:00:00+00:00") == 1
+    prefix = f"{object_keys.run(first.id, 1)}checkpoints/step-000025/"
 
     def remedies(step: int, **fields: object) -> dict[str, str]:
         with pytest.raises(Rejected) as caught:
@@ -248,5 +269,5 @@ def test_a_job_starts_only_from_a_checkpoint_that_is_there_and_fits(service: Job
 
 @pytest.mark.parametrize("owner", ["", "bob smith", "bob/x", "bob:queued", "b" * 101])
 def test_a_key_needs_an_owner(service: JobService, owner: str) -> None:
-    with pytest.raises(ValueError, match="no name"):
+    with pytest.raises(ValueError, match="not a valid name"):
         service.keys.create(owner)

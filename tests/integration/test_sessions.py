@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from jobs.auth.sessions import FAILURES, SessionStore, TooManyAttempts
 from jobs.service import JobService
-from jobs.sessions import FAILURES, SessionStore, TooManyAttempts
 from jobs.settings import QueueSettings, StorageSettings
 
 
@@ -31,8 +31,8 @@ def test_neither_key_nor_token_is_stored(service: JobService) -> None:
     key, _ = service.keys.create("ann")
     session = service.log_in(key, "10.0.0.1")
     assert session is not None
-    client = service.ledger.client
-    stored = [*client.scan_iter(f"{service.ledger.prefix}:*")]
+    client = service.job_store.client
+    stored = [*client.scan_iter(f"{service.job_store.prefix}:*")]
     values = [client.get(name) for name in stored if client.type(name) == "string"]
     assert any(":session:" in name for name in stored)
     assert not [text for text in (*stored, *values) if text and (session.token in text or key in text)]
@@ -49,7 +49,7 @@ def test_a_revoked_key_ends_its_sessions_at_once(service: JobService) -> None:
 
 def test_a_session_lasts_no_longer_than_it_may_or_its_key_does(service: JobService) -> None:
     key, _ = service.keys.create("ann")
-    brief = SessionStore(service.ledger, service.keys, hours=1 / 3600).open(key, "10.0.0.1")
+    brief = SessionStore(service.job_store, service.keys, hours=1 / 3600).open(key, "10.0.0.1")
     assert brief is not None
     assert service.authenticate_session(brief.token) is not None
     expiring, _ = service.keys.create("ann", expires_at=datetime.now(UTC) + timedelta(seconds=1))

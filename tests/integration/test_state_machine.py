@@ -7,9 +7,7 @@ and the numbers of events must agree, and at the end every job must be brought t
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -28,22 +26,22 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-import jobs.unfinished
+import jobs.lifecycle.recovery
 from grpo_core import strict_json
 from grpo_core.spec import parse_spec
-from jobs import journal, layout, lineage
-from jobs.archive import Archive, Ending, Manifest, Order, Outcome
-from jobs.ending import LOST, MAX_ATTEMPTS, STOPPED, hand_back, settle
 from jobs.errors import Conflict
-from jobs.journal import now_iso
-from jobs.ledger import JobEvent, Ledger
-from jobs.orders import Orders
-from jobs.rebuild import Rebuild
-from jobs.record import HELD, TERMINAL, TRANSITIONS, JobRecord, JobStatus, new_job_id, record_of
-from jobs.settings import QueueSettings, StorageSettings
-from jobs.storage import ObjectStore, StoredObject
-from jobs.sweeper import Sweeper
+from jobs.lifecycle.commands import Commands
+from jobs.lifecycle.outcomes import LOST, MAX_ATTEMPTS, STOPPED, apply_outcome, hand_back
+from jobs.lifecycle.rebuild import Rebuild
+from jobs.lifecycle.sweeper import Sweeper
+from jobs.settings import QueueSettings
+from jobs.store import commits, event_log, object_keys
+from jobs.store.event_log import now_iso
+from jobs.store.job import HELD, TERMINAL, TRANSITIONS, JobRecord, JobStatus, new_job_id, record_of
+from jobs.store.job_store import JobEvent, JobStore
+from jobs.store.write_once import Command, FinalStatus, Manifest, Outcome, WriteOnceStore
 from tests.conftest import ValkeyServer
+from tests.integration.memory_store import MemoryStore
 
 SPEC = parse_spec({"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}})
 LEASE_SECONDS = 3600.0
@@ -52,39 +50,7 @@ WORKERS = ("w1", "w2", "w3")
 OWNERS = ("ann", "bob")
 
 
-class MemoryStore(ObjectStore):
-    """A bucket in memory, with the same promise: what is put once is never changed."""
-
-    def __init__(self) -> None:
-        super().__init__(StorageSettings.model_validate({"bucket": "memory"}))
-        self.objects: dict[str, bytes] = {}
-
-    def put(self, key: str, body: bytes, *, content_type: str = "") -> None:
-        self.objects[key] = body
-
-    def put_once(self, key: str, body: bytes) -> bool:
-        return self.objects.setdefault(key, body) == body
-
-    def get(self, key: str) -> bytes | None:
-        return self.objects.get(key)
-
-    def digest(self, key: str) -> tuple[str, int] | None:
-        body = self.objects.get(key)
-        return None if body is None else (hashlib.sha256(body).hexdigest(), len(body))
-
-    def list(self, prefix: str) -> Iterator[StoredObject]:
-        return iter(
-            [StoredObject(key, len(self.objects[key])) for key in sorted(self.objects) if key.startswith(prefix)]
-        )
-
-    def folders(self, prefix: str) -> Iterator[str]:
-        return iter(sorted({key.removeprefix(prefix).split("/")[0] for key in self.objects if key.startswith(prefix)}))
-
-    def delete(self, key: str) -> None:
-        self.objects.pop(key, None)
-
-
-class NoOutbox:
+class NoWakeups:
     """Wake-ups are the machine's to give: a worker may claim whenever it likes."""
 
     def start(self) -> None: ...
@@ -121,13 +87,13 @@ class Jobs(RuleBasedStateMachine):
         self.queue = QueueSettings.model_validate(
             {"redis_url": self.valkey.url, "prefix": prefix, "lease_seconds": LEASE_SECONDS}
         )
-        self.ledger = Ledger(self.queue)
+        self.job_store = JobStore(self.queue)
         self.store = MemoryStore()
-        self.archive = Archive(self.store)
-        outbox: Any = NoOutbox()
-        self.outbox = outbox
-        self.orders = Orders(self.ledger, self.archive, outbox, by="api")
-        self.sweeper = Sweeper(self.ledger, self.archive, outbox, self.queue)
+        self.write_once = WriteOnceStore(self.store)
+        wakeups: Any = NoWakeups()
+        self.wakeups = wakeups
+        self.orders = Commands(self.job_store, self.write_once, wakeups, by="api")
+        self.sweeper = Sweeper(self.job_store, self.write_once, wakeups, self.queue)
         self.known: dict[str, str] = {}
         """Every job that was written down, with its owner."""
         self.lost = False
@@ -139,7 +105,7 @@ class Jobs(RuleBasedStateMachine):
         """What events told of last, since Valkey was lost."""
 
     def record(self, job: str) -> JobRecord | None:
-        return self.ledger.get(job)
+        return self.job_store.get(job)
 
     # Owners
 
@@ -149,15 +115,15 @@ class Jobs(RuleBasedStateMachine):
         job, queue = new_job_id(), f"{self.queue.prefix}.cpu"
         asked = {"id": job, "owner": owner, "created_at": "2026-01-02T03:04:05.678+00:00", "queue": queue}
         asked |= {"spec": SPEC.as_dict(), "spec_sha256": SPEC.digest()}
-        self.ledger.begin("submitting", job)
-        assert self.archive.put_job(job, asked)
+        self.job_store.begin("submitting", job)
+        assert self.write_once.put_job(job, asked)
         self.known[job] = owner
         if crash is None:
-            assert self.ledger.create(record_of(asked))
+            assert self.job_store.create(record_of(asked))
         return job
 
     @rule(job=jobs, order=st.sampled_from(["pause", "resume", "cancel"]))
-    def order(self, job: str, order: Order) -> None:
+    def order(self, job: str, order: Command) -> None:
         with suppress(Conflict):
             record = self.orders.give(job, order)
             if record is not None:
@@ -165,11 +131,11 @@ class Jobs(RuleBasedStateMachine):
                 assert record.status.value in wanted.get(order, ("cancelled", "cancelling"))
 
     @rule(job=jobs, order=st.sampled_from(["pause", "resume", "cancel"]), noted=st.booleans())
-    def order_and_die(self, job: str, order: Order, noted: bool) -> None:
+    def order_and_die(self, job: str, order: Command, noted: bool) -> None:
         """The process dies once the order is in storage."""
         if noted:
-            self.ledger.begin("ordering", f"{job} x")
-        self.archive.put_order(job, order, "api", now_iso())
+            self.job_store.begin("ordering", f"{job} x")
+        self.write_once.put_command(job, order, "api", now_iso())
 
     # Workers
 
@@ -179,22 +145,22 @@ class Jobs(RuleBasedStateMachine):
         record = self.record(job)
         if record is None or record.status is not JobStatus.QUEUED:
             return multiple()
-        outcome = self.archive.outcome(job)
+        outcome = self.write_once.outcome(job)
         if outcome is not None:
-            settle(self.ledger, job, outcome)
+            apply_outcome(self.job_store, job, outcome)
             return multiple()
-        epoch = self.archive.allocate_epoch(job, worker, now_iso(), attempts=record.attempts)
+        epoch = self.write_once.allocate_epoch(job, worker, now_iso(), attempts=record.attempts)
         return Run(job, epoch, worker) if epoch is not None else multiple()
 
     @rule(target=runs, ticket=consumes(tickets))
     def claim(self, ticket: Run) -> Any:
         before = self.record(ticket.job)
-        got = self.ledger.claim(ticket.job, epoch=ticket.epoch, worker=ticket.worker, lease_seconds=LEASE_SECONDS)
+        got = self.job_store.claim(ticket.job, epoch=ticket.epoch, worker=ticket.worker, lease_seconds=LEASE_SECONDS)
         assert got == (before is not None and before.status is JobStatus.QUEUED and before.epoch < ticket.epoch), (
             "queued, and a number that was never used"
         )
         if got:
-            lineage.put_base(self.store, lineage.Base(job=ticket.job, epoch=ticket.epoch, resumed=None))
+            commits.put_base(self.store, commits.ResumeBase(job=ticket.job, epoch=ticket.epoch, resumed=None))
         return ticket if got else multiple()
 
     @rule(target=runs, job=jobs, worker=st.sampled_from(WORKERS))
@@ -205,7 +171,7 @@ class Jobs(RuleBasedStateMachine):
     @rule(run=runs)
     def beat(self, run: Run) -> None:
         record = self.record(run.job)
-        change = self.ledger.beat(run.job, epoch=run.epoch, lease_seconds=LEASE_SECONDS)
+        change = self.job_store.beat(run.job, epoch=run.epoch, lease_seconds=LEASE_SECONDS)
         assert change.done == self.has(run, record)
 
     def has(self, run: Run, record: JobRecord | None) -> bool:
@@ -217,7 +183,7 @@ class Jobs(RuleBasedStateMachine):
         before = self.record(run.job)
         first = 1 if again else run.events + 1
         events = [JobEvent(type="metric", step=n, data={"reward": n}) for n in range(first, run.events + count + 1)]
-        change = self.ledger.change(
+        change = self.job_store.change(
             run.job, from_statuses=HELD, epoch=run.epoch, events=events, first_ordinal=first, fields={"step": count}
         )
         assert change.done == self.has(run, before)
@@ -230,34 +196,36 @@ class Jobs(RuleBasedStateMachine):
     def commit(self, run: Run) -> None:
         """A checkpoint is stored; a zombie's may be too, below its own prefix."""
         run.step += 1
-        commit = lineage.Commit(job=run.job, epoch=run.epoch, step=run.step, checkpoint="c/")
-        lineage.put_commit(self.store, commit)
+        commit = commits.Commit(job=run.job, epoch=run.epoch, step=run.step, checkpoint="c/")
+        commits.put_commit(self.store, commit)
 
     @rule(job=jobs)
     def let_lease_run_out(self, job: str) -> None:
-        self.ledger.client.zadd(f"{self.queue.prefix}:leases", {job: 0}, xx=True)
+        self.job_store.client.zadd(f"{self.queue.prefix}:leases", {job: 0}, xx=True)
 
     @rule(run=runs, stopped=st.booleans())
     def give_back(self, run: Run, stopped: bool) -> None:
         record = self.record(run.job)
         if record is not None and self.has(run, record):
-            hand_back(self.ledger, self.archive, self.outbox, record, STOPPED if stopped else LOST, by=run.worker)
+            hand_back(
+                self.job_store, self.write_once, self.wakeups, record, STOPPED if stopped else LOST, by=run.worker
+            )
 
     @rule(job=jobs, order=st.sampled_from(["pause", "cancel"]))
-    def give_back_what_changed_meanwhile(self, job: str, order: Order) -> None:
+    def give_back_what_changed_meanwhile(self, job: str, order: Command) -> None:
         """A worker or a sweeper acts on what it read a while ago."""
         record = self.record(job)
         if record is not None and record.status in HELD:
             with suppress(Conflict):
                 self.orders.give(job, order)
-            hand_back(self.ledger, self.archive, self.outbox, record, LOST, by="late")
+            hand_back(self.job_store, self.write_once, self.wakeups, record, LOST, by="late")
 
     @rule(target=endings, run=runs, status=st.sampled_from(["succeeded", "failed", "cancelled"]))
-    def write_outcome(self, run: Run, status: Ending) -> Any:
+    def write_outcome(self, run: Run, status: FinalStatus) -> Any:
         """A run that believes it has the job writes how it ended; it may die before the record, or be a zombie."""
-        prefix = layout.run(run.job, run.epoch)
-        objects = list(journal.store_events(self.store, self.ledger, run.job, prefix, after=0))
-        manifest = self.archive.put_manifest(Manifest(job=run.job, epoch=run.epoch, objects=objects))
+        prefix = object_keys.run(run.job, run.epoch)
+        objects = list(event_log.store_events(self.store, self.job_store, run.job, prefix, after=0))
+        manifest = self.write_once.put_manifest(Manifest(job=run.job, epoch=run.epoch, objects=objects))
         error = {"code": "x", "class": "infra", "message": "", "hint": "", "retryable": False}
         outcome = Outcome(
             job=run.job,
@@ -268,14 +236,14 @@ class Jobs(RuleBasedStateMachine):
             error=error if status == "failed" else None,
             manifest=manifest,
         )
-        standing = self.archive.put_outcome(outcome)
+        standing = self.write_once.put_outcome(outcome)
         if standing == outcome:
             self.winners.setdefault(run.job, set()).add(run.epoch)
         return standing
 
     @rule(ending=endings)
     def settle(self, ending: Outcome) -> None:
-        settle(self.ledger, ending.job, ending, tell_error=True)
+        apply_outcome(self.job_store, ending.job, ending, add_error=True)
 
     # Everyone else
 
@@ -285,14 +253,14 @@ class Jobs(RuleBasedStateMachine):
 
     @rule()
     def finish_what_others_began(self) -> None:
-        self.sweeper._unfinished.finish()
+        self.sweeper._recovery.finish()
 
     @precondition(lambda self: not self.lost)
     @rule()
     def lose_valkey(self) -> None:
-        keys = self.ledger.client.keys(f"{self.queue.prefix}:*")
+        keys = self.job_store.client.keys(f"{self.queue.prefix}:*")
         if keys:
-            self.ledger.client.delete(*keys)
+            self.job_store.client.delete(*keys)
         self.lost = True
         self.newest.clear()
         self.status.clear()
@@ -302,7 +270,7 @@ class Jobs(RuleBasedStateMachine):
         self.rebuild_now()
 
     def rebuild_now(self) -> None:
-        rebuild = Rebuild(self.store, self.ledger, self.outbox, lease_seconds=LEASE_SECONDS)
+        rebuild = Rebuild(self.store, self.job_store, self.wakeups, lease_seconds=LEASE_SECONDS)
         report = rebuild.run()
         assert report.unreadable == {}
         self.lost = False
@@ -312,17 +280,17 @@ class Jobs(RuleBasedStateMachine):
 
     @invariant()
     def everything_agrees(self) -> None:
-        records = self.ledger.get_many(list(self.known))
+        records = self.job_store.get_many(list(self.known))
         for record in records:
             self.agrees_with_its_outcome(record)
         self.lists_agree(records)
         self.events_agree({record.id: record for record in records})
 
     def agrees_with_its_outcome(self, record: JobRecord) -> None:
-        outcome = self.archive.outcome(record.id)
+        outcome = self.write_once.outcome(record.id)
         assert len(self.winners.get(record.id, ())) <= 1, "at most one epoch finishes"
         assert 0 <= record.attempts <= MAX_ATTEMPTS
-        assert record.epoch <= self.archive.latest_epoch(record.id)
+        assert record.epoch <= self.write_once.latest_epoch(record.id)
         if record.status not in TERMINAL:
             assert record.id not in self.ended, "what ended has begun again"
             return
@@ -339,7 +307,7 @@ class Jobs(RuleBasedStateMachine):
             mine = {record.id for record in records if record.owner == owner}
             wanted[f"owner:{owner}"] = mine
             wanted |= {f"owner:{owner}:{status.value}": mine & by_status[status] for status in JobStatus}
-        pipeline = self.ledger.client.pipeline(transaction=False)
+        pipeline = self.job_store.client.pipeline(transaction=False)
         for index in wanted:
             pipeline.zrange(f"{self.queue.prefix}:{index}", 0, -1)
         *found, counts = pipeline.hgetall(f"{self.queue.prefix}:statuses").execute()
@@ -350,8 +318,8 @@ class Jobs(RuleBasedStateMachine):
     def events_agree(self, records: dict[str, JobRecord]) -> None:
         """Numbers rise and are never used again; statuses change as they may, to the record's."""
         for job in self.known:
-            events = self.ledger.events(job, after=self.newest.get(job, 0), limit=10_000)
-            outcome = self.archive.outcome(job)
+            events = self.job_store.events(job, after=self.newest.get(job, 0), limit=10_000)
+            outcome = self.write_once.outcome(job)
             for event in events:
                 seen = self.told.setdefault((job, event["seq"]), event)
                 # A job that the rebuild itself ended has its end after what was stored.
@@ -373,15 +341,15 @@ class Jobs(RuleBasedStateMachine):
         """Whatever has happened: every job can be brought to an end."""
         try:
             self.rebuild_now()
-            self.sweeper._unfinished.finish()
+            self.sweeper._recovery.finish()
             for job in self.known:
                 self.bring_to_an_end(job)
             self.everything_agrees()
         finally:
-            keys = self.ledger.client.keys(f"{self.queue.prefix}:*")
+            keys = self.job_store.client.keys(f"{self.queue.prefix}:*")
             if keys:
-                self.ledger.client.delete(*keys)
-            self.ledger.client.connection_pool.disconnect()
+                self.job_store.client.delete(*keys)
+            self.job_store.client.connection_pool.disconnect()
 
     def bring_to_an_end(self, job: str) -> None:
         for _ in range(20):
@@ -400,14 +368,16 @@ class Jobs(RuleBasedStateMachine):
         pytest.fail(f"{job} stays {record.status}")
 
 
-def test_the_state_machine(valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs.unfinished, "SUBMITTING_SECONDS", 0)
-    monkeypatch.setattr(jobs.unfinished, "ORDERING_SECONDS", 0)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("examples", [25, pytest.param(150, marks=pytest.mark.long)])
+def test_the_state_machine(valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
+    monkeypatch.setattr(jobs.lifecycle.recovery, "SUBMITTING_SECONDS", 0)
+    monkeypatch.setattr(jobs.lifecycle.recovery, "ORDERING_SECONDS", 0)
     Jobs.valkey = valkey
     run_state_machine_as_test(
         Jobs,
         settings=settings(
-            max_examples=int(os.environ.get("GRPO_TEST_EXAMPLES", "150")),
+            max_examples=int(os.environ.get("GRPO_TEST_EXAMPLES", examples)),
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
@@ -418,20 +388,20 @@ def test_the_state_machine(valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 
 def test_no_change_leads_where_the_table_does_not(valkey: ValkeyServer, prefix: str) -> None:
     """Every pair of states, asked of the scripts themselves."""
-    ledger = Ledger(QueueSettings.model_validate({"redis_url": valkey.url, "prefix": prefix}))
+    job_store = JobStore(QueueSettings.model_validate({"redis_url": valkey.url, "prefix": prefix}))
     asked = {"id": "", "owner": "ann", "created_at": now_iso(), "queue": "q", "spec": SPEC.as_dict()}
     for old in JobStatus:
         for new in set(JobStatus) - {old}:
             for settles in (False, True):
                 job = new_job_id()
                 record = record_of({**asked, "id": job, "spec_sha256": ""})
-                ledger.create(JobRecord(**{**record.__dict__, "status": old}))
-                allowed = new in TRANSITIONS[old] or (settles and new in TERMINAL and old not in TERMINAL)
-                change = ledger.change(job, to=new, settles=settles)
+                job_store.create(JobRecord(**{**record.__dict__, "status": old}))
+                allowed = new in TRANSITIONS[old] or (settles and new in TERMINAL)
+                change = job_store.change(job, to=new, settles=settles)
                 assert change.done is allowed, (old, new, settles)
                 assert change.status is (new if allowed else old)
                 if not settles:
                     other = new_job_id()
-                    ledger.create(JobRecord(**{**record.__dict__, "id": other, "status": old}))
-                    assert ledger.obey(other, 1, {old: new}).done is (new in TRANSITIONS[old])
+                    job_store.create(JobRecord(**{**record.__dict__, "id": other, "status": old}))
+                    assert job_store.apply_command(other, 1, {old: new}).done is (new in TRANSITIONS[old])
     assert strict_json.dumps(sorted(TERMINAL)) == '["cancelled","failed","succeeded"]'

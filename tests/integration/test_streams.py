@@ -16,19 +16,20 @@ import httpx
 import pytest
 
 import api.streams
-from api.client import GrpoClient
 from api.streams import EventStreams
+from grpo_client import GrpoClient
 from grpo_core import strict_json
 from grpo_core.spec import parse_spec
-from jobs import layout
-from jobs.archive import Manifest, ManifestEntry, Outcome
-from jobs.ending import settle
 from jobs.errors import Unavailable
-from jobs.journal import events_name, now_iso
-from jobs.ledger import JobEvent
-from jobs.record import JobRecord, JobStatus
+from jobs.lifecycle.outcomes import apply_outcome
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
+from jobs.store import object_keys
+from jobs.store.event_log import events_name, now_iso
+from jobs.store.job import JobRecord, JobStatus
+from jobs.store.job_store import JobEvent
+from jobs.store.write_once import Manifest, ManifestEntry, Outcome
+from tests.clock import patience
 from tests.integration.running import RunningApi, wait_until
 
 SPEC = parse_spec({"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}})
@@ -47,16 +48,16 @@ class Api(RunningApi):
 
     def submit(self) -> JobRecord:
         record = self.service.submit(SPEC, "ann")
-        assert self.service.ledger.claim(record.id, epoch=1, worker="w", lease_seconds=60)
+        assert self.service.job_store.claim(record.id, epoch=1, worker="w", lease_seconds=60)
         return record
 
     def emit(self, job: JobRecord, *steps: int, text: str = "") -> None:
         events = [JobEvent(type="metric", step=step, data={"reward": step, "text": text}) for step in steps]
-        assert self.service.ledger.change(job.id, epoch=1, events=events).done
+        assert self.service.job_store.change(job.id, epoch=1, events=events).done
 
     def end(self, job: JobRecord, **outcome: Any) -> None:
-        settle(
-            self.service.ledger,
+        apply_outcome(
+            self.service.job_store,
             job.id,
             Outcome(job=job.id, status="succeeded", epoch=1, time=now_iso(), by="w", **outcome),
         )
@@ -99,9 +100,17 @@ def frames(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
             frame = {}
 
 
-def read(server: Api, job: JobRecord, count: int | None = None, *, query: str = "", **headers: str) -> list[int]:
-    """Follow a job to its end, or leave after so many events; returns their numbers."""
-    seen: list[int] = []
+def read(
+    server: Api,
+    job: JobRecord,
+    count: int | None = None,
+    *,
+    query: str = "",
+    into: list[int] | None = None,
+    **headers: str,
+) -> list[int]:
+    """Follow a job to its end, or leave after so many events; returns their numbers, also while they come."""
+    seen = [] if into is None else into
     with (
         server.client(**headers) as client,
         client.stream("GET", f"/jobs/{job.id}/events{query}") as answer,
@@ -150,7 +159,7 @@ def test_a_reader_that_comes_back_misses_and_repeats_nothing(server: Api) -> Non
     trainer.join()
     rest = seen + read(server, job, **{"Last-Event-ID": str(seen[-1])})
     assert rest == list(range(1, len(rest) + 1))
-    assert len(rest) == len(server.service.ledger.events(job.id, after=0, limit=100_000))
+    assert len(rest) == len(server.service.job_store.events(job.id, after=0, limit=100_000))
 
 
 def test_the_python_client_comes_back_by_itself(server: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,17 +191,17 @@ def test_events_that_left_valkey_are_streamed_from_the_bucket(server: Api) -> No
     job = server.submit()
     server.emit(job, *range(1, 121))
     service = server.service
-    events = service.ledger.events(job.id, after=0, limit=1000)
-    key = layout.run(job.id, 1) + events_name(1, len(events))
+    events = service.job_store.events(job.id, after=0, limit=1000)
+    key = object_keys.run(job.id, 1) + events_name(1, len(events))
     service.store.put(key, "".join(f"{strict_json.dumps(event)}\n" for event in events).encode())
     entry = ManifestEntry(path=events_name(1, len(events)), key=key, sha256="0" * 64, size=1)
-    manifest = service.archive.put_manifest(Manifest(job=job.id, epoch=1, objects=[entry]))
-    service.archive.put_outcome(
+    manifest = service.write_once.put_manifest(Manifest(job=job.id, epoch=1, objects=[entry]))
+    service.write_once.put_outcome(
         Outcome(job=job.id, status="succeeded", epoch=1, time=now_iso(), by="w", manifest=manifest)
     )
     server.end(job, manifest=manifest)
     whole = read(server, job)
-    service.ledger.client.delete(f"{service.ledger.prefix}:events:{job.id}")
+    service.job_store.client.delete(f"{service.job_store.prefix}:events:{job.id}")
     assert read(server, job) == whole == list(range(1, 124))
     assert read(server, job, query="?after=100") == whole[100:]
 
@@ -291,18 +300,19 @@ def test_a_stream_outlasts_servers_that_are_away(server: Api, monkeypatch: pytes
 def test_a_shutdown_ends_streams_at_once_and_in_order(server: Api) -> None:
     job = server.submit()
     with followers(server, 5) as pool:
-        readers = [pool.submit(read, server, job) for _ in range(5)]
+        seen: list[list[int]] = [[] for _ in range(5)]
+        readers = [pool.submit(read, server, job, into=found) for found in seen]
         stuck = open_socket(server, job)
         server.emit(job, *range(1, 300), text="x" * 100_000)  # it does not read, so it cannot be ended in order
         wait_until(lambda: server.streams.readers == 6)
-        time.sleep(2)
+        wait_until(lambda: all(len(found) == 301 for found in seen), seconds=30)
         began = time.monotonic()
         server.server.should_exit = True
         assert [reader.result(timeout=20) for reader in readers] == [list(range(1, 302))] * 5, "closed, not cut off"
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < patience(3)
         server.thread.join(timeout=15)
         assert not server.thread.is_alive()
-        assert time.monotonic() - began < 5 + 3
+        assert time.monotonic() - began < patience(5 + 3)
         stuck.close()
 
 
@@ -316,7 +326,7 @@ def test_what_is_refused(server: Api) -> None:
             answer = client.get(events, headers={"Last-Event-ID": bad.encode()})
             assert (answer.status_code, answer.json()["code"]) == (400, "bad_request"), bad
         assert client.get(f"{events}?limit=5").json()["errors"][0]["parameter"] == "limit"
-        server.streams._limit = 0
+        server.streams.places._in_all = 0
         full = client.get(events)
         assert (full.status_code, full.json()["code"], full.headers["retry-after"]) == (429, "too_many_streams", "5")
         for accept in ("application/json", "*/*", "", "text/html", "application/json, text/event-stream;q=0.5"):
@@ -343,7 +353,7 @@ def test_nothing_is_left_of_the_loop() -> None:
     """The hub is made in a loop and freed in it: no task or thread outlives it."""
 
     async def live() -> int:
-        streams = EventStreams(object(), limit=1)  # type: ignore[arg-type]
+        streams = EventStreams(object(), limit=1, per_owner=1)  # type: ignore[arg-type]
         await streams.aclose()
         return len(asyncio.all_tasks())
 

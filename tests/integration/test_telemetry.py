@@ -15,14 +15,15 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from api.client import GrpoClient, ProblemError
+from grpo_client import GrpoClient, ProblemError
 from grpo_core.spec import parse_spec
-from jobs.keys import OWNER_SCOPES, SCOPES
-from jobs.ledger import JobEvent
-from jobs.record import JobStatus
-from jobs.registry import WorkerInfo
+from jobs.auth.api_keys import OWNER_SCOPES, SCOPES
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
+from jobs.store.job import JobStatus
+from jobs.store.job_store import JobEvent
+from jobs.store.workers import WorkerInfo
+from tests.clock import patience
 from tests.conftest import SeaweedFSServer, ValkeyServer
 from tests.integration.running import RunningApi
 
@@ -58,16 +59,19 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 
 
 def test_counts_follow_jobs_through_their_states(api: RunningApi, client: GrpoClient) -> None:
-    ledger, queue = api.service.ledger, f"{api.service.ledger.prefix}.cpu"
+    job_store, queue = api.service.job_store, f"{api.service.job_store.prefix}.cpu"
     jobs = [api.service.submit(CPU, "ann").id for _ in range(4)]
     api.service.workers.announce(WorkerInfo(name="w1", queues=[queue], device="cpu", job=jobs[0]))
     api.service.workers.announce(WorkerInfo(name="w2", queues=[queue, "spare"], device="cpu"))
-    assert ledger.claim(jobs[0], epoch=1, worker="w1", lease_seconds=60)
+    assert job_store.claim(jobs[0], epoch=1, worker="w1", lease_seconds=60)
     times = [0.4, 3.0, 3.0, 700.0]
     events = [JobEvent(type="metric", step=step, data={"seconds": {"total": t}}) for step, t in enumerate(times, 1)]
-    ledger.change(jobs[0], epoch=1, events=events, first_ordinal=1)
-    ledger.change(jobs[0], epoch=1, events=events, first_ordinal=1)  # sent again: counted once
-    ledger.change(jobs[0], epoch=1, events=[JobEvent(type="metric", step=5, data={"seconds": "odd"})])
+    job_store.change(jobs[0], epoch=1, events=events, first_ordinal=1)
+    job_store.change(jobs[0], epoch=1, events=events, first_ordinal=1)  # sent again: counted once
+    job_store.change(jobs[0], epoch=1, events=[JobEvent(type="metric", step=5, data={"seconds": "odd"})])
+    for made_up in (-5, 1e9, 10**400, [1]):  # what spoils the sum of all
+        events = [JobEvent(type="metric", step=6, data={"seconds": {"total": made_up}})]
+        assert job_store.change(jobs[0], epoch=1, events=events).done
     api.service.cancel(jobs[1], "ann")
     samples = scrape(client)
     by_status = {status.value: value(samples, "grpo_jobs", status=status.value) for status in JobStatus}
@@ -90,7 +94,7 @@ def test_counts_follow_jobs_through_their_states(api: RunningApi, client: GrpoCl
     assert value(samples, "grpo_step_seconds_count", queue=queue) == 4
     assert value(samples, "grpo_step_seconds_sum", queue=queue) == pytest.approx(sum(times))
 
-    assert ledger.change(jobs[0], epoch=1, to=JobStatus.QUEUED).done
+    assert job_store.change(jobs[0], epoch=1, to=JobStatus.QUEUED).done
     samples = scrape(client)
     assert (value(samples, "grpo_leases"), value(samples, "grpo_lease_age_seconds")) == (0, 0)
     assert value(samples, "grpo_queue_depth", queue=queue) == 3
@@ -100,11 +104,11 @@ def test_workers_are_found_by_name_and_forgotten_when_they_are_silent(
     storage_settings: StorageSettings, queue_settings: QueueSettings
 ) -> None:
     service = JobService(storage_settings, queue_settings)
-    client, prefix, workers = service.ledger.client, service.ledger.prefix, service.workers
+    client, prefix, workers = service.job_store.client, service.job_store.prefix, service.workers
     for name in ("w1", "w2", "w3"):
         workers.announce(WorkerInfo(name=name, queues=[f"{prefix}.cpu"], device="cpu"))
     scans = client.info("commandstats").get("cmdstat_scan")
-    assert {worker.name for worker in workers.serving(f"{prefix}.cpu")} == {"w1", "w2", "w3"}
+    assert {worker.name for worker in workers.all()} == {"w1", "w2", "w3"}
     assert client.info("commandstats").get("cmdstat_scan") == scans, "the keys of all jobs were looked through"
 
     workers.withdraw("w1")
@@ -120,9 +124,9 @@ def test_a_silent_worker_shows_as_the_age_of_its_lease(
 ) -> None:
     service = JobService(storage_settings, queue_settings)
     job = service.submit(CPU, "ann").id
-    assert service.ledger.claim(job, epoch=1, worker="w", lease_seconds=60)
+    assert service.job_store.claim(job, epoch=1, worker="w", lease_seconds=60)
     before = service.telemetry().lease_age_seconds
-    service.ledger.client.zincrby(f"{queue_settings.prefix}:leases", -45_000, job)  # as 45 s without a beat leave it
+    service.job_store.client.zincrby(f"{queue_settings.prefix}:leases", -45_000, job)  # as 45 s without a beat leave it
     assert service.telemetry().lease_age_seconds == pytest.approx(before + 45, abs=2)
 
 
@@ -137,7 +141,7 @@ def test_while_valkey_is_away_it_says_so_to_who_may_know(api: RunningApi, valkey
             for asking in (client, never_asked):
                 began = time.monotonic()
                 samples = scrape(asking)
-                assert time.monotonic() - began < 6, "Prometheus gives up after 10 s"
+                assert time.monotonic() - began < 10, "Prometheus gives up after 10 s"
                 assert value(samples, "grpo_valkey_up") == 0
                 assert value(samples, "grpo_event_streams") == 0
                 assert "process_resident_memory_bytes" in {name for name, _ in samples}
@@ -162,7 +166,7 @@ def test_with_storage_away_too_a_watcher_that_was_seen_is_told(
     with paused(valkey), paused(seaweedfs):
         began = time.monotonic()
         assert value(scrape(client), "grpo_valkey_up") == 0
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < patience(8)
 
 
 @contextlib.contextmanager
@@ -189,8 +193,8 @@ def test_requests_are_counted_by_route_and_never_by_id(api: RunningApi, client: 
         with pytest.raises(ProblemError):
             client.get(f"job-{number:026d}")
     for path in ("nowhere", "etc/passwd", "jobs/x/y/z"):
-        client._api.get(f"/{path}")
-    client._api.request("BREW", "/jobs")
+        httpx.get(f"{api.url}/{path}")
+    httpx.request("BREW", f"{api.url}/jobs")
     samples = scrape(client)
     label = {"method": "GET", "route": "/jobs/{job_id}", "status": "404"}
     assert value(samples, "grpo_http_request_seconds_count", **label) == 5
@@ -215,9 +219,9 @@ def test_a_key_needs_the_scope(api: RunningApi) -> None:
 def test_each_expression_of_the_dashboard_and_the_alarms_names_what_is_exposed(
     api: RunningApi, client: GrpoClient
 ) -> None:
-    queue = f"{api.service.ledger.prefix}.cpu"
+    queue = f"{api.service.job_store.prefix}.cpu"
     job = api.service.submit(CPU, "ann").id
-    api.service.ledger.claim(job, epoch=1, worker="w", lease_seconds=60)
+    api.service.job_store.claim(job, epoch=1, worker="w", lease_seconds=60)
     client.get(job)
     exposed: dict[str, set[str]] = {}
     for name, labels in scrape(client):

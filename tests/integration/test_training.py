@@ -1,7 +1,7 @@
 """Whole runs of `grpo_core` in processes of their own, with the demo's tiny model: files, numbers, exits.
 
-One run is the real command. The others are forked from a process that has imported TRL already (18 seconds of
-processor time), and run the same `main`.
+A job that names no engine runs on `native`. One run of each engine is the real command. The others are forked from a
+process that has imported TRL already (18 seconds of processor time), and run the same `main`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from typing import Any
 import pytest
 
 from grpo_core.datasets import Row
-from grpo_core.evaluation import Sampling, evaluate, is_right_leniently
-from grpo_core.records import read_jsonl, read_rollouts
-from grpo_core.rewards import REWARD_NAMES, get_rewards
+from grpo_core.evaluation.generate import Sampling, evaluate, is_right_leniently
+from grpo_core.rewards import REWARD_NAMES, get_rewards, scorers
+from grpo_core.run_dir.records import read_jsonl, read_rollouts
 from grpo_core.spec import DataSection
 from tests.integration.children import (
+    ENGINES,
     EVALUATION,
     GENERATIONS,
     MODELS,
@@ -38,28 +39,28 @@ from tests.integration.children import (
     WEIGHTS,
     Run,
     assert_whole,
+    is_running,
     prepare,
     spawn,
     spec_with,
     wait_for,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.timeout(600)]
 
 
-def _pay(reward: Callable[..., list[float]]) -> None:
-    from grpo_core.engines import trl
+def _pay(reward: Callable[[str, str | None], float]) -> None:
+    from grpo_core import grading
 
-    reward.__name__ = "correctness"
-    trl.get_rewards = lambda mode: get_rewards(mode) | {"correctness": reward}
+    grading.scorers = lambda *how: {**scorers(*how), "correctness": reward}
 
 
 def pay_nan() -> None:
-    _pay(lambda completions, **_: [float("nan")] * len(completions))
+    _pay(lambda text, gold: float("nan"))
 
 
 def raise_in_reward() -> None:
-    _pay(lambda completions, **_: [completions[0]["no such key"]])
+    _pay(lambda text, gold: {}["no such key"])
 
 
 def run_out_of_memory() -> None:
@@ -71,10 +72,16 @@ def run_out_of_memory() -> None:
     RecordingTrainer.compute_loss = compute_loss
 
 
+def lose_a_private_name() -> None:
+    from grpo_core.compat.trl import GRPOTrainer
+
+    del GRPOTrainer._calculate_rewards
+
+
 def run_out_of_memory_while_drawing() -> None:
     import torch
 
-    from grpo_core.engines.trainer import GRPOTrainer
+    from grpo_core.compat.trl import GRPOTrainer
 
     def generate(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 bytes.")
@@ -159,11 +166,17 @@ def narrow_the_adapter() -> None:
     trl.initialise_adapter = initialise_narrow
 
 
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The engine that a job asks for."""
+    return {"engine": request.param}
+
+
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def done(engine: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The real command, to its end."""
     root = tmp_path_factory.mktemp("done") / "run"
-    process = spawn(root, SPEC)
+    process = spawn(root, SPEC | engine)
     assert process.wait() == 0, root.with_name("run.log").read_text("utf-8")
     return Run(root, 0)
 
@@ -269,12 +282,13 @@ def test_the_last_checkpoint_is_the_adapter(done: Run) -> None:
     assert last.read_bytes() == (done.folder.adapter / "adapter_model.safetensors").read_bytes()
 
 
-def test_the_report_says_what_was_really_used(done: Run) -> None:
+def test_the_report_says_what_was_really_used(done: Run, engine: dict[str, str]) -> None:
     report = json.loads(done.folder.report.read_text("utf-8"))
-    assert (report["engine"], report["steps"], report["device"], report["epoch"]) == ("trl", STEPS, "cpu", 2)
+    name, parts = ("native", 1) if engine["engine"] == "auto" else ("trl", 2)
+    assert (report["engine"], report["steps"], report["device"], report["epoch"]) == (name, STEPS, "cpu", 2)
     assert report["precision"]["weights"] == "fp32"
     assert report["settings"]["beta"] == 0.04
-    assert report["settings"]["per_device_train_batch_size"] == PROMPTS * GENERATIONS // 2
+    assert report["settings"]["per_device_train_batch_size"] == PROMPTS * GENERATIONS // parts
     assert report["prompts"]["kept"] == report["rows"] == 200
     assert report["prompts"]["example"].endswith("assistant\n")
     assert report["reward"]["end"] == pytest.approx(done.metrics[-1]["reward"])
@@ -289,9 +303,9 @@ def test_the_saved_adapter_was_tested(done: Run) -> None:
 
 
 @pytest.fixture(scope="module")
-def evaluated(finish: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+def evaluated(engine: dict[str, str], finish: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that holds the last 20 of 200 rows out."""
-    run = finish(tmp_path_factory.mktemp("evaluated") / "run", spec_with(evaluation=EVALUATION))
+    run = finish(tmp_path_factory.mktemp("evaluated") / "run", spec_with(evaluation=EVALUATION) | engine)
     assert run.exit_code == 0
     return run
 
@@ -353,10 +367,10 @@ def test_the_base_answers_as_the_base_and_the_adapter_as_itself(evaluated: Run) 
 
 
 def test_the_page_of_adapters_runs(evaluated: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The block of docs/adapters.md, as it stands there; merged, the adapter answers as it does beside its base."""
+    """The code of docs/how-to/adapters.md as printed; the merged model answers as base and adapter do."""
     from transformers import AutoModelForCausalLM
 
-    page = (MODELS.parents[1] / "docs" / "adapters.md").read_text("utf-8")
+    page = (MODELS.parents[1] / "docs" / "how-to" / "adapters.md").read_text("utf-8")
     block = re.search(r"<!-- tested: adapter -->\n```python\n(.*?)```", page, re.DOTALL)
     assert block is not None
     (tmp_path / "examples").symlink_to(MODELS.parent)
@@ -369,8 +383,10 @@ def test_the_page_of_adapters_runs(evaluated: Run, tmp_path: Path, monkeypatch: 
     assert again.tolist() == names["answer"].tolist()
 
 
-def test_evaluation_leaves_training_as_it_is(evaluated: Run, finish: Callable[..., Run], tmp_path: Path) -> None:
-    without = finish(tmp_path / "run", spec_with(data={"max_rows": 180}))
+def test_evaluation_leaves_training_as_it_is(
+    engine: dict[str, str], evaluated: Run, finish: Callable[..., Run], tmp_path: Path
+) -> None:
+    without = finish(tmp_path / "run", spec_with(data={"max_rows": 180}) | engine)
     assert read_rollouts(without.folder.rollouts) == read_rollouts(evaluated.folder.rollouts)
     weights = "adapter_model.safetensors"
     assert (without.folder.adapter / weights).read_bytes() == (evaluated.folder.adapter / weights).read_bytes()
@@ -390,8 +406,10 @@ def test_a_run_that_changed_nothing_is_no_signal(finish: Callable[..., Run], tmp
     assert not run.folder.adapter.exists()
 
 
-def test_the_same_seed_gives_the_same_run(done: Run, finish: Callable[..., Run], tmp_path: Path) -> None:
-    again = finish(tmp_path / "again", SPEC)
+def test_the_same_seed_gives_the_same_run(
+    engine: dict[str, str], done: Run, finish: Callable[..., Run], tmp_path: Path
+) -> None:
+    again = finish(tmp_path / "again", SPEC | engine)
     assert again.exit_code == 0
     assert read_rollouts(again.folder.rollouts) == read_rollouts(done.folder.rollouts)
     weights = "adapter_model.safetensors"
@@ -399,11 +417,11 @@ def test_the_same_seed_gives_the_same_run(done: Run, finish: Callable[..., Run],
 
 
 def test_a_run_from_a_checkpoint_starts_there_and_is_held_to_the_base(
-    done: Run, finish: Callable[..., Run], tmp_path: Path
+    engine: dict[str, str], done: Run, finish: Callable[..., Run], tmp_path: Path
 ) -> None:
     root = tmp_path / "run"
     shutil.copytree(done.folder.checkpoint(STEPS), root / "inputs" / "checkpoint")
-    run = finish(root, spec_with(training={"steps": 1}, optimizer={"warmup_ratio": 0.0}))
+    run = finish(root, spec_with(training={"steps": 1}, optimizer={"warmup_ratio": 0.0}) | engine)
     assert run.exit_code == 0
     # The first step of a fresh adapter is the base model itself, and its KL is zero.
     assert done.metrics[0]["kl"] == pytest.approx(0, abs=1e-6)
@@ -439,10 +457,10 @@ def test_several_passes_over_the_same_completions(finish: Callable[..., Run], tm
 
 
 def test_term_finishes_the_step_and_writes_a_checkpoint(
-    forks: Callable[..., ForkServerProcess], tmp_path: Path
+    engine: dict[str, str], forks: Callable[..., ForkServerProcess], tmp_path: Path
 ) -> None:
     root = tmp_path / "run"
-    process = forks(root, spec_with(training={"steps": 5000, "checkpoint_every": 5000, "save_steps": 5000}))
+    process = forks(root, spec_with(training={"steps": 5000, "checkpoint_every": 5000, "save_steps": 5000}) | engine)
     wait_for(lambda: len(list(read_jsonl(root / "metrics.jsonl"))) >= 2, process)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
@@ -458,7 +476,9 @@ def test_term_finishes_the_step_and_writes_a_checkpoint(
 
 def test_term_before_the_first_step_ends_at_once(tmp_path: Path) -> None:
     process = spawn(tmp_path / "run", SPEC)
-    wait_for(lambda: "loading" in [e["data"]["phase"] for e in read_jsonl(tmp_path / "run" / "events.jsonl")], process)
+    wait_for(
+        lambda: "loading" in [e["data"].get("phase") for e in read_jsonl(tmp_path / "run" / "events.jsonl")], process
+    )
     process.terminate()
     assert process.wait(20) == 75
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
@@ -499,24 +519,25 @@ def test_a_model_whose_numbers_are_not_finite_has_diverged(finish: Callable[...,
 
 
 @pytest.mark.parametrize(
-    ("fault", "exit_code", "code"),
+    ("fault", "asked", "exit_code", "code"),
     [
-        (pay_nan, 12, "reward_not_finite"),
-        (raise_in_reward, 12, "reward_failed"),
-        (run_out_of_memory, 13, "out_of_memory"),
-        (run_out_of_memory_while_drawing, 13, "out_of_memory_in_rollout"),
-        (lose_a_setting, 16, "settings_differ"),
-        (spoil_the_saved_adapter, 16, "adapter_differs"),
-        (save_another_scale, 16, "peft_disagrees"),
-        (train_the_base, 16, "base_changed"),
-        (narrow_the_adapter, 16, "adapter_not_fp32"),
-        (break_something, 16, "unexpected"),
+        (pay_nan, "auto", 12, "reward_not_finite"),
+        (raise_in_reward, "auto", 12, "reward_failed"),
+        (run_out_of_memory, "auto", 13, "out_of_memory"),
+        (run_out_of_memory_while_drawing, "auto", 13, "out_of_memory_in_rollout"),
+        (lose_a_setting, "trl", 16, "settings_differ"),
+        (lose_a_private_name, "auto", 16, "library_changed"),
+        (spoil_the_saved_adapter, "auto", 16, "adapter_differs"),
+        (save_another_scale, "auto", 16, "peft_disagrees"),
+        (train_the_base, "auto", 16, "base_changed"),
+        (narrow_the_adapter, "trl", 16, "adapter_not_fp32"),
+        (break_something, "trl", 16, "unexpected"),
     ],
 )
 def test_each_failure_has_its_exit_and_its_event(
-    finish: Callable[..., Run], tmp_path: Path, fault: Callable[[], None], exit_code: int, code: str
+    finish: Callable[..., Run], tmp_path: Path, fault: Callable[[], None], asked: str, exit_code: int, code: str
 ) -> None:
-    run = finish(tmp_path / "run", SPEC, fault=fault)
+    run = finish(tmp_path / "run", SPEC | {"engine": asked}, fault=fault)
     assert (run.exit_code, run.error["code"]) == (exit_code, code)
     assert run.error["hint"]
     assert not run.folder.adapter.exists()
@@ -529,8 +550,7 @@ def test_long_prompts_are_dropped_and_reported(finish: Callable[..., Run], tmp_p
     spec = spec_with(sampling={"max_prompt_tokens": 16}, training={"steps": 1}, optimizer={"warmup_ratio": 0})
     run = finish(tmp_path / "run", spec)
     assert run.exit_code == 0
-    (warning,) = run.of_type("warning")
-    assert warning["data"]["code"] == "prompts_dropped"
+    assert [warning["data"]["code"] for warning in run.of_type("warning")] == ["format_not_asked", "prompts_dropped"]
     report = json.loads(run.folder.report.read_text("utf-8"))
     assert report["prompts"]["dropped"] > 0
     assert report["prompts"]["kept"] + report["prompts"]["dropped"] == 200
@@ -571,14 +591,6 @@ def test_a_used_folder_is_refused(done: Run) -> None:
     assert done.folder.events.read_bytes() == before
 
 
-def is_running(pid: int) -> bool:
-    """A zombie, which nobody has waited for in a container without init, has ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def spoil(file: Path, tensor: str) -> None:
     """Make the first number of a tensor NaN."""
     content = bytearray(file.read_bytes())
@@ -586,3 +598,16 @@ def spoil(file: Path, tensor: str) -> None:
     start, _ = json.loads(content[8 : 8 + size])[tensor]["data_offsets"]
     content[8 + size + start : 8 + size + start + 4] = struct.pack("<f", float("nan"))
     file.write_bytes(content)
+
+
+def test_a_trial_leaves_the_model_as_it_is_and_says_what_it_found(finish: Callable[..., Run], tmp_path: Path) -> None:
+    run = finish(tmp_path / "run", SPEC | {"kind": "try", "trial": {"rows": 7}})
+    assert run.exit_code == 0
+    report = json.loads(run.folder.report.read_text("utf-8"))
+    assert (report["trial"]["prompts"], report["trial"]["completions"]) == (9, 9 * GENERATIONS)
+    (told,) = [event["data"] for event in run.of_type("log") if event["data"].get("code") == "trial"]
+    assert told["result"] == report["trial"]
+    assert {line["learning_rate"] for line in run.metrics} == {0.0}
+    assert len(list(run.folder.root.glob("rollouts/*.parquet"))) == 3
+    assert not run.folder.adapter.exists()
+    assert not list(run.folder.root.glob("checkpoints/*"))

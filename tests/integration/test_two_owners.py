@@ -25,15 +25,15 @@ from api.app import create_app
 from api.auth import COOKIE
 from api.parameters import declared
 from grpo_core.spec import JOB_ID, parse_spec
-from jobs import journal, layout
-from jobs.archive import Manifest, ManifestEntry, Outcome
-from jobs.ending import settle
-from jobs.keys import SCOPES
-from jobs.ledger import JobEvent
-from jobs.lineage import Base, put_base
-from jobs.record import JobStatus
+from jobs.auth.api_keys import SCOPES
+from jobs.lifecycle.outcomes import apply_outcome
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
+from jobs.store import event_log, object_keys
+from jobs.store.commits import ResumeBase, put_base
+from jobs.store.job import JobStatus
+from jobs.store.job_store import JobEvent
+from jobs.store.write_once import Manifest, ManifestEntry, Outcome
 from tests.integration.rollout_objects import RunOfRollouts, completions
 from tests.integration.test_service import upload
 from tests.unit.fakes import FakeJobService
@@ -66,6 +66,7 @@ class Owners:
     def __init__(self, service: JobService, client: TestClient[Any], folder: Path) -> None:
         self.service = service
         self._client = client
+        service._valkey_recovery.ensure()  # as its sweeper would: else the first request of an unknown id does more
         self.keys = {name: service.keys.create(name, SCOPES)[0] for name in (SECRET, "bob")}
         self.jobs = {name: service.submit(SPEC, SECRET).id for name in ("queued", "running", "ended", "cancelled")}
         for name in ("running", "ended"):
@@ -77,31 +78,31 @@ class Owners:
         self.calls: list[str] = []
 
     def _train(self, job_id: str, folder: Path) -> None:
-        epoch = self.service.archive.allocate_epoch(job_id, SECRET, journal.now_iso())
+        epoch = self.service.write_once.allocate_epoch(job_id, SECRET, event_log.now_iso())
         assert epoch is not None
-        assert self.service.ledger.claim(job_id, epoch=epoch, worker=SECRET, lease_seconds=600)
-        put_base(self.service.store, Base(job=job_id, epoch=epoch, resumed=None))
+        assert self.service.job_store.claim(job_id, epoch=epoch, worker=SECRET, lease_seconds=600)
+        put_base(self.service.store, ResumeBase(job=job_id, epoch=epoch, resumed=None))
         self.rollouts = RunOfRollouts(self.service.store, job_id, epoch, folder)
         events: list[JobEvent] = []
         for step in range(1, CHECKPOINT_STEP + 1):
             self.rollouts.step(step, completions(step, prompts=1, group=2, words=3))
             events.append(JobEvent(type="metric", step=step, data={"reward": 1.5, SECRET: 1.5}))
             events.append(JobEvent(type="sample", step=step, data={"completion": SECRET}))
-        self.service.ledger.change(job_id, epoch=epoch, events=events, first_ordinal=1, fields={"step": step})
-        prefix = f"{layout.run(job_id, epoch)}checkpoints/step-{CHECKPOINT_STEP:06d}/"
+        self.service.job_store.change(job_id, epoch=epoch, events=events, first_ordinal=1, fields={"step": step})
+        prefix = f"{object_keys.run(job_id, epoch)}checkpoints/step-{CHECKPOINT_STEP:06d}/"
         file = {"path": "adapter_model.safetensors", "sha256": "0" * 64, "size": 3}
         self.service.store.put(f"{prefix}adapter_model.safetensors", b"abc")
         self.service.store.put_json(f"{prefix}manifest.json", {"v": 1, "step": CHECKPOINT_STEP, "files": [file]})
 
     def _end(self, job_id: str) -> None:
-        key = f"{layout.run(job_id, 1)}report.json"
+        key = f"{object_keys.run(job_id, 1)}report.json"
         self.service.store.put_json(key, {"text": SECRET})
         report = ManifestEntry(path="report.json", key=key, sha256="0" * 64, size=1)
         manifest = Manifest(job=job_id, epoch=1, objects=[report, *self.rollouts.sent.values()])
-        key = self.service.archive.put_manifest(manifest)
-        time = journal.now_iso()
+        key = self.service.write_once.put_manifest(manifest)
+        time = event_log.now_iso()
         outcome = Outcome(job=job_id, status="succeeded", epoch=1, time=time, by="w", manifest=key)
-        settle(self.service.ledger, job_id, self.service.archive.put_outcome(outcome))
+        apply_outcome(self.service.job_store, job_id, self.service.write_once.put_outcome(outcome))
 
     def send(self, owner: str, ask: Ask, named: str = "", body: Any = None, **headers: str) -> httpx.Response:
         """Send a request, with `named` wherever it has an id; without an owner it bears no key."""
@@ -134,7 +135,9 @@ class Owners:
     def state(self) -> list[Any]:
         """All that nobody but their owner may change."""
         records = [self.service.get(job_id, SECRET) for job_id in self.jobs.values()]
-        objects = [item for job_id in self.jobs.values() for item in self.service.store.list(layout.folder(job_id))]
+        objects = [
+            item for job_id in self.jobs.values() for item in self.service.store.list(object_keys.folder(job_id))
+        ]
         return [records, objects, self.service.newest_events(list(self.jobs.values()))]
 
 
@@ -328,9 +331,9 @@ def test_a_spec_cannot_name_what_is_another_owners(owners: Owners, what: str, dr
         sections = {
             "data set": {"data": {"source": "upload", "dataset": name}},
             "checkpoint": {"from_checkpoint": {"job": name, "step": CHECKPOINT_STEP}},
-            "stored rows": {"data": {"source": "s3", "dataset": f"s3://{bucket}/{layout.dataset_rows(name)}"}},
+            "stored rows": {"data": {"source": "s3", "dataset": f"s3://{bucket}/{object_keys.dataset_rows(name)}"}},
             "stored checkpoint": {
-                "data": {"source": "s3", "dataset": f"s3://{bucket}/{layout.folder(name)}{checkpoint}"}
+                "data": {"source": "s3", "dataset": f"s3://{bucket}/{object_keys.folder(name)}{checkpoint}"}
             },
         }
         return {**CPU, **sections[what]}

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from grpo_core.spec import parse_spec
-from jobs import worker
-from jobs.record import JobStatus
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
-from jobs.worker import Worker, WorkerSettings
+from jobs.store.job import JobStatus
+from jobs.worker import worker
+from jobs.worker.worker import Worker, WorkerSettings
 
 
 class BrokenRun:

@@ -1,10 +1,13 @@
-"""An in-memory stand-in for `jobs.service.JobService`: the same methods and errors, no server."""
+"""An in-memory stand-in for `jobs.service.JobService`: the same methods and errors, no server.
+
+tests/integration/test_doubles.py runs the same tests on both.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,20 +15,23 @@ from typing import Any
 from ulid import ULID
 
 from grpo_core.datasets import DatasetSummary
+from grpo_core.datasets.preview import records_of
 from grpo_core.estimates import SpecWarning, estimate
-from grpo_core.spec import JobSpec, Problem
-from jobs.admission import KeyReused, RequestKey
-from jobs.datasets import DatasetRecord
+from grpo_core.spec import SPEC_FORMAT, JobSpec, Problem
+from jobs.auth.api_keys import SCOPES, KeyRecord
+from jobs.auth.sessions import Session, TooManyAttempts
 from jobs.errors import Conflict, NotFound, Rejected
-from jobs.event_pages import EventPage
-from jobs.keys import SCOPES, KeyRecord
-from jobs.record import TERMINAL, JobRecord, JobStatus, new_job_id
-from jobs.rollout_query import RolloutQuery, decode_cursor
-from jobs.rollout_store import Rollout, StepRollouts
+from jobs.lifecycle.admission import KeyReused, RequestKey
+from jobs.read.events import EventPage
+from jobs.read.queue_position import QueuePosition, WaitReason
+from jobs.read.rollout_query import RolloutQuery, decode_cursor
+from jobs.read.rollouts import Rollout, RolloutStep
+from jobs.read.telemetry import QueueState, Telemetry
 from jobs.service import Artifact, LinkedCheckpoint, Page, Preview
-from jobs.sessions import Session, TooManyAttempts
-from jobs.telemetry import QueueState, Telemetry
-from jobs.waiting import Waiting
+from jobs.store.datasets import DatasetRecord
+from jobs.store.job import TERMINAL, JobRecord, JobStatus, new_job_id
+from jobs.usage.quotas import Usage
+from jobs.usage.stored_bytes import Stored
 
 ALICE = "grpo_alice-key"
 BOB = "grpo_bob-key"
@@ -34,6 +40,13 @@ READER = "grpo_reader-key"
 
 def bearer(key: str = ALICE) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
+
+
+class FakeValkey:
+    """A server without a fault."""
+
+    def warnings(self) -> list[str]:
+        return []
 
 
 class FakeJobService:
@@ -50,6 +63,7 @@ class FakeJobService:
         self.queues: list[QueueState] = []
         self.workers = 1
         self.verdicts = {"valkey": "ok", "storage": "ok"}
+        self.valkey = FakeValkey()
         self.fail: Exception | None = None
         self.limited: Exception | None = None
         self.sessions: dict[str, str] = {}
@@ -88,8 +102,8 @@ class FakeJobService:
         key = self.sessions.get(token)
         return self.authenticate(key) if key else None
 
-    def log_out(self, token: str) -> None:
-        self.sessions.pop(token, None)
+    def log_out(self, token: str) -> KeyRecord | None:
+        return self.known_keys.get(self.sessions.pop(token, ""))
 
     def submit(self, spec: JobSpec, owner: str) -> JobRecord:
         self.preview(spec, owner)
@@ -114,12 +128,22 @@ class FakeJobService:
 
     def preview(self, spec: JobSpec, owner: str) -> Preview:
         self._check()
-        if spec.data.source == "upload" and spec.data.dataset not in self.uploads:
+        if spec.data.source == "upload":
+            self._upload(spec.data.dataset, owner)
+        return Preview(estimate=estimate(spec), warnings=self.warnings(spec))
+
+    def records(self, spec: JobSpec, owner: str) -> list[Mapping[str, Any]]:
+        self._check()
+        return records_of(self._upload(spec.data.dataset, owner))
+
+    def _upload(self, dataset_id: str, owner: str) -> bytes:
+        record, body = self.uploads.get(dataset_id, (None, b""))
+        if record is None or record.owner != owner:
             remedy = "Upload it first."
             raise Rejected(
                 Problem(pointer="/data/dataset", code="no_such_dataset", detail="does not exist", remedy=remedy)
             )
-        return Preview(estimate=estimate(spec), warnings=self.warnings(spec))
+        return body
 
     def get(self, job_id: str, owner: str) -> JobRecord:
         self._check()
@@ -128,11 +152,22 @@ class FakeJobService:
             raise NotFound("job", job_id)
         return record
 
-    def waiting(self, record: JobRecord) -> Waiting | None:
+    def waiting(self, record: JobRecord) -> QueuePosition | None:
         if record.status is not JobStatus.QUEUED:
             return None
         queued = [job.id for job in self.jobs.values() if job.status is JobStatus.QUEUED]
-        return Waiting(queue=record.queue, ahead=queued.index(record.id), workers=self.workers)
+        return QueuePosition(
+            queue=record.queue,
+            ahead=queued.index(record.id),
+            workers=self.workers,
+            reason=WaitReason.TURN if self.workers else WaitReason.NO_WORKER,
+            spec_format=record.spec_format,
+            workers_spec_format=SPEC_FORMAT if self.workers else None,
+        )
+
+    def trial_result(self, record: JobRecord) -> dict[str, Any] | None:
+        events = self.job_events.get(record.id, [])
+        return next((event["data"]["result"] for event in events if event["data"].get("code") == "trial"), None)
 
     def list_jobs(
         self, owner: str, *, limit: int, cursor: str | None, status: JobStatus | None, metadata: dict[str, str]
@@ -257,7 +292,7 @@ class FakeJobService:
             decode_cursor(cursor, query, job_id)
         return Page(items=self.job_rollouts.get(job_id, [])[:limit], next_cursor=None)
 
-    def rollout_steps(self, job_id: str, owner: str) -> list[StepRollouts]:
+    def rollout_steps(self, job_id: str, owner: str) -> list[RolloutStep]:
         self.get(job_id, owner)
         return []
 
@@ -266,6 +301,23 @@ class FakeJobService:
         jobs = Counter(record.status for record in self.jobs.values())
         states = {status: jobs[status] for status in JobStatus}
         return Telemetry(jobs=states, queues=self.queues, leases=0, lease_age_seconds=0.0, workers=[])
+
+    def usage(self, owner: str) -> tuple[Usage, int, int | None]:
+        self._check()
+        stored = Stored(bytes=0, measured_at=None)
+        used = Usage(
+            owner=owner,
+            gpu_hours=0.0,
+            max_gpu_hours=None,
+            window_days=30,
+            frees_at=None,
+            stored=stored,
+            max_stored_bytes=None,
+        )
+        return used, 0, None
+
+    def storage_is_up(self) -> bool:
+        return self.verdicts["storage"] == "ok"
 
     def health(self) -> dict[str, str]:
         return self.verdicts

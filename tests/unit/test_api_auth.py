@@ -6,7 +6,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.testing import TestClient
 
 from api.app import create_app
-from jobs.keys import SCOPES
+from jobs.auth.api_keys import SCOPES
 from tests.unit.fakes import ALICE, READER, FakeJobService, bearer
 
 Client = TestClient[Litestar]

@@ -15,6 +15,7 @@ from litestar import Litestar
 from litestar.testing import TestClient
 
 import api
+from api.edge import PREVIEW, VERSIONED
 from api.openapi import PAGE_POLICY
 from api.problems import PROBLEMS, type_uri
 from jobs.errors import Unavailable
@@ -39,7 +40,7 @@ def test_a_problem_has_the_fields_of_rfc_9457(client: Client) -> None:
         "type": type_uri("not_found"),
         "title": PROBLEMS["not_found"].title,
         "status": 404,
-        "detail": "There is no job nonsense; list yours to see what there is.",
+        "detail": "There is no job nonsense; list yours to see their ids.",
         "code": "not_found",
         "instance": "/jobs/nonsense",
         "request_id": answer.headers["x-request-id"],
@@ -53,7 +54,7 @@ def test_a_problem_has_the_fields_of_rfc_9457(client: Client) -> None:
         "/nope",
         "/page/nope",
         "/page/../app.py",
-        "/v1/jobs",
+        "/v2/jobs",
         "/jobs/x/y/z",
         "/schema/x",
         "/schema/x.json",
@@ -208,7 +209,7 @@ def test_the_body_of_a_submission_is_the_spec_itself(client: Client) -> None:
     assert components["JobSpec"]["properties"].keys() == schema["properties"].keys()
     assert components["JobSpec"]["additionalProperties"] is False
     for name, section in schema["$defs"].items():
-        assert components[name]["properties"].keys() == section["properties"].keys()
+        assert components[name].get("properties", {}).keys() == section.get("properties", {}).keys()
 
 
 def test_the_page_loads_nothing_from_elsewhere(client: Client) -> None:
@@ -235,3 +236,20 @@ def test_importing_the_application_loads_no_torch() -> None:
     code = f"import sys, api.app; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_v1_answers_as_the_paths_without_it(client: Client, service: FakeJobService) -> None:
+    job = client.post("/v1/jobs", json={}).json()
+    assert client.get(f"/v1/jobs/{job['id']}").json() == client.get(f"/jobs/{job['id']}").json()
+    assert client.get("/v1/jobs", params={"limit": 1}).json()["data"][0]["id"] == job["id"]
+    assert client.options("/v1/jobs").headers["allow"] == client.options("/jobs").headers["allow"]
+    for unknown in ("/v1", "/v1/", "/v1/nothing", "/v1/v1/jobs", "/v1jobs"):
+        assert client.get(unknown).status_code == 404
+    assert client.get("/v1/jobs", headers={"Authorization": "Bearer wrong"}).status_code == 401
+
+
+def test_v1_has_every_documented_route_and_is_marked_as_a_preview(client: Client) -> None:
+    document = client.get("/v1/schema/openapi.json").json()
+    assert {path.split("/")[1] for path in document["paths"]} | {"schema"} == VERSIONED
+    assert [server["url"] for server in document["servers"]] == ["/", PREVIEW]
+    assert "Preview" in document["servers"][1]["description"]

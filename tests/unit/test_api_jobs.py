@@ -9,11 +9,11 @@ from litestar.testing import TestClient
 
 from api.app import create_app
 from grpo_core.estimates import estimate
-from grpo_core.spec import JobSpec, json_schema, parse_spec
-from jobs.admission import InProgress, KeyReused, TooManyJobs
+from grpo_core.spec import SPEC_FORMAT, JobSpec, json_schema, parse_spec
+from jobs.auth.rate_limit import RateLimited
 from jobs.errors import Unavailable
-from jobs.ratelimit import RateLimited
-from jobs.record import JobStatus
+from jobs.lifecycle.admission import InProgress, KeyReused, TooManyJobs
+from jobs.store.job import JobStatus
 from tests.unit.fakes import BOB, READER, FakeJobService, bearer, make_record
 
 Client = TestClient[Litestar]
@@ -67,7 +67,14 @@ def test_an_empty_spec_is_the_recipe(client: Client) -> None:
 def test_a_queued_job_says_what_it_waits_for(client: Client, service: FakeJobService) -> None:
     service.workers = 2
     first, second = (service.put(make_record(owner="alice")) for _ in range(2))
-    assert client.get(f"/jobs/{second.id}").json()["waiting"] == {"queue": second.queue, "ahead": 1, "workers": 2}
+    assert client.get(f"/jobs/{second.id}").json()["waiting"] == {
+        "queue": second.queue,
+        "ahead": 1,
+        "workers": 2,
+        "reason": "turn",
+        "spec_format": 1,
+        "workers_spec_format": SPEC_FORMAT,
+    }
     service.put(first, status=JobStatus.RUNNING)
     assert client.get(f"/jobs/{first.id}").json()["waiting"] is None
     assert client.get(f"/jobs/{second.id}").json()["waiting"]["ahead"] == 0
@@ -135,8 +142,8 @@ def test_a_key_given_twice_is_refused(client: Client, service: FakeJobService) -
         (InProgress(9.7), 409, "idempotency_in_progress", "1"),
         (KeyReused(), 422, "idempotency_key_reused", None),
         (TooManyJobs("5 jobs are queued."), 429, "too_many_jobs", "30"),
-        (RateLimited(2.5, 0.3), 429, "rate_limited", "1"),
-        (RateLimited(0.1, 9.2), 429, "rate_limited", "10"),
+        (RateLimited("This key may send 2.5.", 0.3), 429, "rate_limited", "1"),
+        (RateLimited("This key may send 0.1.", 9.2), 429, "rate_limited", "10"),
     ],
 )
 def test_a_refusal_for_now_says_when_to_come_back(
@@ -149,7 +156,7 @@ def test_a_refusal_for_now_says_when_to_come_back(
 
 
 def test_too_many_requests_are_refused_before_anything_is_read(client: Client, service: FakeJobService) -> None:
-    service.limited = RateLimited(5, 0.2)
+    service.limited = RateLimited("This key may send 5.", 0.2)
     for method, path in (("GET", "/jobs"), ("POST", "/jobs"), ("GET", "/rewards"), ("POST", "/datasets")):
         answer = client.request(method, path, content=b"{")
         assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited"), path
@@ -415,7 +422,8 @@ def test_probes_need_no_key(client: Client, service: FakeJobService) -> None:
     service.verdicts["storage"] = "connection refused at 10.0.0.7"
     answer = client.get("/readyz", headers=anonymous)
     assert answer.status_code == 503
-    assert answer.json() == {"status": "not_ready", "checks": {"valkey": "ok", "storage": "no answer"}}
+    checks = {"valkey": "ok", "storage": "no answer"}
+    assert answer.json() == {"status": "not_ready", "checks": checks, "warnings": []}
     assert client.get("/healthz", headers=anonymous).status_code == 200
 
 

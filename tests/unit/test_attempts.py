@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.ending import LOST, STOPPED, Lapse, attempts_after
-from jobs.record import JobRecord, JobStatus, record_of
+from jobs.lifecycle.outcomes import LOST, STOPPED, HandBack, attempts_after
+from jobs.store.job import JobRecord, JobStatus, record_of
 
 RECORD = replace(
     record_of(
@@ -27,7 +27,7 @@ RECORD = replace(
 
 
 @pytest.mark.parametrize(
-    ("record", "lapse", "progressed", "after"),
+    ("record", "handback", "progressed", "after"),
     [
         (RECORD, LOST, False, 2),
         (RECORD, LOST, True, 0),
@@ -36,8 +36,8 @@ RECORD = replace(
         (replace(RECORD, status=JobStatus.PAUSING), LOST, False, 1),
         (replace(RECORD, stopped_epoch=4), LOST, False, 1),
         (replace(RECORD, stopped_epoch=3), LOST, False, 2),
-        (RECORD, Lapse(counts=False, fields={"accumulation": 2}), False, 1),
+        (RECORD, HandBack(counts=False, fields={"accumulation": 2}), False, 1),
     ],
 )
-def test_what_counts(record: JobRecord, lapse: Lapse, *, progressed: bool, after: int) -> None:
-    assert attempts_after(record, lapse, progressed=progressed) == after
+def test_what_counts(record: JobRecord, handback: HandBack, *, progressed: bool, after: int) -> None:
+    assert attempts_after(record, handback, progressed=progressed) == after

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from grpo_core.audits import RULES, Auditor, Finding
-from grpo_core.audits.auditor import _Alarm
-from grpo_core.records import Completion
+from grpo_core.monitoring.audits import RULES, Auditor, Finding
+from grpo_core.monitoring.audits.auditor import _Alarm
+from grpo_core.run_dir.records import Completion
 from grpo_core.spec import JobSpec, parse_spec
 from tests.unit.traces import HEALTHY, LEARNING, STILL, Behaviour, flat, learnt, slope, spec_of, trace
 
 RECIPE, WIDE = (1, 6), (8, 8)
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "audits.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "why" / "audits.md"
 
 SICK: dict[str, Behaviour] = {
     "no_variance": STILL.but(in_format=flat(0.0), right=flat(0.0)),
@@ -79,7 +79,7 @@ def test_a_sick_run_is_told_by_its_rule_and_few_times(name: str, size: tuple[int
 @pytest.mark.parametrize("size", [RECIPE, WIDE], ids=str)
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_healthy_run_hears_nothing(name: str, size: tuple[int, int]) -> None:
-    """A few seeds of what docs/audits.md measures with hundreds (`false_alarms` below)."""
+    """A few seeds of what docs/why/audits.md measures with hundreds (`false_alarms` below)."""
     spec = spec_of(*size, steps=120)
     told = [f.audit for seed in range(3) for f in audit(spec, list(trace(spec, HEALTHY[name], 100 + seed)))]
     assert told == []

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -17,17 +18,19 @@ import structlog
 from litestar import Litestar
 from litestar.testing import TestClient
 
-import api.client
-from api.cli import main
-from api.cli.output import CommandError, confirm
-from api.cli.text import BLOCKS, count, sparkline
-from api.client import GrpoClient
-from grpo_core.comparison import wilson_interval
+import grpo_client.client
+from api.cli import ALL
+from grpo_client import GrpoClient
+from grpo_client.cli import main
+from grpo_client.cli.output import CommandError, confirm
+from grpo_client.cli.text import BLOCKS, count, sparkline
+from grpo_client.results import JobDetail
+from grpo_core.evaluation.paired_stats import wilson_interval
 from grpo_core.spec import JobSpec, parse_spec
+from jobs.auth.api_keys import KeyRecord
 from jobs.errors import NotFound
-from jobs.keys import KeyRecord
-from jobs.record import JobStatus
-from jobs.rollout_store import Rollout
+from jobs.read.rollouts import Rollout
+from jobs.store.job import JobStatus
 from tests.unit.fakes import ALICE, FakeJobService, key_record, make_record
 
 GOOD = "<reasoning>\n6+6 is 12\n</reasoning>\n<answer>\n12\n</answer>\n"
@@ -79,8 +82,8 @@ def online(
     service.contents = {}  # type: ignore[attr-defined]
     monkeypatch.setenv("GRPO_URL", "http://api.test")
     monkeypatch.setenv("GRPO_API_KEY", ALICE)
-    original = api.client.GrpoClient
-    monkeypatch.setattr(api.client, "GrpoClient", lambda: original(transport=httpx.MockTransport(answer)))
+    original = grpo_client.client.GrpoClient
+    monkeypatch.setattr(grpo_client.client, "GrpoClient", lambda: original(transport=httpx.MockTransport(answer)))
     monkeypatch.setattr(time, "sleep", lambda _: None)
     # The service's log lines are not the command's output.
     with structlog.testing.capture_logs():
@@ -261,8 +264,8 @@ def test_watch_follows_a_job_that_was_submitted_before(run: Run, online: FakeJob
 def test_watch_says_what_a_queued_job_waits_for(
     run: Run, online: FakeJobService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wait(client: GrpoClient, job_id: str, *_: object, **__: object) -> dict[str, Any]:
-        return {**client.get(job_id), "status": "cancelled"}
+    def wait(client: GrpoClient, job_id: str, *_: object, **__: object) -> JobDetail:
+        return JobDetail({**client.get(job_id), "status": "cancelled"})
 
     monkeypatch.setattr(GrpoClient, "wait", wait)
     online.workers = 0
@@ -407,7 +410,7 @@ def test_rollouts_pass_every_filter_on(run: Run, online: FakeJobService) -> None
         *(3, "p7", "length", 1.0, -2.0),
         "-length",
     )
-    assert run("rollouts", record.id, "--best", "1").out.startswith("No completion is like that")
+    assert run("rollouts", record.id, "--best", "1").out.startswith("No completion matches")
     assert online.rollout_queries[-1].order == "-reward"
 
 
@@ -558,7 +561,7 @@ class FakeKeys:
 def keys(monkeypatch: pytest.MonkeyPatch) -> FakeKeys:
     store = FakeKeys()
 
-    monkeypatch.setattr("jobs.keys.KeyStore", lambda _store, _ledger: store)
+    monkeypatch.setattr("jobs.auth.api_keys.KeyStore", lambda _store, _job_store: store)
     return store
 
 
@@ -639,9 +642,7 @@ def test_a_port_that_is_none_is_refused(run: Run, port: str) -> None:
 
 
 def test_every_command_has_help(run: Run) -> None:
-    from api.cli import COMMANDS
-
-    for words, _target, sentence in COMMANDS:
+    for words, _function, sentence in (command for each in ALL for command in each.commands):
         result = run(*words.split(), "--help")
         assert (result.code, bool(sentence)) == (0, True)
         assert "Usage: grpo" in result.out
@@ -656,7 +657,7 @@ def test_a_usage_error_exits_2(run: Run) -> None:
 
 def test_it_starts_without_what_a_command_does_not_need() -> None:
     code = (
-        "import sys; from api.cli import main\n"
+        "import sys; from grpo_client.cli import main\n"
         "try: main(['rewards', 'list'])\n"
         "except SystemExit: pass\n"
         "print([name for name in ('litestar', 'boto3', 'celery', 'redis', 'httpx', 'torch') if name in sys.modules])"
@@ -733,6 +734,18 @@ def test_columns_that_are_named_as_expected_need_no_options(run: Run, online: Fa
     assert "column" not in run("datasets", "upload", str(file)).out.splitlines()[1]
 
 
+def test_chats_are_named_with_their_format(run: Run, online: FakeJobService, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    turns = '[{"role": "user", "content": "1+1"}]'
+    file.write_text(f'{{"messages": {turns}, "answer": 2}}\n')
+    out = run("datasets", "upload", str(file)).out
+    assert "with the columns answer, messages" in out
+    assert out.rstrip().endswith(" --set data.format=messages")
+    file.write_text(f'{{"chat": {turns}, "answer": 2}}\n')
+    expected = " --set data.format=messages --set data.question_column=chat"
+    assert run("datasets", "upload", str(file)).out.rstrip().endswith(expected)
+
+
 def test_an_error_names_the_field_once_and_says_no_more_than_is_shown(run: Run, online: FakeJobService) -> None:
     result = run("list", "--status", "done")
     assert result.err.startswith("grpo: One thing is wrong with the query:\n  status: Invalid enum value 'done'. Give")
@@ -761,3 +774,37 @@ def test_data_in_place_of_a_spec_is_told(run: Run, online: FakeJobService, tmp_p
     assert "grpo datasets upload" in run("submit", str(file)).err
     file.write_text('{"lora": {},\n}')
     assert "datasets" not in run("submit", str(file)).err
+
+
+def test_a_trial_is_submitted_and_its_result_shown(
+    run: Run, online: FakeJobService, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {
+        "sentence": "Yes: it learns.",
+        "will_learn": "yes",
+        "prompts": 8,
+        "completions": 48,
+        "signal_share": 0.5,
+        "reward_mean": 1.25,
+        "reward_std": 0.5,
+        "rewards": {"correctness": 1.0},
+        "format_share": None,
+        "completion_tokens_mean": 31.4,
+        "completion_tokens_max": 64,
+        "truncated_share": 0.25,
+        "duplicate_share": 0.0,
+        "unscored_share": None,
+        "step_seconds": 0.52,
+    }
+    ends(monkeypatch, online, JobStatus.SUCCEEDED)
+    monkeypatch.setattr(online, "trial_result", lambda record: found)
+    result = run("try", spec, "--rows", "8")
+    assert result.code == 0
+    (record,) = online.jobs.values()
+    assert (record.spec["kind"], record.spec["trial"], record.spec["training"]["steps"]) == ("try", {"rows": 8}, 8)
+    assert "Yes: it learns." in result.out
+    assert re.search(r"groups with a signal +50%", result.out)
+    assert "format" not in result.out.partition("Yes")[2]
+    assert f"grpo rollouts {record.id}" in result.out
+    assert "Yes: it learns." in run("show", record.id).out
+    assert run("try", spec, "--no-wait").out.endswith("queued\n")

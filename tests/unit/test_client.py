@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-import api.client
-from api.client import DownloadError, GrpoClient, NotConfiguredError, ProblemError, UnreachableError
-from api.download import safe_path
-from api.event_stream import read_events
+import grpo_client.client
+import grpo_client.events
+from grpo_client import DownloadError, GrpoClient, NotConfiguredError, ProblemError, UnreachableError
+from grpo_client.download import safe_path
 
 JOB = "job-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 KEY = "grpo_secret"
@@ -69,7 +69,7 @@ def service() -> Service:
 
 @pytest.fixture
 def client(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[GrpoClient]:
-    monkeypatch.setattr(api.client, "RETRY_DELAYS", [0] * len(api.client.RETRY_DELAYS))
+    monkeypatch.setattr(grpo_client.client, "RETRY_DELAYS", [0] * len(grpo_client.client.RETRY_DELAYS))
     with GrpoClient("http://api.test/", KEY, transport=httpx.MockTransport(service)) as client:
         yield client
 
@@ -99,8 +99,8 @@ def test_the_environment_is_the_default(monkeypatch: pytest.MonkeyPatch, service
 
 def test_a_submission_is_the_spec_as_json(client: GrpoClient, service: Service) -> None:
     service.on("POST", "/jobs", {"id": JOB})
-    assert client.submit({"name": "中文"}) == {"id": JOB}
-    assert client.dry_run({}) == {"id": JOB}
+    assert client.submit({"name": "中文"}).id == JOB
+    assert client.dry_run({})["id"] == JOB
     first, second = service.requests
     assert json.loads(first.content) == {"name": "中文"}
     assert first.headers["content-type"] == "application/json"
@@ -125,7 +125,7 @@ def test_a_refusal_carries_every_field(client: GrpoClient, service: Service) -> 
     with pytest.raises(ProblemError) as caught:
         client.submit({})
     assert (caught.value.status, caught.value.code, caught.value.request_id) == (422, "invalid_spec", "req-1")
-    assert caught.value.errors == [error]
+    assert [each.raw for each in caught.value.errors] == [error]
     assert "/training/steps: too small. Give 1." in str(caught.value)
     assert len(service.requests) == 1
 
@@ -161,7 +161,7 @@ def test_a_submission_that_was_cut_off_is_sent_again_under_its_key(client: GrpoC
         httpx.ConnectError("refused"),
         {"id": JOB},
     )
-    assert client.submit({"name": "x"}) == {"id": JOB}
+    assert client.submit({"name": "x"}).id == JOB
     assert len({request.headers["idempotency-key"] for request in service.requests}) == 1
     assert {request.content for request in service.requests} == {b'{"name":"x"}'}
     client.submit({"name": "x"})
@@ -201,7 +201,7 @@ def test_an_upload_is_streamed_with_its_length(client: GrpoClient, service: Serv
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b'{"question": "1", "answer": "1"}\n' * 100_000)
     service.on("POST", "/datasets", {"id": "ds-1"}, status=201)
-    assert client.upload_dataset(file, name="sums") == {"id": "ds-1"}
+    assert client.upload_dataset(file, name="sums").id == "ds-1"
     request = service.requests[0]
     assert request.content == file.read_bytes()
     assert request.headers["content-length"] == str(file.stat().st_size)
@@ -256,11 +256,33 @@ def test_an_event_may_hold_any_character(client: GrpoClient, service: Service) -
     assert next(client.stream(JOB, poll=0))["data"]["message"] == text
 
 
+class Cut(httpx.SyncByteStream):
+    """A body that arrives in pieces."""
+
+    def __init__(self, content: bytes, size: int) -> None:
+        self._pieces = [content[start : start + size] for start in range(0, len(content), size)]
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._pieces
+
+
+def streaming(body: httpx.SyncByteStream) -> GrpoClient:
+    """A client of a service that answers every request with this stream."""
+    answer = httpx.Response(200, stream=body, headers={"Content-Type": "text/event-stream"})
+    return GrpoClient("http://api.test", KEY, transport=httpx.MockTransport(lambda _: answer))
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
 def test_events_are_read_however_they_are_cut(size: int) -> None:
     content = sse(event(1, "log", message="一\u2028"), LAST, rest=b"data: {}").content
-    chunks = [content[start : start + size] for start in range(0, len(content), size)]
-    assert [each for each in read_events(chunks) if each] == [event(1, "log", message="一\u2028"), LAST]
+    with streaming(Cut(content, size)) as client:
+        assert [each.raw for each in client.stream(JOB)] == [event(1, "log", message="一\u2028"), LAST]
+
+
+def test_an_event_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpo_client.events, "MAX_FRAME_BYTES", 1000)
+    with streaming(Cut(b"data: " + b"x" * 5000, 100)) as client, pytest.raises(UnreachableError, match="not this API"):
+        list(client.stream(JOB))
 
 
 def test_wait_outlasts_a_restart_of_the_service(client: GrpoClient, service: Service) -> None:
@@ -418,7 +440,7 @@ def test_deleting_tells_of_refusals(client: GrpoClient, service: Service) -> Non
     ("error", "says"),
     [
         (httpx.ConnectError("[SSL: WRONG_VERSION_NUMBER] wrong version number"), "set GRPO_URL to http://"),
-        (httpx.ConnectError("[Errno 111] Connection refused"), "Is it running"),
+        (httpx.ConnectError("[Errno 111] Connection refused"), "Check that it is running"),
     ],
 )
 def test_nobody_there_says_what_to_look_at(client: GrpoClient, service: Service, error: Exception, says: str) -> None:

@@ -12,12 +12,10 @@ import json
 import shlex
 import subprocess
 import sys
-import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +35,9 @@ from grpo_core.datasets import (
     text_of,
 )
 from grpo_core.datasets import hub as hub_module
-from grpo_core.failures import failure_of
 from grpo_core.spec import DataSection
+from grpo_core.training.classify_error import failure_of
+from tests.hub_server import HubHandler, Recorder, Repo, hub_with, point_at, serve
 
 GOOD = b'{"question": "6+6=?", "answer": "12"}\n'
 RECIPE = "swulling/gsm8k_chinese"
@@ -65,7 +64,11 @@ def line(**columns: Any) -> bytes:
 def test_summary_of_a_good_file() -> None:
     body = line(question="一加一", answer=2, note=None) + line(answer="12", question="6+6=?", more=1)
     assert check(body) == DatasetSummary(
-        rows=2, bytes=len(body), sha256=hashlib.sha256(body).hexdigest(), columns=["question", "answer"]
+        rows=2,
+        bytes=len(body),
+        sha256=hashlib.sha256(body).hexdigest(),
+        columns=["question", "answer"],
+        fields=["question", "answer"],
     )
 
 
@@ -184,11 +187,16 @@ def test_nothing_in_it(body: bytes) -> None:
 
 @pytest.mark.parametrize("useless", [None, "", " \u3000", True, [], {"a": 1}])
 def test_columns_are_those_with_a_value_in_every_row(useless: Any) -> None:
-    body = line(a=1, b="x", c=useless) + line(c=2, b="y", a=useless, d=1) + line(a=1, b=1, c=1)
-    with pytest.raises(DatasetError, match=r"every row \(c has none in line 1, a has none in line 2\)") as caught:
+    body = line(a=1, b="x", c=useless) + line(c=2, b=True, a=useless, d=1) + line(a=1, b=1, c=1)
+    expected = r"every row \(c has none in line 1, a has none in line 2, b has none in line 2\)"
+    with pytest.raises(DatasetError, match=expected) as caught:
         check(body)
     assert caught.value.code == "no_columns"
-    assert check(body.replace(line(c=2, b="y", a=useless, d=1), b"")).columns == ["a", "b"]
+    assert check(body.replace(line(c=2, b=True, a=useless, d=1), b"")).columns == ["a", "b"]
+
+
+def test_a_file_of_questions_alone_is_a_data_set() -> None:
+    assert check(line(question="x")).columns == ["question"]
 
 
 def test_memory_does_not_grow_with_an_endless_line() -> None:
@@ -321,14 +329,13 @@ def test_no_such_file(tmp_path: Path, name: str) -> None:
 
 # load_rows: folders that stand in for the hub, through the hub's own library
 
-pytest.importorskip("datasets", reason="the hub's library comes with the training extras")
+pytest.importorskip("huggingface_hub", reason="the hub's library comes with the training extras")
 
 
 @pytest.fixture
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of data sets with one of the recipe's shape, named in the environment."""
     monkeypatch.setenv(DATASET_DIR_VARIABLE, str(tmp_path / "shelf"))
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     write_parquet(
         tmp_path / "shelf" / RECIPE / "data" / "train-00000-of-00001.parquet",
         {
@@ -483,32 +490,11 @@ def test_a_description_cannot_name_files_outside(shelf: Path, outside: str) -> N
 
 
 @contextmanager
-def hub_server(monkeypatch: pytest.MonkeyPatch, answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[None]:
+def hub_server(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Recorder], None]) -> Iterator[None]:
     """A hub on loopback that answers every request alike."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            answer(self)
-
-        do_HEAD = do_POST = do_GET  # noqa: N815 - named by the standard library
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - named by the standard library
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    point_at(monkeypatch, f"http://127.0.0.1:{server.server_port}")
-    thread.start()
-    try:
+    with serve(Recorder, answer=lambda request, _path: answer(request)) as server:
+        point_at(monkeypatch, server.url)
         yield
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def point_at(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    monkeypatch.setattr("datasets.config.HF_ENDPOINT", endpoint)
 
 
 @pytest.fixture
@@ -516,46 +502,19 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a cached copy nor minutes of retries."""
     monkeypatch.delenv(DATASET_DIR_VARIABLE, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _seconds: None)
 
 
-SHA = "0123456789abcdef0123456789abcdef01234567"
-
-
-def repository(asked: list[str], content: bytes, card: bytes | None = None) -> Callable[[Any], None]:
-    """Serves the recipe's repository with one Parquet file, as the hub does."""
+def recipe(shelf: Path) -> dict[str, bytes]:
     name = "data/train-00000-of-00001.parquet"
-    file = {"type": "file", "path": name, "oid": SHA, "size": len(content)}
-    folder = {"type": "directory", "path": "data", "oid": SHA, "size": 0}
-
-    def serve(request: BaseHTTPRequestHandler) -> None:
-        path, _, query = request.path.partition("?")
-        asked.append(path)
-        request.rfile.read(int(request.headers.get("Content-Length") or 0))
-        if path.startswith(f"/api/datasets/{RECIPE}/tree/"):
-            respond(request, [file] if path.endswith("/data") or "recursive=true" in query.lower() else [folder])
-        elif path.startswith(f"/api/datasets/{RECIPE}/paths-info/"):
-            respond(request, [file])
-        elif path.startswith(f"/api/datasets/{RECIPE}"):
-            respond(request, {"id": RECIPE, "sha": SHA, "siblings": [{"rfilename": name}], "tags": []})
-        elif path.startswith(f"/datasets/{RECIPE}/resolve/") and path.endswith(".parquet"):
-            respond(request, content)
-        elif path.startswith(f"/datasets/{RECIPE}/resolve/") and path.endswith("/README.md") and card is not None:
-            respond(request, card)
-        else:
-            respond(request, b"", 404)
-
-    return serve
+    return {name: (shelf / RECIPE / name).read_bytes(), "README.md": b"# GSM8K in Chinese\n"}
 
 
 def test_the_recipes_data_set_from_a_hub(shelf: Path, hub_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The names of its files are then the hub's own, and they pass the check on foreign files."""
-    content = (shelf / RECIPE / "data" / "train-00000-of-00001.parquet").read_bytes()
-    asked: list[str] = []
-    with hub_server(monkeypatch, repository(asked, content)):
-        assert load() == [Row(0, "娜塔莉亚卖了48个夹子。", "72"), Row(1, "翁每小时赚12美元。", "10")], asked
-    assert any(path.endswith(".parquet") for path in asked)
+    with hub_with({RECIPE: Repo(recipe(shelf))}) as server:
+        point_at(monkeypatch, server.url)
+        assert load() == [Row(0, "娜塔莉亚卖了48个夹子。", "72"), Row(1, "翁每小时赚12美元。", "10")]
+    assert any(path.endswith(".parquet") for _, path in server.asked)
 
 
 def test_a_hub_data_set_cannot_name_the_workers_files(
@@ -563,66 +522,41 @@ def test_a_hub_data_set_cannot_name_the_workers_files(
 ) -> None:
     secret = write(shelf / "secret.jsonl", line(**{"question_zh-cn": "x", "answer_only": 1}))
     card = f"---\nconfigs:\n- config_name: default\n  data_files: {secret}\n---\n"
-    with hub_server(monkeypatch, repository([], b"", card.encode())):
+    with hub_with({RECIPE: Repo({**recipe(shelf), "README.md": card.encode()})}) as server:
+        point_at(monkeypatch, server.url)
         assert refused() == ("/data/dataset", "foreign_files")
 
 
-def respond(request: BaseHTTPRequestHandler, body: Any, status: int = 200) -> None:
-    """JSON, or bytes of which the request may want a range."""
-    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    wanted = request.headers.get("Range")
-    if wanted and status == 200:
-        first, _, last = wanted.removeprefix("bytes=").partition("-")
-        total, status = len(raw), 206
-        raw = raw[int(first) : int(last) + 1 if last else None]
-    request.send_response(status)
-    if status == 206:
-        request.send_header("Content-Range", f"bytes {first}-{int(first) + len(raw) - 1}/{total}")
-    if status == 404:
-        request.send_header("X-Error-Code", "EntryNotFound")
-    request.send_header("X-Repo-Commit", SHA)
-    request.send_header("ETag", f'"{SHA}"')
-    request.send_header("Content-Length", str(len(raw)))
-    request.end_headers()
-    if request.command != "HEAD":
-        request.wfile.write(raw)
-
-
 def test_a_hub_that_does_not_know_the_data_set(hub_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(404)
-        request.send_header("X-Error-Code", "RepoNotFound")
-        request.send_header("Content-Length", "0")
-        request.end_headers()
-
-    with hub_server(monkeypatch, unknown), pytest.raises(DatasetError) as caught:
-        load()
+    with hub_with({}) as server:
+        point_at(monkeypatch, server.url)
+        with pytest.raises(DatasetError) as caught:
+            load()
     assert not isinstance(caught.value, DatasetUnreachableError)
     assert (caught.value.code, caught.value.problems[0].pointer) == ("dataset_not_found", "/data/dataset")
 
 
 def test_a_hub_that_is_broken(hub_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(503)
-        request.send_header("Content-Length", "0")
-        request.end_headers()
-
-    with hub_server(monkeypatch, broken), pytest.raises(DatasetUnreachableError):
+    monkeypatch.setattr("grpo_core.hub.WAIT_SECONDS", ())
+    with hub_server(monkeypatch, lambda request: request.respond(b"", 503)), pytest.raises(DatasetUnreachableError):
         load()
 
 
 def test_a_hub_that_is_away_for_a_while(shelf: Path, hub_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("grpo_core.hub.WAIT_SECONDS", (0, 0))
-    serve = repository([], (shelf / RECIPE / "data" / "train-00000-of-00001.parquet").read_bytes())
     told: list[str] = []
 
-    def away_at_first(request: BaseHTTPRequestHandler) -> None:
-        if told:
-            serve(request)
-        else:
-            respond(request, b"", 503)
+    class AwayAtFirst(HubHandler):
+        repos = {RECIPE: Repo(recipe(shelf))}  # noqa: RUF012 - never changed
 
-    with hub_server(monkeypatch, away_at_first):
+        def answer(self, path: str) -> None:
+            if told:
+                super().answer(path)
+            else:
+                self.respond(b"", 503)
+
+    with serve(AwayAtFirst) as server:
+        point_at(monkeypatch, server.url)
         assert len(load(told, max_rows=2)) == 2
     assert told == ["hub_away"]
 
@@ -647,7 +581,7 @@ def test_no_folder_of_the_working_directory_is_taken_for_the_hub(
 @pytest.mark.parametrize(
     ("content", "remedy"),
     [
-        (b"question,answer\n1+1,2\n", "looks like CSV; make JSON lines of it"),
+        (b"question,answer\n1+1,2\n", "looks like CSV; convert it to JSON lines"),
         (b"question;answer\r\n1+1;2\r\n", "looks like CSV"),
         (b'[{"question": "1", "answer": 2}]', "looks like one JSON list"),
         (b'[\n{"question": "1", "answer": 2}\n]', "looks like one JSON list"),

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import signal
 import subprocess
+import sys
 import sysconfig
+import tempfile
+import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
 
+from deploy.kubernetes import one_job
+from deploy.local.seaweedfs import SeaweedFS
+from grpo_core import __version__, processes
 from grpo_core.spec import JobSpec
-from jobs.queue import make_celery, queue_for
+from jobs.lifecycle.celery_app import make_celery
 from jobs.settings import QueueSettings
-from jobs.worker import WorkerSettings
+from jobs.store.queues import queue_for, with_formats
+from jobs.worker.worker import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
-SETTINGS = (ROOT / "docs" / "settings.md").read_text()
+RELEASE = ROOT / ".github" / "workflows" / "release.yml"
+SETTINGS = (ROOT / "docs" / "reference" / "settings.md").read_text()
 GRACE = WorkerSettings.model_fields["stop_grace_seconds"].default
 
 # 120 columns as everywhere here; a page of YAML needs no `---` above it.
@@ -64,6 +76,64 @@ def test_dockerfiles_pass_hadolint(path: str) -> None:
     run_tool("hadolint", ROOT / path)
 
 
+def test_the_releases_actions_are_named_by_commit_and_the_scan_comes_before_the_signature() -> None:
+    job = yaml.safe_load(RELEASE.read_text())["jobs"]["images"]
+    used = [step["uses"] for step in job["steps"] if "uses" in step]
+    assert [action for action in used if not re.fullmatch(r"[a-z-]+/[a-z-]+@[0-9a-f]{40}", action)] == []
+    names = [action.partition("@")[0] for action in used]
+    order = ["docker/build-push-action", "aquasecurity/trivy-action", "actions/attest-build-provenance"]
+    assert [name for name in names if name in order] == order
+    build = next(step["with"] for step in job["steps"] if step.get("id") == "build")
+    assert (build["sbom"], build["provenance"]) == (True, "mode=max")
+    assert "BASE=${{ steps.base.outputs.name }}" in build["build-args"]
+    assert re.search(r"^ARG BASE=\S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    targets = {line["target"] for line in job["strategy"]["matrix"]["include"]}
+    assert targets == {"api", "worker"}
+
+
+@pytest.mark.parametrize("extra", ["cpu", "cuda", "native"])
+@pytest.mark.parametrize("find_links", ["", "/a/folder/of/cpu/builds"])
+def test_everything_that_is_installed_is_named_with_its_hash(extra: str, find_links: str) -> None:
+    path = f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
+    script = [DEPLOY / "requirements.sh", "--extra", "worker", "--extra", extra]
+    env = {**os.environ, "PATH": path, "UV_FIND_LINKS": find_links}
+    text = subprocess.run(script, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
+    entries = re.split(r"\n(?=[a-z0-9])", "\n".join(line for line in text.splitlines() if not line.startswith("#")))
+    assert len(entries) > 50
+    assert [entry.splitlines()[0] for entry in entries if "--hash=sha256:" not in entry] == []
+    (torch,) = (entry for entry in entries if entry.lstrip().startswith("torch=="))
+    locked = re.search(r'name = "torch"\nversion = "(2\.13[^"]+)"', (ROOT / "uv.lock").read_text())
+    assert locked
+    from_cpu_builds = bool(find_links) and extra == "cpu"
+    # For each Python of `requires-python`, as the lock has it for the other builds.
+    assert torch.startswith(f"torch=={locked[1]}+cpu ") == from_cpu_builds
+    assert any(entry.startswith("nvidia-") for entry in entries) != from_cpu_builds
+    if from_cpu_builds:
+        assert torch.count("--hash") == 3
+    names = {re.split(r"[=\[]", entry, maxsplit=1)[0] for entry in entries}
+    assert {"vllm", "unsloth", "unsloth-zoo"} & names == (
+        {"vllm", "unsloth", "unsloth-zoo"} if extra == "cuda" else set()
+    )
+
+
+def test_the_small_gpu_image_has_the_libraries_of_the_large_one() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(extras["cuda"]) - set(extras["native"]) == {
+        line for line in extras["cuda"] if line.startswith(("unsloth", "vllm"))
+    }
+    assert set(extras["native"]) < set(extras["cuda"])
+    images = yaml.safe_load(RELEASE.read_text())["jobs"]["images"]["strategy"]["matrix"]["include"]
+    assert {line["extra"] for line in images} == {"cpu", "cuda", "native"}
+
+
+def test_nothing_is_installed_without_its_hash() -> None:
+    for name in ("Makefile", "Dockerfile"):
+        text = re.sub(r"\\\n", " ", (ROOT / name).read_text())
+        for command in re.findall(r"pip install [^\n&]*", text):
+            ours = "--no-deps" in command and ("--editable ." in command or "/dist/*.whl" in command)
+            assert "--require-hashes" in command or ours, f"{name}: {command}"
+
+
 def test_build_contexts_hold_no_secrets() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in ignored, "what is not named stays out"
@@ -79,7 +149,7 @@ def compose() -> dict[str, Any]:
     return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 
 
-@pytest.mark.parametrize("path", [*DEPLOY.glob("*.yaml"), *MANIFESTS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*DEPLOY.glob("*.yaml"), *MANIFESTS, RELEASE], ids=lambda path: path.name)
 def test_yaml_is_clean(path: Path) -> None:
     run_tool("yamllint", "--strict", "--config-data", YAMLLINT, path)
 
@@ -89,12 +159,58 @@ def test_every_service_is_locked_down_and_watched(compose: dict[str, Any]) -> No
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
-        assert service["restart"] == "unless-stopped", name
+        # What the others wait for the end of runs once.
+        once = name in waited_for(compose, "service_completed_successfully")
+        assert service["restart"] == ("no" if once else "unless-stopped"), name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
         # Ours bring a health check with their image.
         assert "healthcheck" in service or "build" in service, name
         tag = service["image"].rpartition(":")[2]
         assert "build" in service or re.fullmatch(r"[0-9.]+", tag), f"{name} is not pinned"
+
+
+def waited_for(compose: dict[str, Any], condition: str) -> set[str]:
+    """The services that others wait for, until they are in this condition."""
+    waits = [service.get("depends_on", {}).items() for service in compose["services"].values()]
+    return {name for wait in waits for name, how in wait if how["condition"] == condition}
+
+
+def test_seaweedfs_starts_behind_its_certificates(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    store, maker = services["seaweedfs"], services["certificates"]
+    assert waited_for(compose, "service_completed_successfully") == {"certificates"}
+    (volume,) = maker["volumes"]
+    name, _, folder = volume.partition(":")
+    assert maker["command"] == ["python", "-m", "deploy.certificates", folder]
+    # The last of the folders in which SeaweedFS looks for security.toml; and the maker's files are for its user only.
+    assert folder == "/etc/seaweedfs"
+    assert f"{volume}:ro" in store["volumes"]
+    assert maker["user"] == store["user"]
+    assert maker["network_mode"] == "none"
+    assert name in compose["volumes"]
+    assert [other for other, service in services.items() if name in str(service.get("volumes"))] == [
+        "certificates",
+        "seaweedfs",
+    ]
+    assert "-disableHttp" in store["command"]
+    assert any("9333/healthz" in word for word in store["healthcheck"]["test"])
+
+
+def test_compose_and_grpo_up_start_the_same_store(compose: dict[str, Any], tmp_path: Path) -> None:
+    """A flag that closes something in the one and is forgotten in the other would go unseen."""
+    local = SeaweedFS(data=tmp_path, port=8333, access_key="key", secret_key="secret", log=tmp_path / "log").service()
+    ours = {word for word in local.argv if word.startswith("-")}
+    theirs = {word for word in compose["services"]["seaweedfs"]["command"] if word.startswith("-")}
+
+    def only(words: set[str], others: set[str]) -> set[str]:
+        return {word.split("=")[0] for word in words - others}
+
+    ports = {word.split("=")[0] for word in ours if ".port" in word and not word.endswith("=0")}
+    sockets = {"-filer.localSocket", "-s3.localSocket"}
+    assert only(ours, theirs) - ports == {"-dir", "-ip.bind", "-volume.preStopSeconds", *sockets}
+    assert only(theirs, ours) == {"-dir", "-ip.bind"}
+    closed = {name for name in local.env if name.startswith("WEED_")}
+    assert closed == {name for name in compose["services"]["seaweedfs"]["environment"] if name.startswith("WEED_")}
 
 
 def test_every_variable_without_a_default_is_in_the_example(compose: dict[str, Any]) -> None:
@@ -118,7 +234,7 @@ def test_compose_sets_what_the_code_reads(compose: dict[str, Any]) -> None:
 def test_the_gpu_file_changes_only_what_is_there(compose: dict[str, Any]) -> None:
     override = yaml.safe_load((DEPLOY / "compose.gpu.yaml").read_text())
     assert override["services"].keys() == {"worker"}
-    assert override["services"]["worker"]["build"]["args"] == {"EXTRA": "cuda"}
+    assert override["services"]["worker"]["build"]["args"] == {"EXTRA": "${GRPO_GPU_EXTRA:-cuda}"}
 
 
 def test_the_monitoring_file_adds_locked_down_services_and_mounts_what_is_there() -> None:
@@ -173,13 +289,15 @@ def test_keda_watches_the_list_that_celery_writes() -> None:
     settings = QueueSettings.model_validate({})
     prefix = make_celery(settings).conf.broker_transport_options["global_keyprefix"]
     scaled = next(document for document in documents() if document["kind"] == "ScaledJob")
-    assert scaled["spec"]["triggers"][0]["metadata"]["listName"] == prefix + queue_for(JobSpec(), settings.prefix)
+    lists = [trigger["metadata"]["listName"] for trigger in scaled["spec"]["triggers"]]
+    assert lists == [prefix + queue for queue in with_formats([queue_for(JobSpec(), settings.prefix)])]
 
 
 def test_kustomization_names_what_is_there() -> None:
     kustomization = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())
     assert [name for name in kustomization["resources"] if not (DEPLOY / "kubernetes" / name).exists()] == []
     assert "secret.example.yaml" not in kustomization["resources"]
+    assert {image["newTag"] for image in kustomization["images"]} == {__version__}
     used = {container["image"] for template in pod_templates().values() for container in template["spec"]["containers"]}
     assert used == {image["name"] for image in kustomization["images"]}
 
@@ -212,9 +330,114 @@ def test_manifests_set_what_the_code_reads() -> None:
             assert [variable for variable in variables if f"`{variable}`" not in SETTINGS] == []
 
 
+def reached_from(pod: str) -> list[dict[str, Any]]:
+    """The rules that let a pod connect to something."""
+    labels = pod_templates()[pod]["metadata"]["labels"].items()
+    policies = [document["spec"] for document in documents() if document["kind"] == "NetworkPolicy"]
+    chosen = [policy for policy in policies if policy["podSelector"]["matchLabels"].items() <= labels]
+    assert any(policy["policyTypes"] == ["Ingress", "Egress"] and policy.keys() == {"podSelector", "policyTypes"}
+               for policy in chosen), "everything is denied but what is listed"  # fmt: skip
+    return [rule for policy in chosen for rule in policy.get("egress", [])]
+
+
+@pytest.mark.parametrize("pod", pod_templates())
+def test_pods_connect_to_single_hosts_on_single_ports(pod: str) -> None:
+    ports: set[int] = set()
+    for rule in reached_from(pod):
+        assert rule["to"], "to anyone"
+        assert rule["ports"], "on any port"
+        for peer in rule["to"]:
+            assert peer.keys() == {"namespaceSelector", "podSelector"} or peer["ipBlock"]["cidr"].endswith("/32")
+        ports |= {port["port"] for port in rule["ports"]}
+    servers = {53, 6379, 443}
+    assert ports == (servers | {3128} if "worker" in pod else servers)
+
+
 def test_network_policies_choose_pods_that_exist() -> None:
     labels = [template["metadata"]["labels"] for template in pod_templates().values()]
     for document in documents():
         if document["kind"] == "NetworkPolicy":
             wanted = document["spec"]["podSelector"]["matchLabels"].items()
             assert any(wanted <= each.items() for each in labels), document["metadata"]["name"]
+
+
+# --- Keys ---
+
+
+def test_no_init_and_no_health_check_shows_the_keys_of_an_image() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    assert "ENTRYPOINT" not in text
+    assert "--init" not in text
+    worker = text[text.index("FROM base AS worker") :]
+    assert 'CMD ["python-hidden", "-m", "jobs.health"]' in worker
+    assert re.search(r"install --mode 0711 \S+ \S+ \S+ /venv/bin/python-hidden", worker)
+    [probe] = [
+        container["readinessProbe"]["exec"]["command"]
+        for name, template in pod_templates().items()
+        for container in template["spec"]["containers"]
+        if "worker" in name and "readinessProbe" in container
+    ]
+    assert probe[0] == "python-hidden"
+    compose = [yaml.safe_load(path.read_text()) for path in DEPLOY.glob("compose*.yaml")]
+    assert not [name for file in compose for name, service in file["services"].items() if service.get("init")]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_what_may_be_run_and_not_read_hides_its_environment_at_once() -> None:
+    python = Path("/usr/bin/python3").resolve()  # others may run it, unlike one in root's home
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        hidden = shutil.copy(python, Path(name, "python-hidden"))
+        Path(hidden).chmod(0o711)
+        for program, shown in ((python, True), (hidden, False)):
+            with subprocess.Popen(
+                [program, "-S", "-c", "print(flush=True); input()"],
+                env={"KEY": "s3cr3t"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                user=60600,
+                group=60600,
+                extra_groups=[],
+            ) as process:
+                assert process.stdout is not None
+                process.stdout.readline()
+                looked = subprocess.run(
+                    ["cat", f"/proc/{process.pid}/environ"],
+                    capture_output=True,
+                    check=False,
+                    user=60600,
+                    group=60600,
+                    extra_groups=[],
+                )
+                assert (b"s3cr3t" in looked.stdout) is shown
+                process.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_as_process_1_a_program_ends_on_term_before_it_serves() -> None:
+    code = "import os, time; from grpo_core.signals import end_on_term; end_on_term(); print(os.getpid(), flush=True); "
+    with subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", f"{code} time.sleep(60)"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as unshare:
+        assert unshare.stdout is not None
+        assert unshare.stdout.readline() == "1\n"
+        [inner] = processes.children(unshare.pid)
+        os.kill(inner, signal.SIGTERM)
+        assert unshare.wait(10) == 128 + signal.SIGTERM
+
+
+def test_the_worker_of_one_job_hides_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(one_job, "hide_memory", lambda: told.append("hidden"))
+    monkeypatch.setattr(one_job, "end_on_term", lambda: None)  # of this process, which goes on
+    monkeypatch.setattr(one_job.logs, "configure", lambda: None)
+
+    def worker(*, idle_seconds: float) -> SimpleNamespace:
+        return SimpleNamespace(serve=lambda: told.append(f"serves {idle_seconds}"))
+
+    monkeypatch.setattr(one_job, "OneJobWorker", worker)
+    monkeypatch.setattr(sys, "argv", ["one_job", "1"])
+    one_job.main()
+    assert told == ["hidden", "serves 1.0"]

@@ -9,9 +9,13 @@ import pytest
 
 from grpo_core.errors import JobFailure
 from grpo_core.estimates import (
+    detectable_difference,
     estimate,
     guess_parameters,
+    largest_model,
+    least_gpu_memory,
     resolve_precision,
+    too_large,
     warnings,
     weight_bytes,
 )
@@ -33,8 +37,92 @@ def test_the_recipe_in_numbers() -> None:
         "epoch_share": 0.0335,
         "checkpoints": 10,
         "parameters": 7_000_000_000,
-        "weight_bytes": {"fp32": 28_000_000_000, "16bit": 14_000_000_000, "4bit": 5_250_000_000},
+        "weight_bytes": {"fp32": 28_000_000_000, "16bit": 14_000_000_000, "8bit": 8_050_000_000, "4bit": 5_250_000_000},
+        "gpu_memory_bytes": {
+            "fp32": 38_636_363_636,
+            "16bit": 22_727_272_727,
+            "8bit": 15_965_909_091,
+            "4bit": 12_784_090_909,
+        },
+        "gpu": "H100 80 GB",
+        "step_seconds": 2.2,
+        "training_seconds": 550.0,
+        "peak_memory_bytes": 58_379_607_552,
+        "detectable_difference": None,
     }
+
+
+THROUGHPUT: dict[str, Any] = {
+    "sampling": {"prompts_per_step": 32, "generations": 8, "gradient_accumulation": 16},
+    "loss": {"beta": 0.0},
+    "model": {"gpu_memory_share": 0.3},
+}
+NATIVE = {**THROUGHPUT, "engine": "native"}
+SMOLLM2: dict[str, Any] = {
+    "model": {"name": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+    "sampling": {"prompts_per_step": 16, "generations": 8},
+    "loss": {"beta": 0.0},
+}
+CODER: dict[str, Any] = {
+    **THROUGHPUT,
+    "model": {"name": "Qwen/Qwen2.5-Coder-1.5B-Instruct"},
+    "sampling": THROUGHPUT["sampling"] | {"max_completion_tokens": 300},
+}
+
+
+@pytest.mark.parametrize(
+    ("spec", "gigabytes", "seconds", "peak_gb"),
+    [
+        ({"model": {"precision": "16bit"}}, 80, 2.3, 53.5 * 1.074),
+        ({"model": {"precision": "4bit"}}, 80, 3.92, None),
+        (THROUGHPUT, 80, 9.5, 43.2 * 1.074),
+        (THROUGHPUT, 141, 9.6, 60.3 * 1.074),
+        (CODER, 141, 9.0, None),
+        (SMOLLM2, 80, 3.8, None),
+        ({"engine": "native"}, 141, 1.18, 24.9),
+        (NATIVE, 141, 5.09, 103.8),
+        ({**NATIVE, "resources": {"gpus": 2}}, 141, 3.01, 92.8),
+        ({**NATIVE, "model": {"precision": "8bit"}}, 141, 4.25, 95.0),
+    ],
+)
+def test_a_step_is_estimated_near_what_was_measured(
+    spec: dict[str, Any], gigabytes: int, seconds: float, peak_gb: float | None
+) -> None:
+    """docs/appendix/gpu-measurements.md has the measurements."""
+    resources = {**spec.get("resources", {}), "min_gpu_memory_gb": gigabytes}
+    size = estimate(parse_spec({**spec, "resources": resources}))
+    assert size.step_seconds == pytest.approx(seconds, rel=0.25)
+    assert size.peak_memory_bytes is not None
+    if peak_gb is not None:
+        assert size.peak_memory_bytes / 1e9 == pytest.approx(peak_gb, rel=0.25)
+    assert size.peak_memory_bytes < gigabytes * 1024**3
+
+
+def test_the_estimate_is_for_the_smallest_gpu_that_the_job_allows() -> None:
+    found = [estimate(parse_spec({"resources": {"min_gpu_memory_gb": size}})) for size in (16, 24, 25, 80, 96)]
+    assert [one.gpu for one in found] == ["A10 24 GB", "A10 24 GB", "L40S 48 GB", "H100 80 GB", "H200 141 GB"]
+    seconds = [one.step_seconds or 0 for one in found]
+    assert seconds == sorted(seconds, reverse=True)
+    assert estimate(parse_spec({"resources": {"min_gpu_memory_gb": 192}})).gpu is None
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"model": {"name": "tiny"}},
+        {"engine": "trl"},
+        {"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}},
+    ],
+)
+def test_what_was_not_measured_has_no_estimate(spec: dict[str, Any]) -> None:
+    size = estimate(parse_spec(spec))
+    assert (size.step_seconds, size.training_seconds, size.peak_memory_bytes) == (None, None, None)
+
+
+def test_more_held_out_questions_find_smaller_changes() -> None:
+    """docs/why/evaluation.md: with 200 questions a change of three points is missed more often than found."""
+    assert detectable_difference(0) is None
+    assert [detectable_difference(n) for n in (50, 200, 1319)] == [0.125, 0.063, 0.024]
 
 
 def test_a_batch_of_completions_serves_several_iterations() -> None:
@@ -213,6 +301,11 @@ SMALL = {"name": "Qwen/Qwen2.5-1.5B"}
             ("/resources/min_gpu_memory_gb", "no_memory_floor"),
         ),
         (
+            {"model": {"name": "Qwen/Qwen2.5-32B-Instruct"}},
+            {"model": {"name": "Qwen/Qwen2.5-72B-Instruct"}},
+            ("/resources/min_gpu_memory_gb", "no_memory_floor"),
+        ),
+        (
             {"model": {"precision": "16bit"}, "resources": {"min_gpu_memory_gb": 22}},
             {"model": {"precision": "16bit"}, "resources": {"min_gpu_memory_gb": 21}},
             ("/model/precision", "weights_too_large"),
@@ -242,3 +335,51 @@ def test_the_sizes_of_a_tiny_models_high_rate_are_not_known() -> None:
 def test_warnings_come_together() -> None:
     codes = [code for _, code in found({"rewards": {"mode": "published"}, "training": {"steps": 1, "log_every": 5}})]
     assert codes == ["never_checkpoints", "never_logs", "formats_exclude_each_other"]
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "in_16", "in_8"), [(24, 8.3, 14.5), (48, 19.7, 34.2), (80, 34.8, 60.5), (141, 63.6, 110.6)]
+)
+def test_the_largest_models_that_a_gpu_trains(gigabytes: int, in_16: float, in_8: float) -> None:
+    assert largest_model(gigabytes, "16bit") / 1e9 == pytest.approx(in_16, abs=0.1)
+    assert largest_model(gigabytes, "8bit") / 1e9 == pytest.approx(in_8, abs=0.2)
+    for precision in ("16bit", "8bit"):
+        assert least_gpu_memory(largest_model(gigabytes, precision), precision) <= gigabytes * 1024**3
+
+
+@pytest.mark.parametrize(
+    ("model", "gigabytes", "engine", "precision", "least"),
+    [
+        ("Qwen/Qwen3-235B-A22B", 24, "auto", "auto", 165),
+        ("Qwen/Qwen2.5-7B-Instruct", 16, "native", "16bit", 22),
+        ("Qwen/Qwen2.5-7B-Instruct", 24, "native", "16bit", None),
+        ("Qwen/Qwen2.5-14B-Instruct", 24, "native", "16bit", 36),
+        ("Qwen/Qwen2.5-14B-Instruct", 24, "native", "8bit", None),
+        ("Qwen/Qwen2.5-32B-Instruct", 24, "unsloth", "4bit", None),
+        ("a-model-of-ours", 16, "native", "16bit", None),
+    ],
+)
+def test_a_model_that_cannot_fit_is_refused_with_both_numbers(
+    model: str, gigabytes: int, engine: str, precision: str, least: int | None
+) -> None:
+    asked = {"model": {"name": model, "precision": precision}, "engine": engine}
+    spec = parse_spec({**asked, "resources": {"min_gpu_memory_gb": gigabytes}})
+    problem = too_large(spec)
+    if least is None:
+        assert problem is None
+        return
+    assert problem is not None
+    assert (problem.pointer, problem.code) == ("/resources/min_gpu_memory_gb", "model_too_large")
+    assert f"is {gigabytes}," in problem.detail
+    assert f"{least} GB" in problem.detail
+    assert f"Set it to {least} or more" in problem.remedy
+    assert too_large(parse_spec({**asked, "resources": {"min_gpu_memory_gb": least}})) is None
+
+
+def test_a_model_too_large_for_any_gpu_is_refused_also_without_a_size() -> None:
+    assert too_large(parse_spec({"model": {"name": "Qwen/Qwen3-235B-A22B"}})) is None
+    problem = too_large(parse_spec({"model": {"name": "deepseek-ai/DeepSeek-V3-671B"}}))
+    assert problem is not None
+    assert problem.detail == (
+        "is not set, the largest GPUs have 288 GB, and a model of 671B parameters in 4bit alone needs a GPU of 469 GB"
+    )

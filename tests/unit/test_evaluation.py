@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from grpo_core import held_out
-from grpo_core.datasets import DatasetError, Row
-from grpo_core.evaluation import Answer, is_right_leniently, last_number
-from grpo_core.held_out import HeldOutEvaluation, fitting, load_split
-from grpo_core.records import EventWriter, read_jsonl, read_rollouts
-from grpo_core.runfolder import RunFolder
+from grpo_core.datasets import DatasetError, Question, Row
+from grpo_core.evaluation import held_out
+from grpo_core.evaluation.generate import Answer, is_right_leniently, last_number
+from grpo_core.evaluation.held_out import HeldOutEvaluation, fitting, load_split
+from grpo_core.grading import Grading
+from grpo_core.run_dir.layout import RunFolder
+from grpo_core.run_dir.records import EventWriter, read_jsonl, read_rollouts
 from grpo_core.spec import JobSpec, parse_spec
 
 RIGHT = "<reasoning>\n1+1={0}\n</reasoning>\n<answer>\n{0}\n</answer>"
@@ -157,8 +158,11 @@ def test_the_training_split_of_a_hub_data_set_gives_its_last_rows(hub: str, tmp_
 class FakeTokenizer:
     """A token is a character of the question."""
 
-    def apply_chat_template(self, conversation: Any, **_: Any) -> dict[str, list[list[int]]]:
-        return {"input_ids": [[0] * len(turns[-1]["content"]) for turns in conversation]}
+    def apply_chat_template(self, conversation: Any, **_: Any) -> list[str]:
+        return [turns[-1]["content"] for turns in conversation]
+
+    def __call__(self, text: list[str], **_: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[0] * len(one) for one in text]}
 
 
 class FakeEngine:
@@ -168,11 +172,11 @@ class FakeEngine:
 
     def __init__(self, base: Sequence[str], adapter: Sequence[str]) -> None:
         self._said = {False: base, True: adapter}
-        self.asked: list[tuple[list[str], bool, int]] = []
+        self.asked: list[tuple[list[Question], bool, int]] = []
         self.given = 0
         self.closed = 0
 
-    def answer(self, questions: Sequence[str], *, adapter: bool, max_new_tokens: int) -> Generator[Answer]:
+    def answer(self, questions: Sequence[Question], *, adapter: bool, max_new_tokens: int) -> Generator[Answer]:
         self.asked.append((list(questions), adapter, max_new_tokens))
         try:
             for text in self._said[adapter]:
@@ -196,7 +200,8 @@ def events(tmp_path: Path) -> Iterator[EventWriter]:
 
 def evaluation_of(folder: Path, events: EventWriter, rows: Sequence[Row] = QUESTIONS) -> HeldOutEvaluation:
     spec = spec_of("x.jsonl", 20, sampling={"max_prompt_tokens": 3})
-    return HeldOutEvaluation(spec=spec, rows=rows, folder=RunFolder(folder), events=events)
+    grading = Grading(spec)  # without graders it holds nothing open
+    return HeldOutEvaluation(spec=spec, rows=rows, folder=RunFolder(folder), events=events, grading=grading)
 
 
 def test_the_base_is_not_asked_twice_by_a_run_that_goes_on(tmp_path: Path, events: EventWriter) -> None:
@@ -224,8 +229,7 @@ def test_both_models_are_asked_the_same_and_compared(tmp_path: Path, events: Eve
     engine, evaluation = FakeEngine(BASE, ADAPTER), evaluation_of(tmp_path, events)
     evaluation.ask_base(engine)
     assert evaluation.ask_adapter(engine, threading.Event())
-    questions = [row.question for row in QUESTIONS]
-    assert engine.asked == [(questions, False, 512), (questions, True, 512)]
+    assert engine.asked == [(QUESTIONS, False, 512), (QUESTIONS, True, 512)]
     assert engine.closed == 2
 
     report = evaluation.report()
@@ -240,7 +244,7 @@ def test_both_models_are_asked_the_same_and_compared(tmp_path: Path, events: Eve
     assert lenient["verdict"].startswith("No significant change in lenient accuracy")
     form = report["paired"]["format"]
     assert form["counts"] == {"both": 0, "lost": 0, "gained": 16, "neither": 4}
-    assert form["verdict"].startswith("The share of answers in the asked format rose: 0.0% before, 80.0% after (")
+    assert form["verdict"].startswith("The share of answers in the required format rose: 0.0% before, 80.0% after (")
     assert form["after"] == report["after"]["strict_format_share"]
     assert [sample["row"] for sample in report["samples"]] == list(range(100, 120, 2))
     assert report["samples"][0] == {

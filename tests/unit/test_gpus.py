@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
+from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from grpo_core.gpus import count_gpus, show_gpus
-from grpo_core.spec import JobSpec
-from jobs.gpus import find_gpus
-from jobs.queue import queue_for, queues_served
-from jobs.worker import WorkerSettings
+from grpo_core.hardware.gpus import find_gpus, show_gpus
+from grpo_core.spec import JobSpec, parse_spec
+from jobs.store.queues import queue_for, queues_served, with_formats
+from jobs.worker.worker import WorkerSettings
 
 CARDS = [("A100", "GPU-aaaa-1"), ("A100", "GPU-aabb-2"), ("L4", "GPU-cccc-3")]
 
@@ -29,45 +28,19 @@ def by_uuid(uuid: str) -> Any:
     raise NVMLError
 
 
-class Driver:
-    """The driver's own library, as far as training asks it."""
-
-    def __init__(self, status: int = 0) -> None:
-        self._status = status
-
-    def nvmlInit_v2(self) -> int:  # noqa: N802 - the driver's name
-        return self._status
-
-    def nvmlDeviceGetCount_v2(self, count: Any) -> int:  # noqa: N802
-        count._obj.value = len(CARDS)
-        return 0
-
-    def nvmlDeviceGetHandleByIndex_v2(self, index: int, handle: Any) -> int:  # noqa: N802
-        handle._obj.value = index + 1
-        return 0
-
-    def nvmlDeviceGetUUID(self, handle: Any, text: Any, size: int) -> int:  # noqa: N802
-        text.value = CARDS[handle.value - 1][1].encode()
-        return 0
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: bytes, handle: Any) -> int:  # noqa: N802
-        return 0 if uuid == b"MIG-7" else 6
-
-
 @pytest.fixture(autouse=True)
 def driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = SimpleNamespace(
+    nvml: Any = SimpleNamespace(
         NVMLError=NVMLError,
         nvmlInit=lambda: None,
-        nvmlDeviceGetCount=lambda: len(CARDS),
-        nvmlDeviceGetHandleByIndex=lambda index: CARDS[index],
+        nvmlDeviceGetCount=CARDS.__len__,
+        nvmlDeviceGetHandleByIndex=CARDS.__getitem__,
         nvmlDeviceGetHandleByUUID=by_uuid,
-        nvmlDeviceGetUUID=lambda card: card[1].encode(),
-        nvmlDeviceGetName=lambda card: card[0],
-        nvmlDeviceGetMemoryInfo=lambda card: SimpleNamespace(total=80 << 30),
+        nvmlDeviceGetUUID=lambda card: card[1].encode(),  # pyright: ignore[reportUnknownLambdaType]
+        nvmlDeviceGetName=itemgetter(0),
+        nvmlDeviceGetMemoryInfo=lambda card: SimpleNamespace(total=80 << 30),  # pyright: ignore[reportUnknownLambdaType]
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
 
 
 @pytest.mark.parametrize(
@@ -94,6 +67,12 @@ def test_a_job_waits_where_a_card_that_can_run_it_is_heard(
 
 def test_a_worker_listens_for_the_largest_jobs_first_and_for_no_job_of_several_cards() -> None:
     assert queues_served(25.8, "mine") == ["mine.gpu1.24gb", "mine.gpu1.16gb", "mine.gpu1"]
+    two = ["grpo.gpu2.16gb", "grpo.gpu2", "grpo.gpu1.16gb", "grpo.gpu1"]
+    assert queues_served(17.0, gpus=2) == two  # all of its GPUs, or as many as a job asks for
+    several = parse_spec({"engine": "native", "resources": {"gpus": 2}})
+    assert several.needed_format() == 2
+    assert queue_for(several) in with_formats(two)
+    assert queue_for(several) not in with_formats(queues_served(17.0))
 
 
 def test_queues_are_given_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,18 +106,17 @@ def test_only_visible_cards_count_for_the_worker_and_for_training(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert [gpu.name for gpu in find_gpus()] == names
-    assert count_gpus() == len(names)
 
 
 def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise OSError(name)
+    def missing() -> None:
+        raise NVMLError
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(ctypes, "CDLL", missing)
-    assert count_gpus() == 0
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(status=9))
-    assert count_gpus() == 0
+    monkeypatch.setattr(sys.modules["pynvml"], "nvmlInit", missing)
+    assert find_gpus() == []
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert find_gpus() == [], "the package that asks it is not installed"
 
 
 @pytest.mark.parametrize(

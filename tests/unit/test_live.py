@@ -11,23 +11,24 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from api.cli.live import Seen, draw, duration, plot
-from api.cli.progress import describe, show_bytes, show_progress
-from api.cli.text import BLOCKS
+from grpo_client.cli.live import Seen, draw, duration, plot
+from grpo_client.cli.progress import describe, show_bytes, show_progress
+from grpo_client.cli.text import BLOCKS
+from grpo_client.results import Event, Job
 
-JOB: dict[str, Any] = {"id": "job-1", "name": "night \x1b[2J", "status": "queued", "phase": None, "total_steps": 40}
-
-
-def event(kind: str, step: int | None = None, **data: Any) -> dict[str, Any]:
-    return {"type": kind, "step": step, "data": data}
+JOB = Job({"id": "job-1", "name": "night \x1b[2J", "status": "queued", "phase": None, "total_steps": 40})
 
 
-def metric(step: int, reward: float) -> dict[str, Any]:
+def event(kind: str, step: int | None = None, **data: Any) -> Event:
+    return Event({"type": kind, "step": step, "data": data})
+
+
+def metric(step: int, reward: float) -> Event:
     fields = {"completion_tokens_mean": 20.0, "truncated_share": 0.25, "kl": None, "seconds": {"total": 3.0}}
     return event("metric", step, reward=reward, rewards={"correctness": reward / 2}, **fields)
 
 
-def seen_after(*events: dict[str, Any]) -> Seen:
+def seen_after(*events: Event) -> Seen:
     seen = Seen(JOB)
     for one in events:
         seen.take(one)
@@ -110,7 +111,7 @@ def test_duration(seconds: float, text: str) -> None:
         (event("sample", 1), ""),
     ],
 )
-def test_lines(given: dict[str, Any], line: str) -> None:
+def test_lines(given: Event, line: str) -> None:
     assert describe(given, 40) == line
 
 

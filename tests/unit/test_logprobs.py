@@ -48,7 +48,7 @@ def test_values_and_gradients(
     if in_parts:
         monkeypatch.setattr(logprobs, "MAX_LOGITS", VOCABULARY * 4)
     hidden, weight, offset, targets = inputs(bias=bias)
-    chosen, entropy, *rest = logprobs.CpuLogProbs.apply(
+    chosen, entropy, *rest = logprobs.token_logprobs(
         hidden, weight, offset, targets, temperature, 1024, softcap, scale, ("log_probs", "entropy")
     )
     assert rest == [None, None, None]
@@ -67,14 +67,14 @@ def test_values_and_gradients(
 
 def test_entropy_is_left_out_unless_asked_for() -> None:
     hidden, weight, offset, targets = inputs(bias=False)
-    chosen, entropy, *_ = logprobs.CpuLogProbs.apply(hidden, weight, offset, targets, 1.0, 1024)
+    chosen, entropy, *_ = logprobs.token_logprobs(hidden, weight, offset, targets, 1.0, 1024)
     assert entropy is None
     assert chosen.shape == (ROWS,)
 
 
 def test_no_token_at_all_still_has_a_gradient() -> None:
     hidden, weight, _, targets = inputs(bias=False)
-    chosen, _, *_ = logprobs.CpuLogProbs.apply(hidden[:0], weight, None, targets[:0], 1.0, 1024)
+    chosen, _, *_ = logprobs.token_logprobs(hidden[:0], weight, None, targets[:0], 1.0, 1024)
     chosen.sum().backward()
     assert hidden.grad is not None
     assert not hidden.grad.any()

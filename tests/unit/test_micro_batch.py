@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from grpo_core.micro_batch import can_cure, keeps_objective, smaller, splits
+from grpo_core.hardware.micro_batch import can_cure, keeps_objective, smaller, splits
 from grpo_core.spec import JobSpec, parse_spec
 
 

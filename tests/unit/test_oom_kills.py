@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.oom_kills import REMEMBERED, OomKills, _counter_file
+from jobs.worker.oom_kills import REMEMBERED, OomKills, _counter_file
 
 
 @pytest.fixture

@@ -18,10 +18,12 @@ from api.app import create_app
 from api.auth import COOKIE, PAGE_HEADER
 from api.page.assets import FOLDER, POLICY, assets
 from api.page.curves import POINTS, thin
-from grpo_core.audits import RULES, Auditor
-from grpo_core.spec import json_schema
-from jobs.keys import SCOPES
-from jobs.record import JobStatus
+from api.page.guide import PRESETS
+from grpo_core.estimates import guess_parameters, least_gpu_memory, warnings
+from grpo_core.monitoring.audits import RULES, Auditor
+from grpo_core.spec import json_schema, parse_spec
+from jobs.auth.api_keys import SCOPES
+from jobs.store.job import JobStatus
 from tests.unit.fakes import ALICE, READER, FakeJobService, bearer, make_record
 from tests.unit.test_audits import SICK, steps_of
 from tests.unit.traces import spec_of
@@ -30,7 +32,7 @@ Client = TestClient[Litestar]
 PAGE = {PAGE_HEADER: "1"}
 BROWSER_TESTS = Path(__file__).resolve().parents[1] / "browser"
 SCRIPTS = {path.name: path.read_text("utf-8") for path in (FOLDER / "js").glob("*.js")}
-WORDS = {name: json.loads((FOLDER / "locale" / f"{name}.json").read_text("utf-8")) for name in ("en", "zh")}
+WORDS = {name: json.loads(assets()[f"locale/{name}.json"].body) for name in ("en", "zh")}
 SERVICE = json.loads((FOLDER / "locale" / "zh.service.json").read_text("utf-8"))
 
 
@@ -78,7 +80,9 @@ def test_no_script_imports_what_it_does_not_use() -> None:
     for name, script in SCRIPTS.items():
         for names in re.findall(r"^import \{([^}]+)\} from", script, re.M):
             for imported in (one.rpartition(" as ")[2].strip() for one in names.split(",")):
-                assert len(re.findall(rf"(?<![\w.]){re.escape(imported)}\b", script)) > 1, (name, imported)
+                # `...name` uses it, `other.name` is something else.
+                used = re.findall(rf"(?:\.\.\.|(?<![\w.])){re.escape(imported)}\b", script)
+                assert len(used) > 1, (name, imported)
 
 
 @pytest.mark.parametrize("path", ["/", "/page/js/main.js", "/page/page.css", "/page/locale/zh.json", "/page/icon.svg"])
@@ -157,6 +161,16 @@ def test_what_the_service_says_of_fields_and_audits_is_said_in_chinese_too() -> 
     )
     assert set(SERVICE["fields"]) == set(described)
     assert set(SERVICE["sentences"]) == {"verdict", *(rule.name for rule in RULES)}
+
+
+def test_every_field_of_the_spec_has_a_name_in_words() -> None:
+    """The guide to a new job shows no key of the spec."""
+    groups = {"rewards.tags", "rewards.on_error"}
+    fields = {pointer[1:].replace("/", ".") for pointer in descriptions(json_schema())} | groups
+    answers = {"none", "empty", "yes", "no"}
+    named = {key.removeprefix("field.") for key in WORDS["en"] if key.startswith("field.")}
+    assert named == fields | answers
+    assert not [name for name in fields if "_" in WORDS["en"][f"field.{name}"]]
 
 
 def test_an_audit_said_in_chinese_has_the_numbers_that_the_rule_gives() -> None:
@@ -297,6 +311,37 @@ def test_curves_of_several_jobs_come_in_one_answer(browser: tuple[Client, FakeJo
     other = service.put(make_record(owner="bob"), status=JobStatus.RUNNING, step=2)
     answer = client.get(f"/page/curves?job={job.id}&job={other.id}&job=nonsense")
     assert answer.json() == {job.id: [[1, 0.5], [2, 1.0]]}
+
+
+def test_presets_of_the_guide_are_valid_and_fit_the_gpu_they_ask_for(browser: tuple[Client, FakeJobService]) -> None:
+    client, _ = browser
+    log_in(client)
+    body = client.get("/page/guide").json()
+    assert [preset["name"] for preset in body["presets"]] == list(PRESETS)
+    for preset in body["presets"]:
+        spec = parse_spec(preset["spec"])
+        assert spec.model.name == preset["model"]
+        assert warnings(spec) == []
+        assert (preset["gpu_gb"] is None) == (spec.resources.gpus == 0)
+        parameters = guess_parameters(spec.model.name)
+        if parameters is not None:
+            assert least_gpu_memory(parameters, "4bit") <= preset["gpu_gb"] * 1024**3
+            assert preset["training_seconds"] > 60
+        assert preset["has_worker"] is False, "the fake service has none"
+    assert body["judges"] == []
+    assert body["prompts"]["en"].isascii()
+    assert "<reasoning>" in body["prompts"]["zh"]
+
+
+def test_the_guide_names_judges_and_nothing_else_of_them(
+    browser: tuple[Client, FakeJobService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _ = browser
+    log_in(client)
+    monkeypatch.setenv("GRPO_JUDGES", '{"judge-main": {"base_url": "https://llm.example/v1", "model": "m"}}')
+    answer = client.get("/page/guide")
+    assert answer.json()["judges"] == ["judge-main"]
+    assert "llm.example" not in answer.text
 
 
 def test_long_curves_are_thinned_to_means() -> None:

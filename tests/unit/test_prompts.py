@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from grpo_core.datasets import DatasetError, Row
-from grpo_core.prompts import build_prompts, messages_for
+from grpo_core.datasets.prompts import build_prompts, messages_for
 from grpo_core.spec import SYSTEM_PROMPT, JobSpec, parse_spec
 
 
@@ -15,8 +15,12 @@ class CharacterTokenizer:
     """One token a character, two for each turn's marks, one that asks for the answer."""
 
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
-        assert options == {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
-        return {"input_ids": [[0] * (sum(len(turn["content"]) + 2 for turn in turns) + 1) for turns in conversation]}
+        assert options == {"add_generation_prompt": True, "tokenize": False}
+        return ["".join(f"<{turn['content']}>" for turn in turns) + ">" for turns in conversation]
+
+    def __call__(self, text: Any, **options: Any) -> Any:
+        assert options == {"add_special_tokens": False}
+        return {"input_ids": [[0] * len(one) for one in text]}
 
 
 def spec_of(**sections: dict[str, object]) -> JobSpec:

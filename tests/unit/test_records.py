@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from grpo_core.ends import ends_of
 from grpo_core.errors import FailureReport, JobFailure
-from grpo_core.records import (
+from grpo_core.evaluation.paired_stats import ends_of
+from grpo_core.monitoring.step_recorder import MAX_SAMPLE_CHARACTERS, StepRecorder, Update
+from grpo_core.rewards import REWARD_NAMES
+from grpo_core.run_dir.layout import RunFolder, new_folder, step_of, write_json
+from grpo_core.run_dir.records import (
     RECORD_VERSION,
     Completion,
     EventWriter,
@@ -25,10 +28,7 @@ from grpo_core.records import (
     read_rollouts,
     write_rollouts,
 )
-from grpo_core.rewards import REWARD_NAMES
-from grpo_core.runfolder import RunFolder, new_folder, step_of, write_json
 from grpo_core.spec import JobSpec, parse_spec
-from grpo_core.step_recorder import MAX_SAMPLE_CHARACTERS, StepRecorder, Update
 
 
 def completion(sample: int = 0, total: float = 0.0, text: str = "答案是12。") -> Completion:

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from grpo_core import report_page
-from grpo_core.comparison import compare
-from grpo_core.records import Completion, write_rollouts
+from grpo_core.evaluation.paired_stats import compare, compare_values
 from grpo_core.report_page.charts import Curve, describe, svg, thin, ticks
 from grpo_core.report_page.run_files import RunFiles
 from grpo_core.report_page.view import verdict
-from grpo_core.runfolder import RunFolder
+from grpo_core.run_dir.layout import RunFolder
+from grpo_core.run_dir.records import Completion, write_rollouts
+from grpo_core.spec import parse_spec
 from tests.unit.test_audits import SICK, completion, steps_of
 from tests.unit.traces import LEARNING, spec_of, trace
 
@@ -120,6 +121,36 @@ def write(folder: RunFolder, **how: Any) -> tuple[str, Page]:
     return text, Page(text)
 
 
+@pytest.mark.parametrize(
+    ("difference", "p_value", "headline"),
+    [(0.5, 1e-9, "exact rose"), (-0.5, 1e-9, "exact fell"), (0.1, 0.4, "exact did not change clearly")],
+)
+def test_a_job_with_rewards_of_its_own_is_judged_by_the_one_it_names(
+    tmp_path: Path, difference: float, p_value: float, headline: str
+) -> None:
+    spec = spec_of(8, 8, steps=40)
+    folder = run_folder(tmp_path, list(trace(spec, LEARNING, 1)), spec, [])
+    before, after = compare_values("exact", [0.0, 1.0, 0.0], [1.0, 1.0, 1.0]), {"exact": 1.0, "unused": 0.0}
+    assert before is not None
+    own = {**before.as_dict(), "difference": difference, "p_value": p_value}
+    evaluation = {
+        **EVALUATION,
+        "metric": "exact",
+        "paired": {**EVALUATION["paired"], "metric": own},
+        "before": {**EVALUATION["before"], "rewards": {"exact": 0.3, "unused": 0.0}},
+        "after": {**EVALUATION["after"], "rewards": after},
+    }
+    folder.report.write_text(json.dumps({"evaluation": evaluation}))
+    folder.adapter.mkdir()
+    (folder.adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    text, _ = write(folder, status="succeeded")
+    assert f"On unseen questions, {headline}" in text
+    assert html.escape(before.verdict) in text or before.verdict in text
+    assert "exact: 0.3 before, 1 after." in text
+    assert "unused:" not in text
+    assert "Strict accuracy rose" not in text
+
+
 def test_a_finished_run_begins_with_its_verdict(tmp_path: Path) -> None:
     spec = spec_of(8, 8, steps=40, name="night run")
     folder = run_folder(tmp_path, list(trace(spec, LEARNING, 1)), spec, [])
@@ -206,15 +237,27 @@ def compared(name: str, right: int) -> dict[str, Any]:
         (30, 0, 3, "good", "It learnt the format; how many answers are right did not"),
         (30, 0, 20, "good", "It learnt the format, and more answers are right by their last number"),
         (30, 30, -20, "open", "It learnt the format, and fewer"),
-        (3, 7, 4, "good", "More unseen questions are answered right in the asked format, not clearly by their last"),
-        (-20, 7, 4, "good", "More unseen questions are answered right in the asked format, not clearly by their last"),
-        (3, 7, -20, "open", "More answers are right in the asked format, and fewer by their last number"),
-        (-2, -2, 20, "open", "More answers are right by their last number, and not more in the asked format"),
-        (2, 2, -2, "open", "No change"),
-        (0, 0, -20, "bad", "It got worse: fewer unseen questions are answered right"),
-        (0, -20, 0, "bad", "It got worse: fewer unseen questions are answered right in the asked format"),
-        (20, -20, 0, "bad", "It got worse: fewer unseen questions are answered right in the asked format"),
-        (0, -20, 20, "bad", "Fewer answers are right in the asked format, and more by their last number"),
+        (
+            3,
+            7,
+            4,
+            "good",
+            "More unseen questions are answered correctly in the required format, not clearly by their last",
+        ),
+        (
+            -20,
+            7,
+            4,
+            "good",
+            "More unseen questions are answered correctly in the required format, not clearly by their last",
+        ),
+        (3, 7, -20, "open", "More answers are correct in the required format, and fewer by their last number"),
+        (-2, -2, 20, "open", "More answers are correct by their last number, but not in the required format"),
+        (2, 2, -2, "open", "No significant change"),
+        (0, 0, -20, "bad", "It got worse: fewer unseen questions are answered correctly"),
+        (0, -20, 0, "bad", "It got worse: fewer unseen questions are answered correctly in the required format"),
+        (20, -20, 0, "bad", "It got worse: fewer unseen questions are answered correctly in the required format"),
+        (0, -20, 20, "bad", "Fewer answers are correct in the required format, and more by their last number"),
         (-20, -20, 0, "bad", "It lost the format; how many answers are right did not"),
         (-20, -20, 20, "bad", "It lost the format, and more"),
         (-20, 0, -20, "bad", "It lost the format, and fewer"),
@@ -400,7 +443,7 @@ def test_a_run_that_ended_while_it_was_loading_shows_what_the_audits_told_before
 
 
 def test_merged_rollouts_are_read_too(tmp_path: Path) -> None:
-    from jobs.rollouts import merge
+    from jobs.worker.rollout_compaction import merge
 
     spec = spec_of(8, 8, steps=5)
     folder = run_folder(tmp_path, [], spec, [])
@@ -419,8 +462,8 @@ def test_merged_rollouts_are_read_too(tmp_path: Path) -> None:
 def test_files_that_are_merged_while_the_page_is_written_are_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The shipper does so on its own time: at a checkpoint of the last step, just when the run has ended."""
-    from jobs.rollouts import merge
+    """The uploader does so on its own time: at a checkpoint of the last step, just when the run has ended."""
+    from jobs.worker.rollout_compaction import merge
 
     spec = spec_of(8, 8, steps=5)
     folder = run_folder(tmp_path, [], spec, [])
@@ -444,7 +487,7 @@ def test_files_that_are_merged_while_the_page_is_written_are_found_again(
 
 
 def test_a_step_in_a_file_of_its_own_and_in_a_part_is_read_once(tmp_path: Path) -> None:
-    from jobs.rollouts import merge
+    from jobs.worker.rollout_compaction import merge
 
     spec = spec_of(8, 8, steps=5)
     folder = run_folder(tmp_path, [], spec, [])
@@ -533,3 +576,28 @@ def test_a_chart_says_what_it_shows() -> None:
     assert 'class="other"' in svg(now_and_then)
     assert svg(Curve(title="", steps=[1], values=[None])) == ""
     assert "circle" in svg(Curve(title="", steps=[1], values=[2.0]))
+
+
+def test_the_estimate_stands_beside_what_was_measured(tmp_path: Path) -> None:
+    lines = [
+        line | {"seconds": {"total": 9.0 if n < 4 else 2.5}, "gpu_memory_gb": 50.0 + n}
+        for n, line in enumerate(list(trace(parse_spec({}), LEARNING, 1))[:7], 1)
+    ]
+    page = report_page.write(run_folder(tmp_path / "gpu", lines, parse_spec({}), []).root).read_text("utf-8")
+    assert "2.5 s (estimate for one H100 80 GB: 2.2)" in page
+    assert "57.0 GB (estimate for one H100 80 GB: 58.4)" in page
+    cpu = parse_spec({"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}})
+    page = report_page.write(run_folder(tmp_path / "cpu", lines[:2], cpu, []).root).read_text("utf-8")
+    assert "9 s" in page
+    assert "estimate for" not in page
+
+
+def test_a_trial_begins_with_its_answer(tmp_path: Path) -> None:
+    spec = spec_of(8, 8, steps=3)
+    folder = run_folder(tmp_path, list(trace(spec, LEARNING, 1)), spec, [])
+    folder.report.write_text(json.dumps({"trial": {"will_learn": "no", "sentence": "No: <b>nothing</b> differs."}}))
+    said = verdict(RunFiles(folder.root, status="succeeded", error=None))
+    assert (said["tone"], said["headline"]) == ("bad", "A trial: training would learn nothing")
+    text, _ = write(folder, status="succeeded")
+    assert "&lt;b&gt;nothing" in text
+    assert "evaluation.questions is 0" not in text

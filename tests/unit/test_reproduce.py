@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from grpo_core.comparison import compare
+from grpo_core.evaluation.paired_stats import compare
 from grpo_core.rewards import REWARD_NAMES
-from grpo_core.runfolder import RunFolder
+from grpo_core.run_dir.layout import RunFolder
 from grpo_core.spec import parse_spec
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "reproduce.py"

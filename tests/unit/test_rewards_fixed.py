@@ -13,7 +13,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from grpo_core.rewards import fixed, score
-from grpo_core.rewards.quantity import read_number, same_answer, to_ascii
+from grpo_core.rewards.number_parser import read_number, same_answer, to_ascii
 
 FORMAT = "<reasoning>\n3+3=6\n6+6=12\n</reasoning>\n<answer>\n12\n</answer>\n"
 ONE_LINE = "<reasoning>\n6+6\n</reasoning>\n<answer>\n12\n</answer>\n"

@@ -10,16 +10,25 @@ from typing import Any
 
 import pytest
 
-from grpo_core import engines, models
-from grpo_core.engines import choose_engine
+from grpo_core import engines
+from grpo_core.engines import Choice, choose_engine
+from grpo_core.engines.protocol import EngineName
 from grpo_core.engines.settings import Settings, adapter_settings, require_same, trainer_settings
 from grpo_core.errors import JobFailure
-from grpo_core.models import Hardware, Precision, choose_precision, count_parameters, find_model, local_folder
+from grpo_core.hardware import models
+from grpo_core.hardware.models import Hardware, Precision, choose_precision, count_parameters, find_model, local_folder
 from grpo_core.spec import parse_spec
 
 CPU_SPEC: dict[str, Any] = {"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}}
 BF16 = Precision("auto", "16bit", "bfloat16", "")
 FP32 = Precision("auto", "fp32", "float32", "")
+
+
+TINY = Path("examples/models/tiny-arithmetic").resolve()
+
+
+def choose(spec: dict[str, Any], gpus: int, *, wrote: EngineName | None = None) -> Choice:
+    return choose_engine(parse_spec(spec), gpus, model=TINY, wrote=wrote)
 
 
 def no_warning(code: str, message: str) -> None:
@@ -56,7 +65,7 @@ def test_the_empty_spec_is_the_recipe() -> None:
         "epsilon": 0.2,
         "scale_rewards": "group",
         "num_iterations": 1,
-        "reward_weights": [1.0] * 5,
+        "reward_weights": [1.0],
         "use_bias_correction_kl": False,
         "vllm_importance_sampling_correction": False,
         "seed": 3407,
@@ -99,9 +108,9 @@ def test_a_constant_rate_still_warms_up() -> None:
     assert settings_of({"optimizer": {"schedule": "constant"}})["lr_scheduler_type"] == "constant_with_warmup"
 
 
-def test_weights_are_given_in_the_order_of_the_rewards() -> None:
+def test_trl_knows_one_reward_whatever_the_weights() -> None:
     weights = {"correctness": 2.0, "xml_count": 0.0}
-    assert settings_of({"rewards": {"weights": weights}})["reward_weights"] == [2.0, 1.0, 1.0, 1.0, 0.0]
+    assert settings_of({"rewards": {"weights": weights}})["reward_weights"] == [1.0]
 
 
 def test_every_section_of_a_spec_is_translated_or_used_elsewhere() -> None:
@@ -127,16 +136,42 @@ def test_equal_settings_pass_also_where_a_library_made_them_enums() -> None:
 
 
 def test_a_differing_or_missing_setting_is_named() -> None:
-    with pytest.raises(JobFailure, match=r"beta: asked 0\.04, got 0\.0; top_k: asked 0, got nothing") as failure:
+    with pytest.raises(
+        JobFailure, match=r"beta: requested 0\.04, got 0\.0; top_k: requested 0, got nothing"
+    ) as failure:
         require_same({"beta": 0.04, "top_k": 0, "top_p": 1.0}, {"beta": 0.0, "top_p": 1.0}, "The trainer")
     assert failure.value.report.code == "settings_differ"
 
 
 def test_the_engine_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "_unsloth_is_ready", lambda: True)
-    assert choose_engine(parse_spec({}), 1) == "unsloth"
-    assert choose_engine(parse_spec({"engine": "trl"}), 1) == "trl"
-    assert choose_engine(parse_spec(CPU_SPEC), 4) == "trl"
+    assert choose({}, 1) == Choice("unsloth")
+    assert choose({"engine": "trl"}, 1) == Choice("trl")
+    assert choose(CPU_SPEC, 4) == Choice("native")
+    assert choose({"engine": "native"}, 1) == Choice("native")
+    assert choose(CPU_SPEC | {"engine": "trl"}, 0) == Choice("trl")
+
+
+def test_a_job_that_native_cannot_run_on_a_cpu_runs_on_trl(tmp_path: Path) -> None:
+    choice = choose(CPU_SPEC | {"lora": {"dropout": 0.1}}, 0)
+    assert (choice.name, choice.reason) == ("trl", "The native engine has no dropout.")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
+    other = choose_engine(parse_spec(CPU_SPEC), 0, model=tmp_path)
+    assert other.name == "trl"
+    assert "family 'gpt2'" in other.reason
+    with pytest.raises(JobFailure, match="2 processes, and the job runs on trl: The native engine"):
+        choose_engine(parse_spec(CPU_SPEC), 0, 2, model=tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "tomorrow"}', encoding="utf-8")
+    assert choose_engine(parse_spec(CPU_SPEC), 0, model=tmp_path).name == "trl"
+
+
+def test_a_run_resumes_with_the_engine_that_wrote_its_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_unsloth_is_ready", lambda: True)
+    assert choose(CPU_SPEC, 0, wrote="trl").name == "trl"
+    assert choose({}, 1, wrote="trl").name == "trl"
+    assert choose(CPU_SPEC | {"engine": "native"}, 0, wrote="trl") == Choice("native")
+    monkeypatch.setattr(engines, "_unsloth_is_ready", lambda: False)
+    assert choose({}, 1, wrote="unsloth") == Choice("trl")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +186,7 @@ def test_what_a_machine_cannot_run_is_refused(
 ) -> None:
     monkeypatch.setattr(engines, "_unsloth_is_ready", lambda: False)
     with pytest.raises(JobFailure) as failure:
-        choose_engine(parse_spec(spec), gpus)
+        choose(spec, gpus)
     assert (failure.value.report.code, failure.value.exit_code) == (code, 10)
     assert failure.value.report.hint
 

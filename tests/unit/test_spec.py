@@ -16,6 +16,7 @@ from grpo_core import strict_json
 from grpo_core.spec import JobSpec, Problem, SpecError, json_schema, parse_spec, pointer_of
 from grpo_core.spec.problems import MAX_PROBLEMS
 from grpo_core.spec.sections import FORMS
+from tests.clock import patience
 
 ULID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
@@ -228,7 +229,7 @@ def test_a_value_of_another_type_is_named_with_what_to_give(pointer: str) -> Non
         ("/model/revision", [None, "main", "v1.0", "a" * 40], ["", "a/b", "-x", "x" * 65, "a\n"]),
         ("/model/max_sequence", [456, 131_072], [31, 131_073, 1024.0, "1024", True, None, -1, 10**400]),
         ("/model/gpu_memory_share", [0.05, 0.95], [0, 0.04, 0.96, 1, "0.5", True, None]),
-        ("/model/precision", ["auto", "4bit", "16bit"], ["8bit", "AUTO", 4, None]),
+        ("/model/precision", ["auto", "4bit", "16bit"], ["2bit", "AUTO", 4, None]),
         ("/lora/rank", [1, 256], [0, 257, 32.0, "32", True]),
         ("/lora/alpha", [1, 1024], [0, 1025]),
         ("/lora/dropout", [0, 0.0, 0.5], [-0.1, 0.51, True, "0"]),
@@ -289,7 +290,7 @@ def test_a_value_of_another_type_is_named_with_what_to_give(pointer: str) -> Non
         *[(f"/audits/{name}", [0, 0.5, 1], [-0.1, 1.1, None]) for name in SHARES],
         *[(f"/audits/{name}", [0, 1.5, 1000], [-1, 1001, "2"]) for name in ("length_collapse", "length_growth")],
         *[(f"/audits/{name}", [0, 0.5, 1e6], [-1, 1e7, None]) for name in ("entropy_collapse", "kl_runaway")],
-        ("/resources/gpus", [1], [-1, 2, True]),
+        ("/resources/gpus", [1], [-1, 9, True]),
         ("/resources/min_gpu_memory_gb", [None, 1, 1024], [0, 1025]),
         ("/from_checkpoint", [None, {"job": f"job-{ULID}", "step": 1}], ["job", [], 1]),
         ("/from_checkpoint/job", [], ["", ULID, f"job-{ULID.lower()}", f"job-{ULID}0", f"ds-{ULID}"]),
@@ -540,7 +541,7 @@ def test_everything_wrong_is_said_at_once() -> None:
         "nmae": "x",
         "schema_version": 2,
         "metadata": {"a": 1},
-        "model": {"max_sequence": 64, "precision": "8bit"},
+        "model": {"max_sequence": 64, "precision": "2bit"},
         "optimizer": {"learning_rate": "5e-6"},
         "training": {"steps": True},
         "sampling": {"gradient_accumulation": 4},
@@ -574,9 +575,9 @@ def test_the_message_names_every_field() -> None:
 
 def test_a_body_of_junk_is_answered_fast_and_shortly() -> None:
     junk = {f"field{i}": i for i in range(20_000)}
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(problems_of({**junk, "model": {"max_sequence": 64}})) <= MAX_PROBLEMS + 20
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < patience(3)
 
 
 # Anything else
@@ -663,7 +664,13 @@ def objects(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 def test_the_schema_is_closed_everywhere() -> None:
     schemas = dict(objects(json_schema()))
     assert len(schemas) >= 14
-    assert [path for path, schema in schemas.items() if schema.get("additionalProperties") is not False] == []
+    open_ones = {path for path, schema in schemas.items() if schema.get("additionalProperties") is not False}
+    # Weights of graders stand under names of the job's own, and somebody's JSON Schema is theirs.
+    assert open_ones == {
+        "/$defs/RewardWeights",
+        "/$defs/JsonSchema/properties/schema",
+        "/$defs/NamedSchema/properties/schema",
+    }
 
 
 def test_every_field_of_the_schema_is_explained_and_bounded() -> None:
@@ -678,7 +685,7 @@ def test_every_field_of_the_schema_is_explained_and_bounded() -> None:
                     assert {"maximum", "exclusiveMaximum", "const"} & {*side, *field}, where
                     assert {"minimum", "exclusiveMinimum", "const"} & {*side, *field}, where
                 if side.get("type") == "string":
-                    assert {"maxLength", "pattern", "enum"} & set(side), where
+                    assert {"maxLength", "pattern", "enum", "const"} & set(side), where
                 if side.get("type") == "array":
                     assert "maxItems" in side, where
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from grpo_core.spec import Problem, SpecError, names, parse_spec
-from grpo_core.spec.expectations import field_schema
+from grpo_core.spec import Problem, SpecError, aliases, parse_spec
+from grpo_core.spec.hints import field_schema
 
 DATASET = "ds-01M82BSW0T5K4T171YZB9EJZRM"
 
@@ -76,7 +76,7 @@ def remedies(data: object) -> str:
         ({"resume_from_checkpoint": True}, "Did you mean from_checkpoint?"),
         ({"suffix": "mine"}, "Did you mean name?"),
         ({"hyperparameters": {"n_epochs": 1}}, "Give its values in optimizer, training, sampling and loss."),
-        ({"output_dir": "x"}, "Remove it; results go to the service's bucket"),
+        ({"output_dir": "x"}, "Remove it; results are stored in the service's bucket"),
         ({"sampling": {"stop": ["x"]}}, "Remove it; a completion ends at"),
     ],
 )
@@ -120,7 +120,7 @@ def test_another_name_is_answered_with_ours(data: dict[str, Any], remedy: str) -
         ({"lora": 16.5}, 'Write an object, {"rank": ...}. Give a whole number from 1 to 256'),
         ({"lora": 4096}, 'Write an object, {"rank": ...}. Give a whole number from 1 to 256'),
         ({"training": 250.0}, 'Write an object, {"steps": ...}. Write it without a decimal point: 250.'),
-        ({"resources": 99}, 'Write an object, {"gpus": ...}. Give a whole number from 0 to 1'),
+        ({"resources": 99}, 'Write an object, {"gpus": ...}. Give a whole number from 0 to 8'),
         ({"data": "s3://bucket/x.jsonl"}, 'Write an object, {"dataset": ...}. It is an object in S3: set data.source'),
         ({"from_checkpoint": "7"}, 'Write an object, {"job": ..., "step": ...}. Give the id of a job: '),
         ({"from_checkpoint": {"job": 5, "step": 1}}, "Give the id of a job: "),
@@ -154,8 +154,9 @@ def test_a_corrected_number_is_accepted(value: object) -> None:
         ("sampling.generation", "Did you mean generations?"),
         ("evaluation.num_samples", "Did you mean questions?"),
         ("evaluation.limit", "Did you mean questions?"),
-        ("evaluation.dataset", "Use evaluation.questions, with evaluation.split for a hub data set."),
-        ("evaluation.eval_steps", "Remove it; evaluation.questions are asked before and after training"),
+        ("evaluation.eval_dataset", "Did you mean dataset?"),
+        ("validation_file", "Use evaluation.dataset: "),
+        ("evaluation.eval_steps", "Remove it; evaluation.questions are answered before and after training"),
         ("data.label", "Did you mean answer_column?"),
         ("data.labels", "Did you mean answer_column?"),
         ("data.config", "Did you mean subset?"),
@@ -174,7 +175,7 @@ def test_a_corrected_number_is_accepted(value: object) -> None:
     ],
 )
 def test_a_name_means_what_it_means_where_it_stands(path: str, advice: str) -> None:
-    assert names.meant_by(in_parts(path)).startswith(advice)
+    assert aliases.meant_by(in_parts(path)).startswith(advice)
 
 
 @pytest.mark.parametrize(
@@ -186,14 +187,14 @@ def test_a_name_means_what_it_means_where_it_stands(path: str, advice: str) -> N
     ],
 )
 def test_where_nobody_can_tell_the_fields_there_are_named(path: str) -> None:
-    assert names.meant_by(in_parts(path)).startswith("Remove it; the fields here are ")
+    assert aliases.meant_by(in_parts(path)).startswith("Remove it; the fields here are ")
 
 
 def test_no_section_is_advised_to_itself() -> None:
-    sections = [field for field in names._all_fields() if names._fields_of(in_parts(field))]
+    sections = [field for field in aliases._all_fields() if aliases._fields_of(in_parts(field))]
     for section in sections:
-        for name in {*names._leaves(), *names._other_names()}:
-            assert not names.meant_by(in_parts(f"{section}.{name}")).startswith(f"Use {section}:"), (section, name)
+        for name in {*aliases._leaves(), *aliases._other_names()}:
+            assert not aliases.meant_by(in_parts(f"{section}.{name}")).startswith(f"Use {section}:"), (section, name)
 
 
 SCALARS = (
@@ -203,7 +204,7 @@ SCALARS = (
 )
 
 
-@pytest.mark.parametrize("section", [name for name in names._all_fields() if names._fields_of(in_parts(name))])
+@pytest.mark.parametrize("section", [name for name in aliases._all_fields() if aliases._fields_of(in_parts(name))])
 def test_a_section_that_is_suggested_is_accepted(section: str) -> None:
     for value in SCALARS:
         suggestion = re.search(r"Write (\{.*\})\.", advice_on(section, value), re.S)
@@ -215,7 +216,7 @@ def test_a_section_that_is_suggested_is_accepted(section: str) -> None:
 
 TEXTS = [
     field
-    for field in [*names._all_fields(), "metadata.key", "data.examples.0.question", "data.examples.0.answer"]
+    for field in [*aliases._all_fields(), "metadata.key", "data.examples.0.question", "data.examples.0.answer"]
     if field_schema(in_parts(field)).get("type") == "string" and "enum" not in field_schema(in_parts(field))
 ]
 
@@ -257,16 +258,16 @@ def told_of(field: str, value: object) -> list[Problem]:
 
 
 def test_every_field_that_advice_names_is_in_the_schema() -> None:
-    for field in [*names._FIELDS, *(field for _, field in names._IN_SECTION)]:
+    for field in [*aliases._FIELDS, *(field for _, field in aliases._IN_SECTION)]:
         path = field.replace("data.examples.", "data.examples.0.").split(".")
         assert field_schema(tuple(int(part) if part.isdigit() else part for part in path)), field
 
 
 def test_no_name_means_two_things() -> None:
-    other = [name for text in names._FIELDS.values() for name in text.split()]
-    notes = [*names._NOTES, *(name for text in names._SAME_NOTE.values() for name in text.split())]
+    other = [name for text in aliases._FIELDS.values() for name in text.split()]
+    notes = [*aliases._NOTES, *(name for text in aliases._SAME_NOTE.values() for name in text.split())]
     assert sorted({*other, *notes}) == sorted([*other, *notes])
-    assert set(names._SAME_NOTE) | {note for _, note in names._NOTE_IN_SECTION} <= set(names._NOTES)
+    assert set(aliases._SAME_NOTE) | {note for _, note in aliases._NOTE_IN_SECTION} <= set(aliases._NOTES)
 
 
 def test_a_huge_name_costs_no_time() -> None:

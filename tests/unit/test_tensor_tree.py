@@ -12,8 +12,9 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from grpo_core import strict_json, tensor_tree  # noqa: E402
-from grpo_core.checkpoints import random_states, set_random_states  # noqa: E402
+from grpo_core import strict_json  # noqa: E402
+from grpo_core.checkpoints import tensor_tree  # noqa: E402
+from grpo_core.checkpoints.writer import random_states, set_random_states  # noqa: E402
 
 
 def through_files(tree: Any, folder: Path) -> Any:

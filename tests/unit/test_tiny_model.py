@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from grpo_core.row_warnings import warnings_of_lines
+from grpo_core.spec import parse_spec
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MODEL = EXAMPLES / "models" / "tiny-arithmetic"
 DATA = EXAMPLES / "tiny"
+LANGUAGES = {"chinese": ("tiny", "tiny-arithmetic"), "english": ("english", "tiny-english")}
 TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 
 
@@ -50,8 +54,9 @@ def load_model(folder: Path) -> PreTrainedModel:
     return transformers.AutoModelForCausalLM.from_pretrained(folder)
 
 
-def rows(name: str) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+def rows(language: str, name: str) -> list[dict[str, str]]:
+    path = EXAMPLES / LANGUAGES[language][0] / name
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def sum_in(question: str) -> tuple[int, ...]:
@@ -59,9 +64,11 @@ def sum_in(question: str) -> tuple[int, ...]:
     return tuple(int(part) for part in "".join(c if c.isdecimal() else " " for c in question).split())
 
 
-def test_committed_weights_are_small_and_load() -> None:
-    model = load_model(MODEL)
-    assert (MODEL / "model.safetensors").stat().st_size <= 4_000_000
+@pytest.mark.parametrize("name", ["tiny-arithmetic", "tiny-english"])
+def test_committed_weights_are_small_and_load(name: str) -> None:
+    folder = EXAMPLES / "models" / name
+    model = load_model(folder)
+    assert (folder / "model.safetensors").stat().st_size <= 4_000_000
     assert 500_000 <= model.num_parameters() <= 2_000_000
     assert model.config.model_type == "qwen2"
     assert {str(parameter.dtype) for parameter in model.parameters()} == {"torch.float32"}
@@ -102,14 +109,28 @@ def test_chat_template_adds_no_system_prompt(tokenizer: PreTrainedTokenizerBase)
     assert prompt == asked + "<|im_start|>assistant\n"
 
 
-def test_training_prompts_are_the_chat_template(tokenizer: PreTrainedTokenizerBase, make_model: ModuleType) -> None:
-    turn = {"role": "user", "content": "7加5？"}
-    prompt = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
-    assert make_model.prompt_of("7加5？") == prompt
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_training_prompts_are_the_chat_template_with_the_job_s_system_prompt(
+    tokenizer: PreTrainedTokenizerBase, make_model: ModuleType, language: str
+) -> None:
+    job = json.loads((EXAMPLES / LANGUAGES[language][0] / "job.json").read_text())
+    system = job["data"]["system_prompt"]
+    turns = [{"role": "system", "content": system}] if system else []
+    turns.append({"role": "user", "content": "7加5？"})
+    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert make_model.LANGUAGES[language].system_prompt == system
+    assert make_model.prompt_of("7加5？", system) == prompt
 
 
-def test_heldout_is_disjoint_from_train() -> None:
-    train, heldout = rows("train.jsonl"), rows("heldout.jsonl")
+def test_the_english_job_has_no_warning_about_its_rows() -> None:
+    folder = EXAMPLES / LANGUAGES["english"][0]
+    spec = parse_spec(json.loads((folder / "job.json").read_text()))
+    assert warnings_of_lines(spec, (folder / "train.jsonl").read_bytes()) == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_heldout_is_disjoint_from_train(language: str) -> None:
+    train, heldout = rows(language, "train.jsonl"), rows(language, "heldout.jsonl")
     assert len(heldout) == 200
     assert len(train) >= 2000
     questions = [row["question"] for row in train + heldout]
@@ -118,23 +139,26 @@ def test_heldout_is_disjoint_from_train() -> None:
     assert not seen & {(sum_in(row["question"]), row["answer"]) for row in heldout}
 
 
-def test_answers_are_right_and_text() -> None:
-    for row in rows("train.jsonl") + rows("heldout.jsonl"):
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_answers_are_right_and_text(language: str) -> None:
+    for row in rows(language, "train.jsonl") + rows(language, "heldout.jsonl"):
         a, b = sum_in(row["question"])
         assert row.keys() == {"question", "answer"}
         assert row["answer"] in (str(a + b), str(a - b))
 
 
-def test_script_remakes_the_committed_data(make_model: ModuleType, tmp_path: Path) -> None:
-    make_model.main(["--out", str(tmp_path), "--data-only"])
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_script_remakes_the_committed_data(make_model: ModuleType, tmp_path: Path, language: str) -> None:
+    make_model.main([language, "--out", str(tmp_path), "--data-only"])
+    folder = LANGUAGES[language][0]
     for name in ("train.jsonl", "heldout.jsonl"):
-        assert (tmp_path / "tiny" / name).read_bytes() == (DATA / name).read_bytes()
+        assert (tmp_path / folder / name).read_bytes() == (EXAMPLES / folder / name).read_bytes()
     assert not (tmp_path / "models").exists()
 
 
 def test_script_makes_a_loadable_model(make_model: ModuleType, tmp_path: Path) -> None:
     committed = load_model(MODEL)
-    make_model.main(["--out", str(tmp_path), "--steps", "3"])
+    make_model.main(["chinese", "--out", str(tmp_path), "--steps", "3"])
     folder = tmp_path / "models" / "tiny-arithmetic"
     made = load_model(folder)
     assert {name: value.shape for name, value in made.state_dict().items()} == {

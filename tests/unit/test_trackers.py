@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from grpo_core import trackers
 from grpo_core.errors import JobFailure
-from grpo_core.records import EventWriter, read_jsonl
+from grpo_core.monitoring import trackers
+from grpo_core.run_dir.records import EventWriter, read_jsonl
 from grpo_core.spec import parse_spec
 from grpo_core.spec.sections import TRACKERS
-from jobs.child import clean_environment
+from jobs.worker.trainer_process import clean_environment
 
 
 class Tracker:
@@ -59,9 +59,10 @@ def test_a_tracker_is_told_what_trl_logs_and_what_we_record(tmp_path: Path) -> N
         shield.on_log("args", "state", "control", logs={"loss": 0.5, "grad_norm": 1.0})
         shield.on_log("args", "state", "control", logs={"train_runtime": 9.0})
     ours = {"grpo_jobs/reward": 1.5, "grpo_jobs/rewards/correctness": 2.0}
+    as_trl = {"reward": 1.5, "rewards/correctness/mean": 2.0}
     assert tracker.calls == [
         ("on_train_begin", None),
-        ("on_log", {"loss": 0.5, "grad_norm": 1.0, **ours}),
+        ("on_log", {"loss": 0.5, "grad_norm": 1.0, **as_trl, **ours}),
         ("on_log", {"train_runtime": 9.0}),
     ]
 
@@ -92,12 +93,14 @@ def test_a_package_that_is_missing_is_named_with_the_remedy(monkeypatch: pytest.
 
 def test_only_the_trackers_a_job_names_get_their_keys() -> None:
     parent = {"WANDB_API_KEY": "w", "MLFLOW_TRACKING_URI": "m", "TRACKIO_DIR": "t", "AWS_SECRET_ACCESS_KEY": "s"}
-    assert set(clean_environment(parent)) & set(parent) == set()
-    assert set(clean_environment(parent, trackers=["wandb"])) & set(parent) == {"WANDB_API_KEY"}
-    assert set(clean_environment(parent, trackers=["mlflow", "trackio"])) & set(parent) == {
-        "MLFLOW_TRACKING_URI",
-        "TRACKIO_DIR",
-    }
+
+    def given(*names: str) -> set[str]:
+        spec = parse_spec({"training": {"report_to": names}})
+        return set(clean_environment(parent, spec, "ann")) & set(parent)
+
+    assert given() == set()
+    assert given("wandb") == {"WANDB_API_KEY"}
+    assert given("mlflow", "trackio") == {"MLFLOW_TRACKING_URI", "TRACKIO_DIR"}
 
 
 def test_a_run_is_called_by_its_name_or_its_digest() -> None:

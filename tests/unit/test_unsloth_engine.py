@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -14,16 +15,12 @@ pytest.importorskip("trl")
 
 import torch
 
+from grpo_core.compat import LibraryChanged
+from grpo_core.compat.trl import SAMPLER_LOGPROBS
+from grpo_core.compat.unsloth import score_in_equal_parts
+from grpo_core.compat.vllm import SeededGeneration, StartUpTimes, tensors
 from grpo_core.engines.trainer import RecordingTrainer, completion_seed, rollout_seed
-from grpo_core.engines.unsloth import (
-    SeededGeneration,
-    StartUp,
-    VllmTimes,
-    _held_by_server,
-    empty,
-    score_in_equal_parts,
-    tensors_of_server,
-)
+from grpo_core.engines.unsloth import StartUp, _held_by_server, empty
 
 
 @dataclass
@@ -90,7 +87,7 @@ def test_seeds_are_stateless_and_differ() -> None:
 def test_vllms_own_times_are_read(message: str, phase: str, seconds: float) -> None:
     said: list[str] = []
     start_up = StartUp(said.append)
-    VllmTimes(start_up).emit(logging.LogRecord("vllm", logging.INFO, "", 0, message, None, None))
+    StartUpTimes(start_up.note).emit(logging.LogRecord("vllm", logging.INFO, "", 0, message, None, None))
     assert start_up.seconds == {phase: pytest.approx(seconds, abs=0.05)}
     assert said == [f"start-up: {phase} {seconds:.1f} s"]
 
@@ -98,7 +95,7 @@ def test_vllms_own_times_are_read(message: str, phase: str, seconds: float) -> N
 def test_other_lines_of_vllm_are_no_times() -> None:
     start_up = StartUp(lambda _: None)
     for message in ("Model loading took 14.25 GiB memory", "GPU KV cache size: 400,000 tokens"):
-        VllmTimes(start_up).emit(logging.LogRecord("vllm", logging.INFO, "", 0, message, None, None))
+        StartUpTimes(start_up.note).emit(logging.LogRecord("vllm", logging.INFO, "", 0, message, None, None))
     assert start_up.seconds == {}
 
 
@@ -123,7 +120,7 @@ def test_releasing_gives_back_memory_that_others_still_refer_to() -> None:
     runner = SimpleNamespace(model=model, kv_caches=[cache])
     core = SimpleNamespace(model_executor=SimpleNamespace(driver_worker=SimpleNamespace(model_runner=runner)))
     llm = SimpleNamespace(llm_engine=SimpleNamespace(engine_core=SimpleNamespace(engine_core=core)))
-    empty(tensors_of_server(llm))
+    empty(tensors(llm))
     kept = (model.weight, model.bias, model.get_buffer("table"), cache, query)
     assert [tensor.untyped_storage().nbytes() for tensor in kept] == [0] * 5
 
@@ -136,16 +133,13 @@ class Trainer:
 
     def __init__(self, step: int, logprobs: list[list[float | None]] | None) -> None:
         self.state = SimpleNamespace(global_step=step - 1)
-        self._drawn = SimpleNamespace(logprobs=logprobs)
+        self.logprobs = logprobs
         self.scored: list[Any] = []
 
-    def _get_per_token_logps_and_entropies(
-        self, model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: int, batch_size: int
-    ) -> tuple[torch.Tensor, None, None]:
+    def token_logprobs(self, ids: torch.Tensor, mask: torch.Tensor, keep: int) -> torch.Tensor:
         assert mask.shape == ids.shape
-        assert batch_size == ids.shape[0]
         self.scored.append(ids.tolist())
-        return -ids[:, -keep:] / 10, None, None
+        return -ids[:, -keep:] / 10
 
 
 # Two prompts of different length, padded on the left; two completions each, padded on the right.
@@ -159,7 +153,11 @@ TOLD: list[list[float | None]] = [[-0.7, -0.8], [-0.7], [-0.9, -0.9, -0.9], [-0.
 
 
 def compare(trainer: Trainer) -> tuple[float, float] | None:
-    return RecordingTrainer._compare(trainer, BATCH)  # pyright: ignore[reportArgumentType]
+    batch = dict(BATCH)
+    if trainer.logprobs is not None:  # as TRL makes them a column
+        rows = [torch.tensor([math.nan if value is None else value for value in row]) for row in trainer.logprobs]
+        batch[SAMPLER_LOGPROBS] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return RecordingTrainer._compare(trainer, batch)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_rollout_is_compared_with_the_trainer_without_padding() -> None:
@@ -197,5 +195,5 @@ def test_completions_are_scored_in_equal_parts(monkeypatch: pytest.MonkeyPatch) 
 def test_another_version_of_unsloth_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "unsloth_zoo", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "unsloth_zoo.rl_replacements", SimpleNamespace())
-    with pytest.raises(AttributeError):
+    with pytest.raises(LibraryChanged, match="has no unsloth_zoo"):
         score_in_equal_parts()

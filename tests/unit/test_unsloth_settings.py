@@ -15,7 +15,7 @@ from grpo_core.engines.settings import (
     unsloth_arguments,
     unsloth_model_settings,
 )
-from grpo_core.models import Precision
+from grpo_core.hardware.models import Precision
 from grpo_core.spec import parse_spec
 
 BF16 = Precision("auto", "16bit", "bfloat16", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from _pytest.mark import ParameterSet
@@ -12,17 +13,24 @@ from tests.acceptance.faults import table
 from tests.acceptance.faults.oracle import Oracle
 from tests.acceptance.faults.stage import Stage
 
-extended = pytest.mark.extended
-"""More moments and ways of a fault whose worst is tried in any case: for `make faults`, not for every `make test`."""
+HERE = Path(__file__).parent
+core = pytest.mark.core
+"""One fault of each kind, for `make test`; `make long` has the others."""
 Tell = Callable[[str, str, float | None], None]
 
 
 def extend(*values: object) -> ParameterSet:
-    """One more case of a parametrised test, of the same kind."""
-    return pytest.param(*values, marks=extended)
+    """One more case of a `core` test, which `make test` leaves to `make long`."""
+    return pytest.param(*values, marks=pytest.mark.long)
 
 
 _LINES: list[table.Line] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.fault)
 
 
 @pytest.fixture(scope="package")
@@ -62,5 +70,7 @@ def tell(request: pytest.FixtureRequest) -> Iterator[Tell]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if os.environ.get("GRPO_FAULT_TABLE") and not session.testsfailed:
+    # Of several processes each has some lines only: `make faults JOBS=0` runs all in one.
+    is_whole = not hasattr(session.config, "workerinput")
+    if os.environ.get("GRPO_FAULT_TABLE") and is_whole and not session.testsfailed:
         table.write(_LINES)

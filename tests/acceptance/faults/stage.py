@@ -23,18 +23,19 @@ from typing import Any
 
 import httpx
 
-from api.client import ClientError, GrpoClient
 from deploy.local.ports import pick_port, pick_s3_port
 from deploy.local.process import Child, Service
 from deploy.local.seaweedfs import SeaweedFS
 from deploy.local.valkey import Valkey
-from jobs.archive import Archive
-from jobs.keys import SCOPES, KeyStore
-from jobs.ledger import Ledger
-from jobs.record import TERMINAL, JobRecord, JobStatus
+from grpo_client import ClientError, GrpoClient
+from jobs.auth.api_keys import SCOPES, KeyStore
 from jobs.settings import QueueSettings, StorageSettings
-from jobs.storage import ObjectStore
+from jobs.store.bucket import ObjectStore
+from jobs.store.job import TERMINAL, JobRecord, JobStatus
+from jobs.store.job_store import JobStore
+from jobs.store.write_once import WriteOnceStore
 from tests.acceptance.faults.proxy import Network, Proxy
+from tests.clock import patience
 
 ROOT = Path(__file__).resolve().parents[3]
 FAKE_TRAINER = ROOT / "tests" / "fake_trainer.py"
@@ -82,7 +83,7 @@ class Process:
 
     def wait_ready(self) -> None:
         assert self._child is not None
-        self._child.wait_ready()
+        self._child.wait_ready(patience(30))
 
     def kill(self) -> None:
         """As a crash does: no goodbye. What it started in sessions of its own is left to itself."""
@@ -193,12 +194,12 @@ class Stage:
                 "secret_key": self._seaweedfs.secret_key,
             }
         )
-        self.ledger = Ledger(self.queue)
+        self.job_store = JobStore(self.queue)
         self.store = ObjectStore(self.storage)
-        self.archive = Archive(self.store)
+        self.write_once = WriteOnceStore(self.store)
         self.valkey.start()
         self.seaweedfs.start()
-        self.key, _ = KeyStore(self.store, self.ledger).create(OWNER, SCOPES)
+        self.key, _ = KeyStore(self.store, self.job_store).create(OWNER, SCOPES)
         self.api = self._make_api()
         self.workers = [self.make_worker(f"w{number}") for number in range(workers)]
         self.client = GrpoClient(self.url, self.key)
@@ -219,7 +220,7 @@ class Stage:
         self.client.close()
         for process in (*self.workers, self.api, self.valkey, self.seaweedfs):
             process.kill()
-        self.ledger.client.close()
+        self.job_store.client.close()
         self.network.close()
 
     def make_worker(
@@ -309,7 +310,7 @@ class Stage:
 
     def record(self, job_id: str) -> JobRecord:
         """What Valkey has, past the API and its proxies."""
-        record = self.ledger.get(job_id)
+        record = self.job_store.get(job_id)
         assert record is not None, f"{job_id} has no record"
         return record
 
@@ -326,7 +327,7 @@ class Stage:
         """Wait; returns how long it took."""
         began = time.monotonic()
         while not true():
-            assert time.monotonic() - began < seconds, what
+            assert time.monotonic() - began < patience(seconds), what
             time.sleep(0.02)
         return time.monotonic() - began
 

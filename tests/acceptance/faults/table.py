@@ -1,4 +1,4 @@
-"""The table of faults in docs/reliability.md: collected while the tests run, written when asked for.
+"""The table of faults in docs/appendix/fault-table.md: collected while the tests run, written when asked for.
 
 `GRPO_FAULT_TABLE=1 pytest tests/acceptance/faults` replaces what stands between the marks `faults` and `/faults`,
 for the modules that ran. Invariant: a line stands there only where its test passed.
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "reliability.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "appendix" / "fault-table.md"
 ORDER = [
     "Processes",
     "Servers",

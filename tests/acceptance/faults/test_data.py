@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import layout, lineage
-from jobs.queue import Doorbell
-from tests.acceptance.faults.conftest import Tell, extend, extended
+from jobs.lifecycle.celery_app import WakeupSender
+from jobs.store import commits, object_keys
+from tests.acceptance.faults.conftest import Tell, core, extend
 from tests.acceptance.faults.oracle import Oracle
 from tests.acceptance.faults.stage import PREFIX, Stage, job_spec
 from tests.acceptance.faults.test_processes import resumed
@@ -32,6 +32,7 @@ DAMAGES = {
 }
 
 
+@core
 @pytest.mark.parametrize("damage", [damage if "bit" in damage else extend(damage) for damage in DAMAGES])
 def test_the_newest_checkpoint_is_damaged(stage: Stage, oracle: Oracle, tell: Tell, damage: str) -> None:
     name, change = DAMAGES[damage]
@@ -39,8 +40,8 @@ def test_the_newest_checkpoint_is_damaged(stage: Stage, oracle: Oracle, tell: Te
     stage.until_committed(job, 10)
     worker = stage.holder(job)
     worker.kill()
-    newest, before = lineage.commits_up_to(stage.store, job, 1)[:2]
-    commit = lineage.read_commit(stage.store, job, newest)
+    newest, before = commits.commits_up_to(stage.store, job, 1)[:2]
+    commit = commits.read_commit(stage.store, job, newest)
     assert commit is not None
     key = f"{commit.checkpoint}{name}"
     if change is None:
@@ -54,18 +55,17 @@ def test_the_newest_checkpoint_is_damaged(stage: Stage, oracle: Oracle, tell: Te
     assert resumed(stage, job) == [before.step]
     tell(
         f"worker killed, and the newest checkpoint (step {newest.step}): {damage}",
-        f"passed over with a warning; run 2 went on from step {before.step}",
+        f"passed over with a warning; run 2 resumed from step {before.step}",
         seconds,
     )
 
 
-@extended
 def test_every_checkpoint_is_damaged(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=25)
     stage.until_committed(job, 10)
     stage.holder(job).kill()
-    for point in lineage.commits_up_to(stage.store, job, 1):
-        commit = lineage.read_commit(stage.store, job, point)
+    for ref in commits.commits_up_to(stage.store, job, 1):
+        commit = commits.read_commit(stage.store, job, ref)
         assert commit is not None
         stage.store.put(f"{commit.checkpoint}state.json", b"")
     oracle.check(job, epochs=2, attempts=0)
@@ -124,20 +124,19 @@ def test_a_full_disk(stage: Stage, oracle: Oracle, tell: Tell, small_disk: Path)
         stage.workers.remove(worker)
 
 
-@extended
 def test_messages_are_repeated(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=20)
-    doorbell = Doorbell(stage.queue)
+    wakeup_sender = WakeupSender(stage.queue)
     for _ in range(10):
-        doorbell.ring(job, stage.record(job).queue)
+        wakeup_sender.send(job, stage.record(job).queue)
         time.sleep(0.1)
     oracle.check(job, epochs=1, attempts=0)
     for _ in range(5):
-        doorbell.ring(job, stage.record(job).queue)
+        wakeup_sender.send(job, stage.record(job).queue)
     after = stage.submit(steps=2)
     oracle.check(after, epochs=1)
-    assert stage.store.get(layout.base(job, 2)) is None, "a second run began"
-    tell("a job rung for ten times while it runs, five times after", "one run", None)
+    assert stage.store.get(object_keys.base(job, 2)) is None, "a second run began"
+    tell("ten wake-ups for a job while it runs, five after", "one run", None)
 
 
 def test_messages_are_lost(stage: Stage, oracle: Oracle, tell: Tell) -> None:
@@ -147,12 +146,12 @@ def test_messages_are_lost(stage: Stage, oracle: Oracle, tell: Tell) -> None:
         stage.until_step(job, 1)
     waiting = [stage.submit(steps=2) for _ in range(3)]
     queue = f"{PREFIX}:celery:{PREFIX}.cpu"
-    stage.until(lambda: stage.ledger.client.llen(queue) >= 3, 5)
-    stage.ledger.client.delete(queue)
+    stage.until(lambda: stage.job_store.client.llen(queue) >= 3, 5)
+    stage.job_store.client.delete(queue)
     began = time.monotonic()
     for job in (*busy, *waiting):
         oracle.check(job, epochs=1, attempts=0)
-    tell("every message in the queue deleted, three jobs waiting", "a sweeper rang again: each ran once", None)
+    tell("every message in the queue deleted, three jobs waiting", "a sweeper sent new wake-ups: each ran once", None)
     for worker in stage.workers:
         worker.signal(signal.SIGSTOP)
     job = stage.submit(steps=2)
@@ -164,7 +163,7 @@ def test_messages_are_lost(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     stage.until(lambda: stage.record(job).epoch == 1)
     seconds = time.monotonic() - began
     oracle.check(job, epochs=1)
-    tell("worker killed after it took a message, before it claimed the job", "rung again: one run", seconds)
+    tell("worker killed after it took a message, before it claimed the job", "a new wake-up was sent: one run", seconds)
 
 
 def test_messages_are_forged(stage: Stage, oracle: Oracle, tell: Tell, tmp_path: Path) -> None:
@@ -174,7 +173,7 @@ def test_messages_are_forged(stage: Stage, oracle: Oracle, tell: Tell, tmp_path:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.system, (f"touch {proof}",)
 
-    client = stage.ledger.client
+    client = stage.job_store.client
     queue = f"{PREFIX}:celery:{PREFIX}.cpu"
     pickled = base64.b64encode(pickle.dumps(Payload())).decode()
     properties = {"delivery_tag": "x", "body_encoding": "base64", "delivery_info": {"exchange": "", "routing_key": "x"}}
@@ -201,7 +200,6 @@ def test_messages_are_forged(stage: Stage, oracle: Oracle, tell: Tell, tmp_path:
     )
 
 
-@extended
 def test_two_jobs_of_one_digest(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     """Many submissions at once under one Idempotency-Key make one job."""
     spec = job_spec(3, 5)

@@ -1,4 +1,4 @@
-"""Outages as long as in production, with its leases: minutes of waiting, so not for every `make test`."""
+"""Outages as long as in production, with its leases: minutes of waiting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GROUP = "Outages of minutes, leases of 60 s"
 STORAGE_SECONDS = 300
 VALKEY_SECONDS = 60
 
-pytestmark = [pytest.mark.extended, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture
@@ -60,6 +60,6 @@ def test_training_goes_on_without_storage_and_without_valkey(patient: Stage, tel
     )
     tell(
         f"Valkey killed for {VALKEY_SECONDS} s, back with its file",
-        "training went on, its events were told when it was back; one run",
+        "training continued, its events were sent when it was back; one run",
         valkey_seconds,
     )

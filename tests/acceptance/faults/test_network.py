@@ -7,15 +7,17 @@ import time
 
 import pytest
 
-from api.client import ProblemError
-from tests.acceptance.faults.conftest import Tell, extend, extended
+from grpo_client import ProblemError
+from tests.acceptance.faults.conftest import Tell, core, extend
 from tests.acceptance.faults.oracle import Oracle
 from tests.acceptance.faults.proxy import Mode
 from tests.acceptance.faults.stage import Follower, Stage, job_spec
+from tests.clock import patience
 
 GROUP = "Network"
 
 
+@core
 @pytest.mark.parametrize("mode", [extend("refused"), "hole"])
 def test_a_worker_is_cut_off_from_valkey(stage: Stage, oracle: Oracle, tell: Tell, mode: Mode) -> None:
     """For longer than its lease, while the others are not: the sweeper takes the job from it."""
@@ -36,12 +38,11 @@ def test_a_worker_is_cut_off_from_valkey(stage: Stage, oracle: Oracle, tell: Tel
     how = "connections refused" if mode == "refused" else "every packet lost, connections stand"
     tell(
         f"one worker cut off from Valkey past its lease: {how}",
-        "another worker went on from the last commit; the first found itself fenced when the line was back",
+        "another worker resumed from the last commit; the first found itself fenced when the line was back",
         seconds,
     )
 
 
-@extended
 def test_a_worker_is_cut_off_briefly(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=30)
     stage.until_step(job, 5)
@@ -51,7 +52,7 @@ def test_a_worker_is_cut_off_briefly(stage: Stage, oracle: Oracle, tell: Tell) -
     tell("the same for less than half a lease", "nothing: one run", None)
 
 
-@pytest.mark.parametrize("line", [extend("valkey"), extend("storage")])
+@pytest.mark.parametrize("line", ["valkey", "storage"])
 def test_connections_are_reset_all_the_time(stage: Stage, oracle: Oracle, tell: Tell, line: str) -> None:
     job = stage.submit(steps=40)
     stage.until_step(job, 2)
@@ -75,9 +76,7 @@ def test_connections_are_reset_all_the_time(stage: Stage, oracle: Oracle, tell: 
     tell(f"connections of both workers to {name} reset four times a second", f"{runs} run, nothing missing", None)
 
 
-@pytest.mark.parametrize(
-    ("mode", "said"), [("busy", "503 Slow Down to everything"), extend("torn", "answers break off")]
-)
+@pytest.mark.parametrize(("mode", "said"), [("busy", "503 Slow Down to everything"), ("torn", "answers break off")])
 def test_storage_answers_badly(stage: Stage, oracle: Oracle, tell: Tell, mode: Mode, said: str) -> None:
     job = stage.submit(steps=60)
     stage.until_committed(job, 5)
@@ -92,7 +91,6 @@ def test_storage_answers_badly(stage: Stage, oracle: Oracle, tell: Tell, mode: M
     tell(f"object storage for 5 s: {said}", "one run; uploads were tried again", seconds)
 
 
-@extended
 def test_storage_is_slow(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=30)
     stage.until_step(job, 2)
@@ -123,7 +121,6 @@ def test_uploads_are_garbled(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     )
 
 
-@extended
 def test_the_api_is_cut_off_from_valkey(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=40)
     follower = Follower(stage, job)
@@ -136,24 +133,23 @@ def test_the_api_is_cut_off_from_valkey(stage: Stage, oracle: Oracle, tell: Tell
                 stage.client.get(job)
             assert refused.value.status == 503
             slowest = max(slowest, time.monotonic() - began)
-    assert slowest < 9
+    assert slowest < patience(9)
     began = time.monotonic()
     stage.until(lambda: stage.client.get(job))
     seconds = time.monotonic() - began
     oracle.check(job, epochs=1, attempts=0, follower=follower)
     tell(
         "API cut off from Valkey (packets lost)",
-        f"503 after at most {slowest:.1f} s; the job and its event stream went on",
+        f"503 after at most {slowest:.1f} s; the job and its event stream continued",
         seconds,
     )
 
 
-@extended
 def test_the_api_is_cut_off_from_storage(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     with stage.api.storage.fault("busy"):
         began = time.monotonic()
         with pytest.raises(ProblemError) as refused:
-            stage.client._call("POST", "/jobs", json=job_spec(3, 5))
+            stage.client._connection.json("POST", "/jobs", json=job_spec(3, 5))
         seconds = time.monotonic() - began
     assert refused.value.status == 503
     job = stage.client.submit(job_spec(3, 5))["id"]

@@ -9,15 +9,15 @@ from collections.abc import Callable
 
 import pytest
 
-from jobs import layout
-from jobs.archive import ManifestEntry
-from jobs.record import JobStatus
+from jobs.store import object_keys
+from jobs.store.job import JobStatus
+from jobs.store.write_once import ManifestEntry
 from tests.acceptance.faults.oracle import Oracle
 from tests.acceptance.faults.stage import PREFIX, Stage
 
 
 def entry(stage: Stage, job: str, part: str, *, exactly: bool = False) -> ManifestEntry:
-    manifest = stage.archive.manifest(layout.manifest(job, 1))
+    manifest = stage.write_once.manifest(object_keys.manifest(job, 1))
     assert manifest is not None
     return next(entry for entry in manifest.objects if part == entry.path or (part in entry.path and not exactly))
 
@@ -33,7 +33,7 @@ def delete_rollouts(stage: Stage, job: str) -> None:
 
 
 def change_listed(stage: Stage, job: str, change: Callable[[list[dict[str, object]]], object]) -> None:
-    key = layout.manifest(job, 1)
+    key = object_keys.manifest(job, 1)
     body = json.loads(stage.store.get(key) or b"")
     change(body["objects"])
     stage.store.put_json(key, body)
@@ -64,33 +64,33 @@ def shorten_metrics(stage: Stage, job: str) -> None:
 
 
 def other_outcome(stage: Stage, job: str) -> None:
-    key = layout.outcome(job)
+    key = object_keys.outcome(job)
     stage.store.put_json(key, {**json.loads(stage.store.get(key) or b""), "status": "cancelled"})
 
 
 def lose_an_event(stage: Stage, job: str) -> None:
-    stage.ledger.client.xdel(f"{PREFIX}:events:{job}", "3-0")
+    stage.job_store.client.xdel(f"{PREFIX}:events:{job}", "3-0")
 
 
 def end_twice(stage: Stage, job: str) -> None:
-    last = stage.ledger.client.xrevrange(f"{PREFIX}:events:{job}", count=1)[0]
+    last = stage.job_store.client.xrevrange(f"{PREFIX}:events:{job}", count=1)[0]
     number = int(last[0].split("-")[0])
-    stage.ledger.client.xadd(f"{PREFIX}:events:{job}", last[1], id=f"{number + 1}-0")
+    stage.job_store.client.xadd(f"{PREFIX}:events:{job}", last[1], id=f"{number + 1}-0")
 
 
 def keep_the_lease(stage: Stage, job: str) -> None:
-    stage.ledger.client.zadd(f"{PREFIX}:leases", {job: 2e15})
+    stage.job_store.client.zadd(f"{PREFIX}:leases", {job: 2e15})
 
 
 def leave_in_a_list(stage: Stage, job: str) -> None:
-    stage.ledger.client.zadd(f"{PREFIX}:owner:ann:{JobStatus.RUNNING.value}", {job: 0})
+    stage.job_store.client.zadd(f"{PREFIX}:owner:ann:{JobStatus.RUNNING.value}", {job: 0})
 
 
 def run_on(stage: Stage, job: str) -> None:
     folder = stage.folder / "orphan" / job
     folder.mkdir(parents=True)
-    # Its parent is gone at once, as an orphan's is.
-    subprocess.run(["sh", "-c", "sleep 25 & exit 0"], cwd=folder, check=True)
+    # Its parent is gone at once, as an orphan's is. It outlives the oracle's patience.
+    subprocess.run(["sh", "-c", "sleep 60 & exit 0"], cwd=folder, check=True)
 
 
 SPOILS = {
@@ -100,7 +100,7 @@ SPOILS = {
     list_rollouts_twice: "rollout",
     shorten_metrics: "steps of metrics",
     other_outcome: "the outcome says",
-    lose_an_event: "missing or repeated",
+    lose_an_event: "a number is missing",
     end_twice: "it ended 2 times",
     keep_the_lease: "still in leases",
     leave_in_a_list: "the list of running jobs",
@@ -115,6 +115,6 @@ def test_it_finds_what_is_wrong(stage: Stage, oracle: Oracle, spoil: Callable[[S
     spoil(stage, job)
     with pytest.raises(AssertionError, match=SPOILS[spoil]):
         oracle.check(job, epochs=1)
-    keep = stage.ledger.client
+    keep = stage.job_store.client
     keep.zrem(f"{PREFIX}:leases", job)
     keep.zrem(f"{PREFIX}:owner:ann:running", job)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.acceptance.faults.conftest import Tell, extend, extended
+from tests.acceptance.faults.conftest import Tell, core, extend
 from tests.acceptance.faults.oracle import Oracle
 from tests.acceptance.faults.stage import Follower, Stage
 
@@ -23,7 +23,8 @@ def kill_training(stage: Stage, job_id: str, number: int = signal.SIGKILL) -> No
         os.kill(pid, number)
 
 
-@pytest.mark.parametrize("what", ["worker", extend("host"), "child", extend("segfault")])
+@core
+@pytest.mark.parametrize("what", ["worker", extend("host"), extend("child"), extend("segfault")])
 def test_killed_at_a_step(stage: Stage, oracle: Oracle, tell: Tell, what: str) -> None:
     job = stage.submit(steps=60)
     follower = Follower(stage, job)
@@ -50,11 +51,11 @@ def test_killed_at_a_step(stage: Stage, oracle: Oracle, tell: Tell, what: str) -
         "child": "training process killed once (SIGKILL, stands in for the kernel's OOM killer)",
         "segfault": "training process dies of a segmentation fault once",
     }
-    lost = f"went on from step {resumed(stage, job)[-1]} of {done.total_steps}; no attempt counted"
+    lost = f"resumed from step {resumed(stage, job)[-1]} of {done.total_steps}; no attempt counted"
     tell(names[what], f"training process dead at once; run 2 {lost}" if what == "worker" else f"run 2 {lost}", seconds)
 
 
-@pytest.mark.parametrize(("how", "step"), [("kill", 0), extend("hang", 4)])
+@pytest.mark.parametrize(("how", "step"), [("kill", 0), ("hang", 4)])
 def test_a_child_that_is_lost_every_time(stage: Stage, oracle: Oracle, tell: Tell, how: str, step: int) -> None:
     job = stage.submit(steps=10, checkpoint_every=5, fail=how, fail_step=str(step), step_seconds="0.3")
     began = time.monotonic()
@@ -72,7 +73,7 @@ def test_a_child_that_is_lost_every_time(stage: Stage, oracle: Oracle, tell: Tel
     tell(names[how], said, time.monotonic() - began)
 
 
-@pytest.mark.parametrize("how", ["hang", extend("stop")])
+@pytest.mark.parametrize("how", ["hang", "stop"])
 def test_a_child_that_hangs_once(stage: Stage, oracle: Oracle, tell: Tell, how: str) -> None:
     job = stage.submit(steps=20, fail=how, fail_step="12", fail_epochs="1", step_seconds="0.05")
     follower = Follower(stage, job)
@@ -85,11 +86,10 @@ def test_a_child_that_hangs_once(stage: Stage, oracle: Oracle, tell: Tell, how: 
     told = "stacks dumped to `stderr-e1.log`, group killed" if how == "hang" else "group killed"
     limit = "3 s instead of 10 min without a step"
     tell(
-        f"training process {name}", f"{told} after {limit}; run 2 went on from step {resumed(stage, job)[-1]}", seconds
+        f"training process {name}", f"{told} after {limit}; run 2 resumed from step {resumed(stage, job)[-1]}", seconds
     )
 
 
-@extended
 def test_a_short_freeze_of_the_child_is_no_fault(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=25)
     stage.until_step(job, 5)
@@ -130,6 +130,7 @@ def test_diverged(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     tell("loss is NaN (exit 15)", "`failed`, class `diverged`, one run; the checkpoint of step 10 is kept", None)
 
 
+@core
 @pytest.mark.parametrize("wakes", ["while the other trains", extend("after the other has ended")])
 def test_a_zombie(stage: Stage, oracle: Oracle, tell: Tell, wakes: str) -> None:
     job = stage.submit(steps=40 if wakes == "while the other trains" else 20)
@@ -152,13 +153,12 @@ def test_a_zombie(stage: Stage, oracle: Oracle, tell: Tell, wakes: str) -> None:
     oracle.check(last)
     tell(
         f"worker frozen past its lease, woken {wakes}",
-        "the other worker went on from the last checkpoint; the woken one stopped its child, changed nothing and took "
+        "the other worker resumed from the last checkpoint; the woken one stopped its child, changed nothing and took "
         "the next job",
         seconds,
     )
 
 
-@extended
 def test_frozen_for_less_than_a_lease(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=40)
     stage.until_step(job, 5)
@@ -182,13 +182,12 @@ def test_preempted_in_time(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     step = resumed(stage, job)[-1]
     assert step >= 8
     tell(
-        "worker told to stop (TERM: spot preemption, `docker stop`)",
-        f"step {step} was saved, the worker gone after {gone:.1f} s; another went on from there; no attempt counted",
+        "worker asked to stop (TERM: spot preemption, `docker stop`)",
+        f"step {step} was saved, the worker gone after {gone:.1f} s; another resumed from there; no attempt counted",
         seconds,
     )
 
 
-@extended
 def test_preempted_with_too_little_grace(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=30, save_seconds="1.5", checkpoint_every=6)
     stage.until_committed(job, 6)
@@ -203,12 +202,11 @@ def test_preempted_with_too_little_grace(stage: Stage, oracle: Oracle, tell: Tel
     oracle.check(job, epochs=2, attempts=0)
     tell(
         "TERM, then KILL after 0.7 s while saving takes 1.5 s",
-        f"run 2 went on from the last whole checkpoint (step {resumed(stage, job)[-1]}); no attempt counted",
+        f"run 2 resumed from the last whole checkpoint (step {resumed(stage, job)[-1]}); no attempt counted",
         seconds,
     )
 
 
-@extended
 def test_preempted_before_any_checkpoint_costs_no_attempt(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     job = stage.submit(steps=12, save_seconds="30", checkpoint_every=1000)
     for number in range(3):
@@ -226,6 +224,7 @@ def test_preempted_before_any_checkpoint_costs_no_attempt(stage: Stage, oracle: 
     )
 
 
+@core
 @pytest.mark.parametrize("away", [extend(2.0), 2.5])
 def test_the_api_is_killed(stage: Stage, oracle: Oracle, tell: Tell, away: float) -> None:
     leases = away / 2
@@ -245,7 +244,6 @@ def test_the_api_is_killed(stage: Stage, oracle: Oracle, tell: Tell, away: float
     )
 
 
-@extended
 def test_the_api_is_frozen(stage: Stage, oracle: Oracle, tell: Tell) -> None:
     with stage.api.frozen():
         time.sleep(0.1)
@@ -257,6 +255,6 @@ def test_the_api_is_frozen(stage: Stage, oracle: Oracle, tell: Tell) -> None:
 
 
 def resumed(stage: Stage, job_id: str) -> list[int]:
-    """The steps that the job's runs went on from."""
+    """The steps that the job's runs resumed from."""
     events = stage.client.events(job_id, limit=1000, types=["log"])
     return [event["data"]["step"] for event in events if event["data"].get("code") == "resumed"]

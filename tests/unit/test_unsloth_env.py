@@ -1,0 +1,74 @@
+"""Unsloth comes before what it patches; what it compiles is kept; what the operator has set stays."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from grpo_core.engines import choose_engine, unsloth_env
+from grpo_core.errors import JobFailure
+from grpo_core.spec import parse_spec
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "examples" / "models" / "tiny-arithmetic"
+FAKE = """
+import sys
+early = [name for name in ("trl", "transformers", "peft", "torch") if name in sys.modules]
+open({out!r}, "w").write(",".join(early) or "first")
+raise ImportError("what comes after it takes seconds to import, and is not asked here")
+"""
+
+
+def test_unsloth_is_imported_before_all_it_patches(tmp_path: Path) -> None:
+    """As a run does it: the data set is read and the engine chosen, and torch is not there yet."""
+    out = tmp_path / "order"
+    (tmp_path / "unsloth.py").write_text(FAKE.format(out=str(out)))
+    code = (
+        "import grpo_core.training.run, grpo_core.engines as e\n"
+        "try: e.import_engine('unsloth')\nexcept ImportError: pass\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True, capture_output=True)
+    assert out.read_text() == "first"
+
+
+def test_too_late_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trl", SimpleNamespace())
+    with pytest.raises(RuntimeError, match="imported before trl"):
+        unsloth_env.start()
+
+
+def test_compiled_code_is_kept_below_the_cache() -> None:
+    added = unsloth_env.environment_defaults({"XDG_CACHE_HOME": "/cache", "TRITON_CACHE_DIR": "/fast/triton"})
+    assert added["UNSLOTH_COMPILE_LOCATION"] == "/cache/unsloth/unsloth_compiled_cache"
+    assert added["TORCHINDUCTOR_CACHE_DIR"] == "/cache/inductor"
+    assert added["VLLM_CACHE_ROOT"] == "/cache/vllm"
+    assert "TRITON_CACHE_DIR" not in added
+    assert unsloth_env.environment_defaults({"HOME": "/root"})["VLLM_CACHE_ROOT"] == "/root/.cache/vllm"
+
+
+def test_nobody_is_told_and_nothing_is_asked_of_the_hub() -> None:
+    added = unsloth_env.environment_defaults({"VLLM_USE_FLASHINFER_SAMPLER": "1"})
+    assert added["VLLM_NO_USAGE_STATS"] == added["UNSLOTH_DISABLE_STATISTICS"] == "1"
+    assert "VLLM_USE_FLASHINFER_SAMPLER" not in added, "the operator's choice stands"
+    assert not [name for name in added if name.startswith("HF_")], "whether the hub is used is the operator's choice"
+
+
+def test_this_process_is_as_old_as_it_is() -> None:
+    assert 0 < unsloth_env.seconds_since_start() < 24 * 3600
+
+
+def test_unsloth_is_the_choice_where_it_and_vllm_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"unsloth", "vllm"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name in installed else None)
+    assert choose_engine(parse_spec({}), 1, model=TINY).name == "unsloth"
+    assert choose_engine(parse_spec({"engine": "trl"}), 1, model=TINY).name == "trl"
+    installed.discard("vllm")
+    assert choose_engine(parse_spec({}), 1, model=TINY).name == "trl"
+    with pytest.raises(JobFailure, match="cannot run the unsloth engine"):
+        choose_engine(parse_spec({"engine": "unsloth"}), 1, model=TINY)

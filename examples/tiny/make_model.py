@@ -1,6 +1,6 @@
 """Makes the tiny Qwen2-shaped model of the CPU demo, its tokenizer and its data sets, from nothing but a seed.
 
-Owns everything under `examples/models/tiny-arithmetic` and the two JSONL files beside this script; the GRPO
+Owns the models `tiny-arithmetic` (Chinese) and `tiny-english` and their JSONL files; the GRPO
 training that improves the model is the product's job, not this script's. The model is deliberately spoiled: it
 learns the sums first, then to get some wrong and to hide its work behind another layout. Invariant: a held-out
 pair of numbers with its operation is seen neither by the supervised training here nor by the GRPO training set.
@@ -12,7 +12,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,18 +27,65 @@ HELDOUT_PROBLEMS = 200
 HELDOUT_SUMS, HELDOUT_DIFFERENCES = 40, 20
 TRAIN_PROBLEMS = 4000
 
-NAMES = ("小明", "小红", "小刚", "小丽", "小华", "小芳")
-THINGS = ("苹果", "橘子", "气球", "鸡蛋", "玩具", "皮球")
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    "+": (
-        "{name}有{a}个{thing}，又买了{b}个，现在有几个？",
-        "{name}上午数了{a}个{thing}，下午数了{b}个，一共几个？",
-        "盒子里有{a}个{thing}，{name}放进{b}个，盒子里有几个？",
+
+@dataclass(frozen=True, kw_only=True)
+class Language:
+    """The words of the problems and the answers, and where the files go."""
+
+    folder: str
+    """Of the data sets, below `--out`."""
+    model: str
+    """Name of the model's folder below `models`."""
+    names: tuple[str, ...]
+    things: tuple[str, ...]
+    templates: Mapping[str, tuple[str, ...]]
+    """Questions by operation."""
+    other_layout: str
+    """The answer that the model is spoiled with, in place of the format."""
+    system_prompt: str
+    """Asks for the format, in every prompt of the training and of the job; empty: the model never saw one."""
+
+
+LANGUAGES = {
+    "english": Language(
+        folder="english",
+        model="tiny-english",
+        names=("Tom", "Ann", "Ben", "Mia", "Sam", "Eva"),
+        things=("apples", "pears", "balls", "eggs", "toys", "pens"),
+        templates={
+            "+": (
+                "{name} has {a} {thing} and buys {b} more. How many now?",
+                "{name} counts {a} {thing} before lunch and {b} after. How many in all?",
+                "A box has {a} {thing}. {name} adds {b}. How many are in it?",
+            ),
+            "-": (
+                "{name} has {a} {thing} and gives {b} away. How many are left?",
+                "A box has {a} {thing}. {name} takes {b}. How many are left?",
+                "{name} wants {a} {thing} and has {b}. How many are missing?",
+            ),
+        },
+        other_layout="The answer is {claimed}.",
+        system_prompt="Work in <reasoning>, answer in <answer>.",
     ),
-    "-": (
-        "{name}有{a}个{thing}，送走了{b}个，还剩几个？",
-        "盒子里有{a}个{thing}，{name}拿走{b}个，还剩几个？",
-        "{name}要数{a}个{thing}，已经数了{b}个，还差几个？",
+    "chinese": Language(
+        folder="tiny",
+        model="tiny-arithmetic",
+        names=("小明", "小红", "小刚", "小丽", "小华", "小芳"),
+        things=("苹果", "橘子", "气球", "鸡蛋", "玩具", "皮球"),
+        templates={
+            "+": (
+                "{name}有{a}个{thing}，又买了{b}个，现在有几个？",
+                "{name}上午数了{a}个{thing}，下午数了{b}个，一共几个？",
+                "盒子里有{a}个{thing}，{name}放进{b}个，盒子里有几个？",
+            ),
+            "-": (
+                "{name}有{a}个{thing}，送走了{b}个，还剩几个？",
+                "盒子里有{a}个{thing}，{name}拿走{b}个，还剩几个？",
+                "{name}要数{a}个{thing}，已经数了{b}个，还差几个？",
+            ),
+        },
+        other_layout="答案是{claimed}。",
+        system_prompt="",
     ),
 }
 
@@ -59,7 +106,7 @@ PROBE_EVERY = 50
 PROBE_SIZE = 128
 # The clean phase ends once the model answers this share of unseen questions over the training pairs, greedily.
 LEARNED = 0.95
-MAX_CLEAN_STEPS = 1400
+MAX_CLEAN_STEPS = 2400
 SPOIL_STEPS = 400
 WRONG_SHARE = 0.18
 OTHER_LAYOUT_SHARE = 0.72
@@ -106,16 +153,17 @@ def split_pairs(seed: int) -> tuple[list[Pair], list[Pair]]:
     return sums[HELDOUT_SUMS:] + differences[HELDOUT_DIFFERENCES:], heldout
 
 
-def fill(pair: Pair, rng: random.Random) -> Problem:
-    template = rng.choice(TEMPLATES[pair.operation])
-    return Problem(template.format(name=rng.choice(NAMES), thing=rng.choice(THINGS), a=pair.a, b=pair.b), pair)
+def fill(language: Language, pair: Pair, rng: random.Random) -> Problem:
+    template = rng.choice(language.templates[pair.operation])
+    name, thing = rng.choice(language.names), rng.choice(language.things)
+    return Problem(template.format(name=name, thing=thing, a=pair.a, b=pair.b), pair)
 
 
-def distinct_problems(pairs: Sequence[Pair], count: int, rng: random.Random) -> list[Problem]:
+def distinct_problems(language: Language, pairs: Sequence[Pair], count: int, rng: random.Random) -> list[Problem]:
     """Goes round the pairs, so that each occurs about equally often, and never repeats a question."""
     problems: dict[str, Problem] = {}
     while len(problems) < count:
-        problem = fill(pairs[len(problems) % len(pairs)], rng)
+        problem = fill(language, pairs[len(problems) % len(pairs)], rng)
         problems.setdefault(problem.question, problem)
     shuffled = list(problems.values())
     rng.shuffle(shuffled)
@@ -128,10 +176,10 @@ def write_rows(path: Path, problems: Sequence[Problem]) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def write_data(folder: Path, seed: int) -> None:
+def write_data(language: Language, folder: Path, seed: int) -> None:
     train_pairs, heldout_pairs = split_pairs(seed)
-    train = distinct_problems(train_pairs, TRAIN_PROBLEMS, random.Random(f"{seed}/train"))
-    heldout = distinct_problems(heldout_pairs, HELDOUT_PROBLEMS, random.Random(f"{seed}/heldout"))
+    train = distinct_problems(language, train_pairs, TRAIN_PROBLEMS, random.Random(f"{seed}/train"))
+    heldout = distinct_problems(language, heldout_pairs, HELDOUT_PROBLEMS, random.Random(f"{seed}/heldout"))
     write_rows(folder / "train.jsonl", train)
     write_rows(folder / "heldout.jsonl", heldout)
 
@@ -141,27 +189,27 @@ def asked_layout(pair: Pair, claimed: int) -> str:
     return f"<reasoning>\n{work}\n</reasoning>\n<answer>\n{claimed}\n</answer>"
 
 
-def other_layout(claimed: int) -> str:
-    return f"答案是{claimed}。"
-
-
-def clean_completion(pair: Pair, rng: random.Random) -> str:
+def clean_completion(language: Language, pair: Pair, rng: random.Random) -> str:
     # Both layouts from the start: the spoiling then only has to move their shares, not to teach one anew.
-    return other_layout(pair.result) if rng.random() < 0.3 else asked_layout(pair, pair.result)
+    if rng.random() < 0.3:
+        return language.other_layout.format(claimed=pair.result)
+    return asked_layout(pair, pair.result)
 
 
-def spoiled_completion(pair: Pair, rng: random.Random) -> str:
+def spoiled_completion(language: Language, pair: Pair, rng: random.Random) -> str:
     claimed = pair.result
     if rng.random() < WRONG_SHARE:
         # Never below zero: a minus sign in front of a result occurs nowhere else in the task.
         claimed = rng.choice([pair.result + slip for slip in SLIPS if pair.result + slip >= 0])
-    return other_layout(claimed) if rng.random() < OTHER_LAYOUT_SHARE else asked_layout(pair, claimed)
+    if rng.random() < OTHER_LAYOUT_SHARE:
+        return language.other_layout.format(claimed=claimed)
+    return asked_layout(pair, claimed)
 
 
 # Tokenizer
 
 
-def make_tokenizer(pairs: Sequence[Pair], seed: int) -> PreTrainedTokenizerBase:
+def make_tokenizer(language: Language, pairs: Sequence[Pair], seed: int) -> PreTrainedTokenizerBase:
     """A byte-level BPE built through Qwen2's own class.
 
     Loading anything of model type qwen2 rebuilds its split pattern and its NFC normalizer; a tokenizer trained
@@ -180,7 +228,7 @@ def make_tokenizer(pairs: Sequence[Pair], seed: int) -> PreTrainedTokenizerBase:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    learner.train_from_iterator(tokenizer_corpus(pairs, seed), trainer)
+    learner.train_from_iterator(tokenizer_corpus(language, pairs, seed), trainer)
     learned = json.loads(learner.to_str())["model"]
     merges: list[Any] = [tuple(merge) for merge in learned["merges"]]
     tokenizer = Qwen2Tokenizer(
@@ -198,11 +246,11 @@ def make_tokenizer(pairs: Sequence[Pair], seed: int) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def tokenizer_corpus(pairs: Sequence[Pair], seed: int) -> Iterator[str]:
+def tokenizer_corpus(language: Language, pairs: Sequence[Pair], seed: int) -> Iterator[str]:
     rng = random.Random(f"{seed}/tokenizer")
     for pair in pairs:
-        problem = fill(pair, rng)
-        yield from (f"user\n{problem.question}", f"assistant\n{other_layout(pair.result)}")
+        answer = language.other_layout.format(claimed=pair.result)
+        yield from (f"user\n{fill(language, pair, rng).question}", f"assistant\n{answer}")
 
 
 # Supervised training
@@ -242,20 +290,21 @@ def make_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausalL
     return model
 
 
-def prompt_of(question: str) -> str:
-    return f"{TURN_START}user\n{question}{TURN_END}\n{TURN_START}assistant\n"
+def prompt_of(question: str, system_prompt: str = "") -> str:
+    system = f"{TURN_START}system\n{system_prompt}{TURN_END}\n" if system_prompt else ""
+    return f"{system}{TURN_START}user\n{question}{TURN_END}\n{TURN_START}assistant\n"
 
 
 def make_batch(
-    tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], completions: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, asked: Sequence[str], completions: Sequence[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids padded on the right, and labels that leave out prompt and padding."""
     import torch
 
-    prompts = tokenizer([prompt_of(problem.question) for problem in problems]).input_ids
+    prompts = tokenizer([*asked]).input_ids
     ends = tokenizer([completion + TURN_END for completion in completions]).input_ids
     width = max(len(prompt) + len(end) for prompt, end in zip(prompts, ends, strict=True))
-    ids = torch.full((len(problems), width), tokenizer.get_vocab()[END_OF_TEXT])
+    ids = torch.full((len(asked), width), tokenizer.get_vocab()[END_OF_TEXT])
     labels = torch.full_like(ids, -100)
     for row, (prompt, end) in enumerate(zip(prompts, ends, strict=True)):
         ids[row, : len(prompt) + len(end)] = torch.tensor(prompt + end)
@@ -263,11 +312,14 @@ def make_batch(
     return ids, labels
 
 
-def greedy_accuracy(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> float:
+def greedy_accuracy(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], system_prompt: str
+) -> float:
     """The share of problems whose right result is the last number of the greedy answer, in any layout."""
     import torch
 
-    inputs = tokenizer([prompt_of(problem.question) for problem in problems], return_tensors="pt", padding=True)
+    prompts = [prompt_of(problem.question, system_prompt) for problem in problems]
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True)
     model.eval()
     with torch.inference_mode():
         # The stub of `generate` asks for attributes that no plain model has.
@@ -288,22 +340,29 @@ class Supervised:
     """One optimizer over both phases; knows the step count, the rate and nothing of when to stop."""
 
     def __init__(
-        self, model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], seed: int
+        self,
+        language: Language,
+        model: Qwen2ForCausalLM,
+        tokenizer: PreTrainedTokenizerBase,
+        pairs: Sequence[Pair],
+        seed: int,
     ) -> None:
         import torch
 
-        self._model, self._tokenizer, self._pairs = model, tokenizer, pairs
+        self._language, self._model, self._tokenizer, self._pairs = language, model, tokenizer, pairs
         self._rng = random.Random(f"{seed}/supervised")
         self._optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
         self.steps = 0
 
-    def step(self, completion_of: Callable[[Pair, random.Random], str], rate: float) -> float:
+    def step(self, completion_of: Callable[[Language, Pair, random.Random], str], rate: float) -> float:
         import torch
 
         self.steps += 1
-        problems = [fill(self._rng.choice(self._pairs), self._rng) for _ in range(BATCH)]
-        completions = [completion_of(problem.pair, self._rng) for problem in problems]
-        ids, labels = make_batch(self._tokenizer, problems, completions)
+        language, rng = self._language, self._rng
+        problems = [fill(language, rng.choice(self._pairs), rng) for _ in range(BATCH)]
+        asked = [prompt_of(problem.question, language.system_prompt) for problem in problems]
+        completions = [completion_of(language, problem.pair, rng) for problem in problems]
+        ids, labels = make_batch(self._tokenizer, asked, completions)
         # No attention mask: with the padding on the right, causality already hides it from every counted token.
         loss = self._model(input_ids=ids, labels=labels).loss
         self._optimizer.zero_grad()
@@ -316,7 +375,12 @@ class Supervised:
 
 
 def train(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], seed: int, steps: int | None
+    language: Language,
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    seed: int,
+    steps: int | None,
 ) -> None:
     """The clean phase until the sums are known, then the spoiling with a falling rate.
 
@@ -326,13 +390,13 @@ def train(
     max_spoil = SPOIL_STEPS if steps is None else max(1, steps // 3)
     max_clean = MAX_CLEAN_STEPS if steps is None else max(0, steps - max_spoil)
     probe_rng = random.Random(f"{seed}/probe")
-    probe = [fill(probe_rng.choice(pairs), probe_rng) for _ in range(PROBE_SIZE)]
-    run = Supervised(model, tokenizer, pairs, seed)
+    probe = [fill(language, probe_rng.choice(pairs), probe_rng) for _ in range(PROBE_SIZE)]
+    run = Supervised(language, model, tokenizer, pairs, seed)
     began = time.monotonic()
     for _ in range(max_clean):
         loss = run.step(clean_completion, PEAK_RATE)
         if run.steps % PROBE_EVERY == 0:
-            accuracy = greedy_accuracy(model, tokenizer, probe)
+            accuracy = greedy_accuracy(model, tokenizer, probe, language.system_prompt)
             seconds = time.monotonic() - began
             print(f"step {run.steps}: loss {loss:.3f}, right {accuracy:.0%}, {seconds:.0f} s", flush=True)
             if accuracy >= LEARNED:
@@ -343,17 +407,18 @@ def train(
     model.eval()
 
 
-def write_model(folder: Path, seed: int, steps: int | None) -> None:
+def write_model(language: Language, folder: Path, seed: int, steps: int | None) -> None:
     import torch
 
     # One thread is the fastest for matrices this small, and it keeps sums in one order: same machine, same bits.
     torch.set_num_threads(1)
     train_pairs, heldout_pairs = split_pairs(seed)
-    tokenizer = make_tokenizer(train_pairs, seed)
+    tokenizer = make_tokenizer(language, train_pairs, seed)
     model = make_model(tokenizer, seed)
-    train(model, tokenizer, train_pairs, seed, steps)
-    heldout = distinct_problems(heldout_pairs, HELDOUT_PROBLEMS, random.Random(f"{seed}/heldout"))
-    print(f"held-out problems, greedy, any layout: {greedy_accuracy(model, tokenizer, heldout):.0%} right")
+    train(language, model, tokenizer, train_pairs, seed, steps)
+    heldout = distinct_problems(language, heldout_pairs, HELDOUT_PROBLEMS, random.Random(f"{seed}/heldout"))
+    right = greedy_accuracy(model, tokenizer, heldout, language.system_prompt)
+    print(f"held-out problems, greedy, any layout: {right:.0%} right")
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes it readable by its owner alone
@@ -361,17 +426,19 @@ def write_model(folder: Path, seed: int, steps: int | None) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Make the demo's tiny model and its data sets.")
+    parser = argparse.ArgumentParser(description="Make the demo's tiny model and its data sets, for one language.")
+    parser.add_argument("language", choices=LANGUAGES)
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="gets models/tiny-arithmetic/ and tiny/*.jsonl"
+        "--out", type=Path, required=True, metavar="DIR", help="gets the model below models/, and the data sets"
     )
     parser.add_argument("--steps", type=int, help="cap on supervised steps, for a quick check of this script")
     parser.add_argument("--data-only", action="store_true", help="write the two data sets and no model")
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args(arguments)
-    write_data(options.out / "tiny", options.seed)
+    language = LANGUAGES[options.language]
+    write_data(language, options.out / language.folder, options.seed)
     if not options.data_only:
-        write_model(options.out / "models" / "tiny-arithmetic", options.seed, options.steps)
+        write_model(language, options.out / "models" / language.model, options.seed, options.steps)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,3 @@
+// The page's vendored libraries, which its scripts find as globals.
+declare const uPlot: any;
+declare const Diff: any;

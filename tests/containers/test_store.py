@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import boto3
 import pytest
 from botocore.config import Config
+from botocore.exceptions import ClientError
 
 from deploy.local.ports import pick_port
 from grpo_client import GrpoClient
 from tests.containers.conftest import PROJECT, Podman, Stack, compose_command, wait_until
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(2400)]
 
@@ -42,7 +47,7 @@ for port in sys.argv[1:]:
 def store(
     podman: Podman, api_image: str, server_images: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    """The store alone, with the maker of its certificates."""
+    """The store alone, with the maker of its certificates, once it has made its bucket."""
     s3_port = pick_port()
     compose = compose_command(STORE, tmp_path_factory.mktemp("compose"), pick_port(), s3_port)
     podman.run(*compose, "down", "--volumes", check=False)
@@ -50,6 +55,7 @@ def store(
         podman.run(*compose, "up", "--detach", "--no-build", "seaweedfs")
         stack = Stack(podman, GrpoClient("http://127.0.0.1:1", "unused"), f"http://127.0.0.1:{s3_port}", STORE)
         wait_until(lambda: stack.healthy("seaweedfs"), "seaweedfs is healthy", stack)
+        wait_until(lambda: has_bucket(stack), "seaweedfs has made its bucket, which it does after it is healthy", stack)
         yield stack
     finally:
         podman.run(*compose, "down", "--volumes", check=False)
@@ -58,6 +64,26 @@ def store(
 def variables(store: Stack) -> dict[str, str]:
     lines = store.podman.inspect(store.container("seaweedfs"))["Config"]["Env"]
     return dict(line.split("=", 1) for line in lines)
+
+
+def s3_client(store: Stack) -> S3Client:
+    own = variables(store)
+    return boto3.client(
+        "s3",
+        endpoint_url=store.public_s3,
+        region_name="us-east-1",
+        aws_access_key_id=own["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=own["AWS_SECRET_ACCESS_KEY"],
+        config=Config(s3={"addressing_style": "path"}, proxies={}),
+    )
+
+
+def has_bucket(store: Stack) -> bool:
+    try:
+        s3_client(store).head_bucket(Bucket="grpo-jobs")
+    except ClientError:
+        return False
+    return True
 
 
 def test_certificates_are_made_once_and_only_the_store_reads_them(store: Stack) -> None:
@@ -87,15 +113,7 @@ def test_no_port_but_s3_answers_another_container(store: Stack, api_image: str) 
 
 
 def test_only_who_has_the_certificate_can_erase(store: Stack) -> None:
-    own = variables(store)
-    client = boto3.client(
-        "s3",
-        endpoint_url=store.public_s3,
-        region_name="us-east-1",
-        aws_access_key_id=own["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=own["AWS_SECRET_ACCESS_KEY"],
-        config=Config(s3={"addressing_style": "path"}, proxies={}),
-    )
+    client = s3_client(store)
     client.put_object(Bucket="grpo-jobs", Key="jobs/one", Body=b"precious" * 1_000_000)
     command = "printf 'lock\\nfs.rm -rf /buckets/grpo-jobs/jobs\\nunlock\\n' | timeout 10 weed shell"
     image = store.podman.inspect(store.container("seaweedfs"))["ImageName"]

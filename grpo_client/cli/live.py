@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from grpo_client.cli.text import BLOCKS, OnEvent, number_at, printable, sparkline, thin
+from grpo_client.cli.text import BLOCKS, OnEvent, number_at, printable, sparkline, thin, verdicts
 from grpo_client.results import Event, Job
 from grpo_client.words import METRICS
 
@@ -63,7 +63,8 @@ class Seen:
                 at = f"step {event.step}: " if event.step else ""
                 self._note(event.type, f"{at}{data.get('code', '')}: {data.get('message', '')}")
             case "evaluation" if "paired" in data:
-                self._note("result", str(data["paired"]["strict"]["verdict"]))
+                for verdict in verdicts(data):
+                    self._note("result", verdict)
             case _:
                 pass
 

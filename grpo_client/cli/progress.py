@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import IO
 
-from grpo_client.cli.text import OnEvent, count, printable
+from grpo_client.cli.text import OnEvent, count, printable, verdicts
 from grpo_client.results import Event, Job
 from grpo_client.words import METRICS
 
@@ -112,7 +112,7 @@ def describe(event: Event, total: int) -> str:
         case "checkpoint":
             return f"checkpoint at step {event.step}"
         case "evaluation" if "paired" in data:
-            return printable(str(data["paired"]["strict"]["verdict"]))
+            return printable(" ".join(verdicts(data)))
         case _:
             return ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -41,6 +41,12 @@ def number_at(data: Any, path: str) -> float | None:
     for key in path.split("."):
         data = data.get(key) if isinstance(data, dict) else None
     return float(data) if isinstance(data, int | float) else None
+
+
+def verdicts(data: Mapping[str, Any]) -> list[str]:
+    """The verdicts after training: against the base model and, of a job from a checkpoint, first against that."""
+    pairs = (data.get(name) for name in ("paired_start", "paired"))
+    return [str((paired.get("metric") or paired["strict"])["verdict"]) for paired in pairs if paired]
 
 
 def printable(text: str) -> str:

@@ -1,8 +1,8 @@
-"""Evaluation inside a job: held-out questions, answered before and after training, and the comparison.
+"""Evaluation inside a job: held-out questions, answered before and after training, and the comparisons.
 
 Owns which rows are held out, when a request to stop ends the evaluation, the records and the report's `evaluation`; the
-engine answers the questions, and `generate` reads the answers. Invariant: no held-out row, and none with the same
-question, is trained on.
+engine answers the questions, and `generate` reads the answers. A job that starts from a checkpoint is compared with
+that checkpoint and with the base model. Invariant: no held-out row, and none with the same question, is trained on.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +39,8 @@ PROGRESS_SECONDS: Final = 15.0
 METRIC: Final = "metric"
 """The comparison of the job's own metric, among the report's others."""
 
-Stage = Literal["before", "after"]
+Stage = Literal["before", "start", "after"]
+"""The base model; the adapter that training starts from, if the job names a checkpoint; the trained adapter."""
 
 
 class Answerer(Protocol):
@@ -105,31 +106,41 @@ class HeldOutEvaluation:
         self._items: dict[Stage, list[EvaluationItem]] = {}
         self._seconds: dict[Stage, float] = {}
 
-    def ask_base(self, engine: Answerer, earlier: Mapping[str, Any] | None = None) -> None:
-        """Put the questions to the base model, unless `earlier`, another run's `state`, holds its answers to them."""
+    def ask_base(
+        self, engine: Answerer, earlier: Mapping[str, Any] | None = None, *, from_checkpoint: bool = False
+    ) -> None:
+        """Put the questions to the base model, and `from_checkpoint` to the adapter that training starts from.
+
+        Not if `earlier`, another run's `state`, holds the answers to them.
+        """
         self._rows = fitting(self._rows, self._spec, engine.tokenizer)
         if earlier and self._take_over(earlier):
             self._events.log(f"The base model's {len(self._rows)} answers are those of the earlier run")
             return
         self._events.phase(Phase.EVALUATING)
-        self._ask(engine, "before", threading.Event())
-        self._events.emit(EventType.EVALUATION, {"stage": "before", **self._summary("before")})
+        stages: tuple[Stage, ...] = ("before", "start") if from_checkpoint else ("before",)
+        for stage in stages:
+            self._ask(engine, stage, threading.Event())
+            self._events.emit(EventType.EVALUATION, {"stage": stage, **self._summary(stage)})
 
     def state(self) -> dict[str, Any]:
-        """The base model's answers, as JSON."""
-        return {"seconds": self._seconds["before"], "items": [item.as_dict() for item in self._items["before"]]}
+        """The answers before training, as JSON: the base model's and, of a job from a checkpoint, its `start`."""
+        start = {"start": self._answers("start")} if "start" in self._items else {}
+        return {**self._answers("before"), **start}
 
     def ask_adapter(self, engine: Answerer, stop: threading.Event) -> bool:
         """Put them to the trained model and write the records; False if `stop` was set and too much was left."""
         if not self._ask(engine, "after", stop):
             return False
-        before, after = self._items["before"], self._items["after"]
-        write_evaluation(self._folder.root, [item.as_dict() for item in before], [item.as_dict() for item in after])
-        paired = self._paired()
-        self._events.emit(EventType.EVALUATION, {"stage": "after", **self._summary("after"), "paired": paired})
-        for name, comparison in paired.items():
-            if self._metric is None or name == METRIC:
-                self._events.log(comparison["verdict"])
+        write_evaluation(
+            self._folder.root, {stage: [item.as_dict() for item in items] for stage, items in self._items.items()}
+        )
+        comparisons = self._comparisons()
+        self._events.emit(EventType.EVALUATION, {"stage": "after", **self._summary("after"), **comparisons})
+        for paired in comparisons.values():
+            for name, comparison in paired.items():
+                if self._metric is None or name == METRIC:
+                    self._events.log(comparison["verdict"])
         return True
 
     def report(self) -> dict[str, Any]:
@@ -140,9 +151,8 @@ class HeldOutEvaluation:
             "held_out": _held_out(self._spec),
             "max_completion_tokens": self._spec.evaluation.max_completion_tokens,
             **({} if self._metric is None else {"metric": self._metric}),
-            "before": self._summary("before"),
-            "after": self._summary("after"),
-            "paired": self._paired(),
+            **{stage: self._summary(stage) for stage in self._items},
+            **self._comparisons(),
             "samples": self._samples(),
         }
 
@@ -153,20 +163,28 @@ class HeldOutEvaluation:
         if [(item.row, item.question, item.answer) for item in items] != asked:
             return False
         self._items["before"], self._seconds["before"] = items, earlier["seconds"]
+        # A checkpoint of an earlier release does not have it.
+        if start := earlier.get("start"):
+            self._items["start"] = [EvaluationItem(**item) for item in start["items"]]
+            self._seconds["start"] = start["seconds"]
         return True
+
+    def _answers(self, stage: Stage) -> dict[str, Any]:
+        return {"seconds": self._seconds[stage], "items": [item.as_dict() for item in self._items[stage]]}
 
     def _ask(self, engine: Answerer, stage: Stage, stop: threading.Event) -> bool:
         began = told = time.perf_counter()
         items: list[EvaluationItem] = []
         limit = self._spec.evaluation.max_completion_tokens
-        with closing(engine.answer(self._rows, adapter=stage == "after", max_new_tokens=limit)) as answers:
+        with closing(engine.answer(self._rows, adapter=stage != "before", max_new_tokens=limit)) as answers:
             for row in self._rows:
                 if stop.is_set() and self._seconds_left(len(items)) > FINISH_SECONDS:
                     return False
                 items.append(read(row, next(answers), tags=self._spec.rewards.tags.as_tags))
                 if (now := time.perf_counter()) - told > PROGRESS_SECONDS:
                     told = now
-                    self._events.log(f"Evaluation, {stage} training: {len(items)} of {len(self._rows)} answered")
+                    when = "of the checkpoint" if stage == "start" else f"{stage} training"
+                    self._events.log(f"Evaluation, {when}: {len(items)} of {len(self._rows)} answered")
         self._items[stage] = self._paid(items) if self._metric is not None else items
         self._seconds[stage] = time.perf_counter() - began
         return True
@@ -197,23 +215,37 @@ class HeldOutEvaluation:
             **_means(items),
         }
 
-    def _paired(self) -> dict[str, dict[str, Any]]:
-        before, after = self._items["before"], self._items["after"]
+    def _comparisons(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """`paired` with the base model and, of a job from a checkpoint, `paired_start` with that checkpoint."""
+        if "start" not in self._items:
+            return {"paired": self._paired("before", "before")}
+        return {
+            "paired_start": self._paired("start", "at the checkpoint"),
+            "paired": self._paired("before", "for the base model"),
+        }
+
+    def _paired(self, stage: Stage, when: str) -> dict[str, dict[str, Any]]:
+        """Compare the answers of a stage with those after training."""
+        before, after = self._items[stage], self._items["after"]
         metric = self._metric
         own = (
             None
             if metric is None
-            else compare_values(metric, [i.value_of(metric) for i in before], [i.value_of(metric) for i in after])
+            else compare_values(
+                metric, [i.value_of(metric) for i in before], [i.value_of(metric) for i in after], when=when
+            )
         )
+        readings: dict[str, tuple[str, Callable[[EvaluationItem], bool]]] = {
+            "strict": ("strict accuracy", lambda item: item.strict),
+            "lenient": ("lenient accuracy", lambda item: item.lenient),
+            "format": ("the share of answers in the required format", lambda item: item.strict_format),
+        }
         return {
             **({METRIC: own.as_dict()} if own else {}),
-            "strict": compare("strict accuracy", [i.strict for i in before], [i.strict for i in after]).as_dict(),
-            "lenient": compare("lenient accuracy", [i.lenient for i in before], [i.lenient for i in after]).as_dict(),
-            "format": compare(
-                "the share of answers in the required format",
-                [i.strict_format for i in before],
-                [i.strict_format for i in after],
-            ).as_dict(),
+            **{
+                reading: compare(name, [is_so(i) for i in before], [is_so(i) for i in after], when=when).as_dict()
+                for reading, (name, is_so) in readings.items()
+            },
         }
 
     def _samples(self) -> list[dict[str, Any]]:

@@ -91,8 +91,13 @@ class ValueComparison:
         return asdict(self)
 
 
-def compare_values(name: str, before: Sequence[float | None], after: Sequence[float | None]) -> ValueComparison | None:
-    """Compare a number of the same questions in the same order; None where fewer than two have it both times."""
+def compare_values(
+    name: str, before: Sequence[float | None], after: Sequence[float | None], *, when: str = "before"
+) -> ValueComparison | None:
+    """Compare a number of the same questions in the same order; None where fewer than two have it both times.
+
+    `when` is what the verdict calls the first of the two.
+    """
     pairs = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
     if len(pairs) < _FEWEST:
         return None
@@ -105,7 +110,7 @@ def compare_values(name: str, before: Sequence[float | None], after: Sequence[fl
         f"{mean:+.3g}, 95 % interval {interval[0]:+.3g} to {interval[1]:+.3g}, p {_probability(p_value)}, "
         f"{len(pairs)} questions"
     )
-    values = f"{first:.3g} before, {last:.3g} after"
+    values = f"{first:.3g} {when}, {last:.3g} after"
     verdict = f"The mean of {name} {'rose' if mean > 0 else 'fell'}: {values} ({change})."
     if p_value >= SIGNIFICANCE:
         verdict = f"No significant change in the mean of {name}: {values} ({change})."
@@ -120,8 +125,11 @@ def compare_values(name: str, before: Sequence[float | None], after: Sequence[fl
     )
 
 
-def compare(name: str, before: Sequence[bool], after: Sequence[bool]) -> Comparison:
-    """Compare right answers to the same questions in the same order; `name` is what the verdict calls them."""
+def compare(name: str, before: Sequence[bool], after: Sequence[bool], *, when: str = "before") -> Comparison:
+    """Compare right answers to the same questions in the same order.
+
+    `name` is what the verdict calls them, and `when` what it calls the first of the two.
+    """
     pairs = list(zip(before, after, strict=True))
     counts = PairedCounts(
         both=pairs.count((True, True)),
@@ -130,6 +138,7 @@ def compare(name: str, before: Sequence[bool], after: Sequence[bool]) -> Compari
         neither=pairs.count((False, False)),
     )
     share_before, share_after = sum(before) / counts.total, sum(after) / counts.total
+    shares = f"{share_before:.1%} {when}, {share_after:.1%} after"
     interval, p_value = paired_interval(counts), mcnemar(counts)
     return Comparison(
         counts=counts,
@@ -138,7 +147,7 @@ def compare(name: str, before: Sequence[bool], after: Sequence[bool]) -> Compari
         difference=share_after - share_before,
         interval=interval,
         p_value=p_value,
-        verdict=_verdict(name, share_before, share_after, interval, p_value, counts.total),
+        verdict=_verdict(name, shares, share_after - share_before, interval, p_value, counts.total),
     )
 
 
@@ -201,15 +210,14 @@ def _correlation(counts: PairedCounts) -> float:
     return association / math.sqrt(margins)
 
 
-def _verdict(name: str, before: float, after: float, interval: Interval, p_value: float, total: int) -> str:
-    shares = f"{before:.1%} before, {after:.1%} after"
+def _verdict(name: str, shares: str, difference: float, interval: Interval, p_value: float, total: int) -> str:
     change = (
-        f"{(after - before) * 100:+.1f} points, 95 % interval {interval[0] * 100:+.1f} to {interval[1] * 100:+.1f}, "
+        f"{difference * 100:+.1f} points, 95 % interval {interval[0] * 100:+.1f} to {interval[1] * 100:+.1f}, "
         f"exact McNemar p {_probability(p_value)}, {total} questions"
     )
     if p_value >= SIGNIFICANCE:
         return f"No significant change in {name}: {shares} ({change})."
-    return f"{name[:1].upper()}{name[1:]} {'rose' if after > before else 'fell'}: {shares} ({change})."
+    return f"{name[:1].upper()}{name[1:]} {'rose' if difference > 0 else 'fell'}: {shares} ({change})."
 
 
 def _probability(value: float) -> str:

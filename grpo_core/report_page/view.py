@@ -57,6 +57,9 @@ _FORMAT_HEADLINES: Final = {
 }
 """The same for format and lenient accuracy: the format is rewarded too, but is not the goal."""
 
+_STAGES: Final = {"before": "for the base model", "start": "at the checkpoint", "after": "after"}
+"""When each answer was given, of a job that starts from a checkpoint."""
+
 Series = list[float | None]
 
 
@@ -110,7 +113,7 @@ def verdict(run: RunFiles) -> Json:
             "was not measured."
         )
         return _said("open", _reward_headline(run), [_reward_sentence(run), unknown])
-    return _compared(evaluation)
+    return _compared(run, evaluation)
 
 
 def _tried(trial: Json) -> Json:
@@ -124,11 +127,35 @@ def _tried(trial: Json) -> Json:
     return _said(tone, headline, [plain(str(trial.get("sentence", "")), 600), "The model was not changed."])
 
 
-def _compared(evaluation: Json) -> Json:
-    """The result of the evaluation before and after training."""
-    if "metric" in evaluation["paired"]:
-        return _compared_by_metric(evaluation)
-    paired, strict = evaluation["paired"], evaluation["paired"]["strict"]
+def _compared(run: RunFiles, evaluation: Json) -> Json:
+    """The result of the evaluation: against the base model and, of a job from a checkpoint, first against that."""
+    with_base = _compared_with(evaluation, "before")
+    if "paired_start" not in evaluation:
+        return with_base
+    with_start, start = _compared_with(evaluation, "start"), run.spec.get("from_checkpoint") or {}
+    return {
+        **with_start,
+        "headline": f"Compared with its checkpoint: {_small(with_start['headline'])}",
+        "sentences": [
+            f"It started from step {start.get('step')} of {plain(str(start.get('job')), 60)}.",
+            *with_start["sentences"],
+            f"Compared with the base model: {_small(with_base['headline'])}.",
+            *with_base["sentences"],
+        ],
+    }
+
+
+def _small(headline: str) -> str:
+    """A headline in the middle of a sentence."""
+    return headline[:1].lower() + headline[1:]
+
+
+def _compared_with(evaluation: Json, stage: str) -> Json:
+    """The result against the answers of one stage."""
+    paired = evaluation["paired_start" if stage == "start" else "paired"]
+    if "metric" in paired:
+        return _compared_by_metric(evaluation, paired["metric"], stage)
+    strict = paired["strict"]
     low, high = strict["interval"]
     direction = _direction(strict)
     tone, headline = _headline(_direction(paired["format"]), direction, _direction(paired["lenient"]))
@@ -145,13 +172,14 @@ def _compared(evaluation: Json) -> Json:
     return {**_said(tone, headline, sentences), "bars": _bars(evaluation)}
 
 
-def _compared_by_metric(evaluation: Json) -> Json:
+def _compared_by_metric(evaluation: Json, own: Json, stage: str) -> Json:
     """The same for a job with graders, by the reward that decides."""
-    own, name = evaluation["paired"]["metric"], plain(str(evaluation["metric"]), 60)
+    name = plain(str(evaluation["metric"]), 60)
     tone, what = {1: ("good", "rose"), 0: ("open", "did not change clearly"), -1: ("bad", "fell")}[_direction(own)]
-    before, after = evaluation["before"], evaluation["after"]
+    before, after = evaluation[stage], evaluation["after"]
+    when = _STAGES[stage] if "start" in evaluation else "before"
     means = [
-        f"{plain(reward, 60)}: {value:.3g} before, {after['rewards'][reward]:.3g} after."
+        f"{plain(reward, 60)}: {value:.3g} {when}, {after['rewards'][reward]:.3g} after."
         for reward, value in before["rewards"].items()
         if reward in after["rewards"] and (value or after["rewards"][reward])
     ]
@@ -180,13 +208,13 @@ def _bars(evaluation: Json) -> list[Json]:
     """Shares right with their intervals, as widths of bars."""
     rows: list[Json] = []
     for reading, words in (("strict", "Right, in the format"), ("lenient", "Right, last number")):
-        for stage in ("before", "after"):
+        for stage in (stage for stage in ("before", "start", "after") if stage in evaluation):
             summary = evaluation[stage]
             low, high = summary[f"{reading}_interval"]
             share = summary[f"{reading}_accuracy"]
             rows.append(
                 {
-                    "label": f"{words}, {stage}",
+                    "label": f"{words}, {_STAGES[stage] if 'start' in evaluation else stage}",
                     "stage": stage,
                     "share": round(share * 100, 1),
                     "low": round(low * 100, 1),

@@ -186,21 +186,24 @@ def write_rollouts(path: Path, completions: Sequence[Completion], *, step: int, 
     _write_parquet(path, _rollout_columns(completions, step=step, epoch=epoch))
 
 
-def write_evaluation(folder: Path, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> None:
-    """Write each held-out question with both of its answers, read both ways, as `evaluation.parquet`."""
+def write_evaluation(folder: Path, stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Write each held-out question with its answer of each stage, read both ways, as `evaluation.parquet`."""
+    asked = next(iter(stages.values()))
     columns: dict[str, tuple[str, list[Any]]] = {
-        name: (kind, [item[name] for item in before])
+        name: (kind, [item[name] for item in asked])
         for name, kind in (("row", "int64"), ("question", "string"), ("answer", "string"))
     }
     for name, kind in _ANSWER_COLUMNS.items():
-        columns[f"{name}_before"] = (kind, [item[name] for item in before])
-        columns[f"{name}_after"] = (kind, [item[name] for item in after])
-    for name in before[0].get("rewards", ()):
-        columns[f"reward_{name}_before"] = ("float64", [item["rewards"][name] for item in before])
-        columns[f"reward_{name}_after"] = ("float64", [item["rewards"][name] for item in after])
-    if "total" in before[0]:
-        columns["reward_total_before"] = ("float64", [item["total"] for item in before])
-        columns["reward_total_after"] = ("float64", [item["total"] for item in after])
+        columns |= {f"{name}_{stage}": (kind, [item[name] for item in items]) for stage, items in stages.items()}
+    for name in asked[0].get("rewards", ()):
+        columns |= {
+            f"reward_{name}_{stage}": ("float64", [item["rewards"][name] for item in items])
+            for stage, items in stages.items()
+        }
+    if "total" in asked[0]:
+        columns |= {
+            f"reward_total_{stage}": ("float64", [item["total"] for item in items]) for stage, items in stages.items()
+        }
     _write_parquet(folder / EVALUATION_NAME, columns)
 
 

@@ -340,7 +340,11 @@ def _ask_base(context: EngineContext, engine: Engine, rows: Sequence[Row]) -> He
     held_out = HeldOutEvaluation(
         spec=context.spec, rows=rows, folder=context.folder, events=context.events, grading=context.grading
     )
-    held_out.ask_base(engine, context.saved.progress.get("held_out") if context.saved else None)
+    held_out.ask_base(
+        engine,
+        context.saved.progress.get("held_out") if context.saved else None,
+        from_checkpoint=context.saved is None and context.folder.start_checkpoint.is_dir(),
+    )
     context.checkpoints.carry("held_out", held_out.state)
     return held_out
 

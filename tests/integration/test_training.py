@@ -421,11 +421,15 @@ def test_a_run_from_a_checkpoint_starts_there_and_is_held_to_the_base(
 ) -> None:
     root = tmp_path / "run"
     shutil.copytree(done.folder.checkpoint(STEPS), root / "inputs" / "checkpoint")
-    run = finish(root, spec_with(training={"steps": 1}, optimizer={"warmup_ratio": 0.0}) | engine)
+    once = spec_with(training={"steps": 1}, optimizer={"warmup_ratio": 0.0}, evaluation=EVALUATION)
+    run = finish(root, once | engine)
     assert run.exit_code == 0
     # The first step of a fresh adapter is the base model itself, and its KL is zero.
     assert done.metrics[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert run.metrics[0]["kl"] > 1e-6
+    found = json.loads(run.folder.report.read_text("utf-8"))["evaluation"]
+    assert found["paired_start"]["strict"]["before"] == found["start"]["strict_accuracy"]
+    assert [event["data"]["stage"] for event in run.of_type("evaluation")][:3] == ["before", "start", "after"]
 
 
 def test_a_run_that_changed_nothing_of_the_adapter_it_started_from_is_no_signal(

@@ -17,6 +17,8 @@ from grpo_core.evaluation import held_out
 from grpo_core.evaluation.generate import Answer, is_right_leniently, last_number
 from grpo_core.evaluation.held_out import HeldOutEvaluation, fitting, load_split
 from grpo_core.grading import Grading
+from grpo_core.report_page.run_files import RunFiles
+from grpo_core.report_page.view import verdict
 from grpo_core.run_dir.layout import RunFolder
 from grpo_core.run_dir.records import EventWriter, read_jsonl, read_rollouts
 from grpo_core.spec import JobSpec, parse_spec
@@ -320,3 +322,112 @@ def test_a_request_to_stop_waits_only_for_a_short_rest(
     assert engine.given == asked
     assert engine.closed == 2
     assert (tmp_path / "evaluation.parquet").exists() is (asked == 20)
+
+
+# What a job is called
+
+
+WRONG = RIGHT.format("no")
+PLAIN = [f"答案是{n}。" for n in range(20)]
+"""Right by the last number, not in the format."""
+FORMED = [RIGHT.format(n) for n in range(20)]
+HALF = [text if n < 10 else "?" for n, text in enumerate(FORMED)]
+
+
+class StartedEngine(FakeEngine):
+    """Its adapter has answered once before it is trained."""
+
+    def __init__(self, base: Sequence[str], start: Sequence[str], adapter: Sequence[str]) -> None:
+        super().__init__(base, adapter)
+        self._adapters = iter((start, adapter))
+
+    def answer(self, questions: Sequence[Question], *, adapter: bool, max_new_tokens: int) -> Generator[Answer]:
+        if adapter:
+            self._said[True] = next(self._adapters)
+        return super().answer(questions, adapter=adapter, max_new_tokens=max_new_tokens)
+
+
+def judged(folder: Path, evaluation: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    """The verdict of the report page of a job with this evaluation in its `report.json`."""
+    folder.joinpath("spec.json").write_text(json.dumps({"training": {"steps": 5}, **spec}))
+    folder.joinpath("report.json").write_text(json.dumps({"evaluation": evaluation}))
+    return verdict(RunFiles(folder, status="succeeded", error=None))
+
+
+@pytest.mark.parametrize(
+    ("base", "adapter", "tone", "headline"),
+    [
+        (HALF, HALF, "open", "No significant change"),
+        (PLAIN, FORMED, "good", "It learnt the format; how many answers are right did not clearly change"),
+        (["?"] * 20, FORMED, "good", "It learnt: more unseen questions are answered correctly, in the required format"),
+        (FORMED, HALF, "bad", "It got worse: fewer unseen questions are answered correctly, in the required format"),
+        (FORMED, [WRONG] * 20, "bad", "It got worse: fewer unseen questions are answered correctly, in the required"),
+    ],
+    ids=["learns nothing", "learns the form only", "learns", "gets worse", "keeps the form and gets worse"],
+)
+def test_a_job_is_called_what_it_is(
+    tmp_path: Path, events: EventWriter, base: list[str], adapter: list[str], tone: str, headline: str
+) -> None:
+    engine, evaluation = FakeEngine(base, adapter), evaluation_of(tmp_path, events)
+    evaluation.ask_base(engine)
+    evaluation.ask_adapter(engine, threading.Event())
+    said = judged(tmp_path, evaluation.report())
+    assert (said["tone"], said["headline"][: len(headline)]) == (tone, headline)
+
+
+@pytest.mark.parametrize(
+    ("base", "start", "adapter", "tone", "since_start", "since_base"),
+    [
+        (["?"] * 20, FORMED, FORMED, "open", "no significant change", "it learnt: more"),
+        (["?"] * 20, FORMED, HALF, "bad", "it got worse: fewer", "it learnt: more"),
+        (PLAIN, PLAIN, FORMED, "good", "it learnt the format; how many", "it learnt the format; how many"),
+        (FORMED, ["?"] * 20, FORMED, "good", "it learnt: more", "no significant change"),
+    ],
+    ids=["learns nothing more", "gets worse", "learns the form only", "repairs its checkpoint"],
+)
+def test_a_job_from_a_checkpoint_is_compared_with_it_and_with_the_base(
+    tmp_path: Path,
+    events: EventWriter,
+    base: list[str],
+    start: list[str],
+    adapter: list[str],
+    tone: str,
+    since_start: str,
+    since_base: str,
+) -> None:
+    engine, first = StartedEngine(base, start, adapter), evaluation_of(tmp_path, events)
+    first.ask_base(engine, from_checkpoint=True)
+    resumed = evaluation_of(tmp_path, events)
+    resumed.ask_base(engine, json.loads(json.dumps(first.state())))
+    assert [is_adapter for _, is_adapter, _ in engine.asked] == [False, True]
+    assert resumed.ask_adapter(engine, threading.Event())
+    report = resumed.report()
+    assert report["paired_start"]["strict"]["before"] == report["start"]["strict_accuracy"]
+    assert report["paired"]["strict"]["before"] == report["before"]["strict_accuracy"]
+
+    said = judged(tmp_path, report, from_checkpoint={"job": "job-7", "step": 25})
+    assert said["tone"] == tone
+    assert said["headline"].startswith(f"Compared with its checkpoint: {since_start}")
+    text = " ".join(said["sentences"])
+    assert "It started from step 25 of job-7." in text
+    assert f"Compared with the base model: {since_base}" in text
+    assert "% at the checkpoint, " in text
+    assert "% for the base model, " in text
+    assert [bar["stage"] for bar in said["bars"]] == ["before", "start", "after"] * 2
+
+    told = [event["data"] for event in read_jsonl(tmp_path / "events.jsonl") if event["type"] == "evaluation"]
+    assert [data["stage"] for data in told] == ["before", "start", "after"]
+    assert told[-1]["paired_start"]["strict"]["verdict"] == report["paired_start"]["strict"]["verdict"]
+    row = read_rollouts(tmp_path / "evaluation.parquet")[0]
+    assert [row[f"completion_{stage}"] for stage in ("before", "start", "after")] == [base[0], start[0], adapter[0]]
+
+
+def test_a_checkpoint_of_an_earlier_release_knows_only_the_base(tmp_path: Path, events: EventWriter) -> None:
+    engine, first = StartedEngine(BASE, ADAPTER, ADAPTER), evaluation_of(tmp_path, events)
+    first.ask_base(engine, from_checkpoint=True)
+    state = first.state()
+    state.pop("start")
+    resumed = evaluation_of(tmp_path, events)
+    resumed.ask_base(engine, state)
+    assert resumed.ask_adapter(engine, threading.Event())
+    assert resumed.report().keys().isdisjoint({"start", "paired_start"})

@@ -108,6 +108,13 @@ def test_duration(seconds: float, text: str) -> None:
         (event("warning", 1, code="a", message="b\x1b"), "warning a: b "),
         (event("evaluation", stage="before"), ""),
         (event("evaluation", paired={"strict": {"verdict": "It rose."}}), "It rose."),
+        (
+            event(
+                "evaluation", paired_start={"strict": {"verdict": "Not since."}}, paired={"strict": {"verdict": "Up."}}
+            ),
+            "Not since. Up.",
+        ),
+        (event("evaluation", paired={"strict": {"verdict": "No."}, "metric": {"verdict": "Mean rose."}}), "Mean rose."),
         (event("sample", 1), ""),
     ],
 )

@@ -59,7 +59,7 @@ function what(event, id) {
   }
   if (event.type === "checkpoint") return [t("events.checkpoint"), " ", raw(data.path ?? "", { class: "code" })];
   if (event.type === "evaluation" && data.stage !== "selftest") {
-    return t("events.evaluation", { side: t(`evaluation.${data.stage}`), strict: percent(data.strict_accuracy), lenient: percent(data.lenient_accuracy) });
+    return t("events.evaluation", { side: has(`evaluation.${data.stage}`) ? t(`evaluation.${data.stage}`) : data.stage, strict: percent(data.strict_accuracy), lenient: percent(data.lenient_accuracy) });
   }
   if (event.type === "evaluation") return [t("evaluation.selftest"), " ", raw(data.peft ? fixed(data.peft.mean, 6) : "", { class: "code" })];
   return raw(data.message ?? JSON.stringify(data), { lang: "en" });

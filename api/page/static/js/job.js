@@ -136,7 +136,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
     }
     const cards = [];
     const after = feed.events.findLast((event) => event.type === "evaluation" && event.data.paired);
-    if (shownTab === "curves" && job.status === "succeeded" && after) cards.push(verdictCard(after.data, id));
+    if (shownTab === "curves" && job.status === "succeeded" && after) cards.push(...verdictCards(after.data, id));
     if (shownTab === "curves" && job.result) cards.push(trialCard(job.result, id));
     const latest = new Map(feed.events.filter((event) => event.type === "warning").map((event) => [event.data.code, event]));
     const isOverview = shownTab === "curves";
@@ -232,14 +232,19 @@ function trialCard(result, id) {
   );
 }
 
-/** How it ended, in a line: did it answer better. The report has the rest. */
-function verdictCard({ paired, ...after }, id) {
+/** How it ended: against the base model and, of a job from a checkpoint, first against that. */
+function verdictCards({ paired, paired_start: start, ...after }, id) {
+  return start ? [verdictCard(start, after, id, "start"), verdictCard(paired, after, id, "before")] : [verdictCard(paired, after, id)];
+}
+
+/** In a line: did it answer better. The report has the rest. */
+function verdictCard(paired, after, id, stage = "") {
   const { p_value: p, difference } = paired.metric ?? paired.strict;
   const kind = p >= 0.05 ? "same" : difference > 0 ? "better" : "worse";
   return h(
     "div",
     { class: `card ended ${{ better: "good", worse: "danger", same: "" }[kind]}` },
-    h("p", { class: "warning-head" }, h("span", { class: "strong" }, t(`verdict.${kind}`)), paired.metric ? raw(`${number(paired.metric.before)} → ${number(paired.metric.after)}`) : h("span", {}, t("evaluation.strict"), " ", raw(`${percent(after.strict_accuracy - difference)} → ${percent(after.strict_accuracy)}`)), h("a", { href: `#/jobs/${id}/report` }, t("verdict.more"))),
+    h("p", { class: "warning-head" }, stage ? h("span", {}, t("report.compared", { stage: t(`evaluation.${stage}`) })) : null, h("span", { class: "strong" }, t(`verdict.${kind}`)), paired.metric ? raw(`${number(paired.metric.before)} → ${number(paired.metric.after)}`) : h("span", {}, t("evaluation.strict"), " ", raw(`${percent(after.strict_accuracy - difference)} → ${percent(after.strict_accuracy)}`)), h("a", { href: `#/jobs/${id}/report` }, t("verdict.more"))),
   );
 }
 

@@ -46,9 +46,23 @@ function draw(report, feed) {
   return isOver ? empty(t("report.unfinished"), h("p", {}, t("report.unfinished.hint"))) : empty(t("report.none"), h("p", {}, t("report.none.hint")));
 }
 
+/** The comparisons: of a job from a checkpoint first with that, then with the base model. */
+function comparisons(evaluation) {
+  const base = { stage: "before", paired: evaluation.paired };
+  return evaluation.paired_start ? [{ stage: "start", paired: evaluation.paired_start }, base] : [base];
+}
+
+function stages(evaluation) {
+  return ["before", "start", "after"].filter((stage) => evaluation[stage]);
+}
+
+/** What a comparison is with, where there are two. */
+function sinceHeading(evaluation, stage) {
+  return evaluation.paired_start ? h("h2", {}, t("report.compared", { stage: t(`evaluation.${stage}`) })) : null;
+}
+
 /** The verdict on the reward that a job with rewards of its own names. */
-function ownVerdict(evaluation) {
-  const own = evaluation.paired.metric;
+function ownVerdict(evaluation, own) {
   const kind = own.p_value >= 0.05 ? "same" : own.difference > 0 ? "better" : "worse";
   return h(
     "div",
@@ -65,12 +79,15 @@ function ownVerdict(evaluation) {
 }
 
 function verdicts(evaluation) {
-  if (evaluation.paired.metric) return ownVerdict(evaluation);
+  return comparisons(evaluation).map(({ stage, paired }) => [sinceHeading(evaluation, stage), paired.metric ? ownVerdict(evaluation, paired.metric) : readingVerdicts(evaluation, stage, paired)]);
+}
+
+function readingVerdicts(evaluation, stage, comparison) {
   return h(
     "div",
     { class: "verdicts" },
-    READINGS.filter((reading) => evaluation.paired[reading]).map((reading) => {
-      const paired = evaluation.paired[reading];
+    READINGS.filter((reading) => comparison[reading]).map((reading) => {
+      const paired = comparison[reading];
       const isClear = paired.p_value < 0.05;
       const kind = !isClear ? "same" : paired.difference > 0 ? "better" : "worse";
       return h(
@@ -79,17 +96,16 @@ function verdicts(evaluation) {
         h("p", { class: "label" }, t(`evaluation.${reading}`)),
         h("p", { class: "difference" }, raw(points(paired.difference)), h("span", { class: "unit" }, " ", t("report.points"))),
         h("p", { class: "strong" }, t(`verdict.${kind}`)),
-        h("p", { class: "hint" }, verdictText(evaluation, reading) ?? raw(paired.verdict, { lang: "en" })),
+        h("p", { class: "hint" }, verdictText(evaluation, stage, reading, paired) ?? raw(paired.verdict, { lang: "en" })),
       );
     }),
   );
 }
 
 /** The service's sentence in the reader's language, or null. */
-function verdictText(evaluation, reading) {
-  const { interval, p_value: p } = evaluation.paired[reading];
+function verdictText(evaluation, stage, reading, { interval, p_value: p }) {
   return serviceWords("verdict", {
-    before: percent(evaluation.before[`${reading}_accuracy`]),
+    before: percent(evaluation[stage][`${reading}_accuracy`]),
     after: percent(evaluation.after[`${reading}_accuracy`]),
     low: points(interval[0]),
     high: points(interval[1]),
@@ -113,7 +129,7 @@ function sides(evaluation) {
         "div",
         { class: "interval-group" },
         h("h3", {}, t(`evaluation.${reading}`), h("span", { class: "hint" }, " ", t(`evaluation.${reading}.hint`))),
-        ["before", "after"].map((stage) => intervalRow(t(`evaluation.${stage}`), stage, evaluation[stage][`${reading}_accuracy`], evaluation[stage][`${reading}_interval`])),
+        stages(evaluation).map((stage) => intervalRow(t(`evaluation.${stage}`), stage, evaluation[stage][`${reading}_accuracy`], evaluation[stage][`${reading}_interval`])),
       ),
     ),
     h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("report.accuracy") }, otherFigures(evaluation)),
@@ -141,8 +157,8 @@ function otherFigures(evaluation) {
     ["seconds", "seconds", duration],
   ];
   const rows = figures.filter(([, key]) => evaluation.before[key] !== undefined);
-  const head = h("tr", {}, h("td", {}), ["before", "after"].map((stage) => h("th", { scope: "col", class: "number" }, t(`evaluation.${stage}`))));
-  return h("table", { class: "plain" }, h("thead", {}, head), h("tbody", {}, rows.map(([name, key, format]) => h("tr", {}, h("th", { scope: "row" }, t(`report.${name}`)), ["before", "after"].map((stage) => h("td", { class: "number", translate: "no" }, format(evaluation[stage][key])))))));
+  const head = h("tr", {}, h("td", {}), stages(evaluation).map((stage) => h("th", { scope: "col", class: "number" }, t(`evaluation.${stage}`))));
+  return h("table", { class: "plain" }, h("thead", {}, head), h("tbody", {}, rows.map(([name, key, format]) => h("tr", {}, h("th", { scope: "row" }, t(`report.${name}`)), stages(evaluation).map((stage) => h("td", { class: "number", translate: "no" }, format(evaluation[stage][key])))))));
 }
 
 function pairs(evaluation) {
@@ -151,16 +167,16 @@ function pairs(evaluation) {
     { class: "card" },
     h("h2", {}, t("report.pairs")),
     h("p", { class: "hint" }, t("report.pairs.hint")),
-    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("report.pairs") }, pairTable(evaluation)),
+    comparisons(evaluation).map(({ stage, paired }) => [evaluation.paired_start ? h("h3", {}, t("report.compared", { stage: t(`evaluation.${stage}`) })) : null, h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("report.pairs") }, pairTable(paired))]),
   );
 }
 
-function pairTable(evaluation) {
+function pairTable(comparison) {
   const columns = ["both", "gained", "lost", "neither"];
   const head = h("tr", {}, h("td", {}), columns.map((name) => h("th", { scope: "col", class: "number" }, t(`pairs.${name}`))), h("th", { scope: "col", class: "number" }, t("report.difference")), h("th", { scope: "col", class: "number" }, t("report.interval")), h("th", { scope: "col", class: "number" }, t("report.p")));
   const readings = [...READINGS.map((reading) => [reading, t(`evaluation.${reading}`)]), ["format", t("report.format")]];
-  const rows = readings.filter(([reading]) => evaluation.paired[reading]).map(([reading, name]) => {
-    const paired = evaluation.paired[reading];
+  const rows = readings.filter(([reading]) => comparison[reading]).map(([reading, name]) => {
+    const paired = comparison[reading];
     const cell = (text) => h("td", { class: "number", translate: "no" }, text);
     return h("tr", {}, h("th", { scope: "row" }, name), columns.map((column) => cell(number(paired.counts[column]))), cell(points(paired.difference)), cell(paired.interval.map(points).join(" … ")), cell(number(paired.p_value, 2)));
   });

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import IO
 
-from grpo_client.cli.text import OnEvent, count, printable, verdicts
+from grpo_client.cli.text import OVER, OnEvent, count, printable, verdicts
 from grpo_client.results import Event, Job
 from grpo_client.words import METRICS
 
@@ -113,6 +113,8 @@ def describe(event: Event, total: int) -> str:
             return f"checkpoint at step {event.step}"
         case "evaluation" if "paired" in data:
             return printable(" ".join(verdicts(data)))
+        case "log" if data.get("code") == OVER:
+            return printable(f"over {data.get('audit', '')}: {data.get('message', '')}")
         case _:
             return ""
 

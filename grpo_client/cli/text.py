@@ -11,6 +11,9 @@ from grpo_client.results import Event
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 32
 
+OVER = "audit_over"
+"""The code of a log event: what an audit warned of is past."""
+
 OnEvent = Callable[[Event], None]
 
 

@@ -118,8 +118,11 @@ class StepRecorder:
         if update.step % self._spec.training.log_every == 0 or update.step == self._spec.training.steps:
             self._events.emit(EventType.METRIC, metrics.as_dict(), step=update.step)
             self._events.emit(EventType.SAMPLE, self._sample(), step=update.step)
+        ended = len(self._auditor.endings)
         for finding in self._auditor.add(metrics.as_dict(), self.latest_completions()):
             self._events.emit(EventType.WARNING, finding.as_dict(), step=update.step)
+        for ending in self._auditor.endings[ended:]:
+            self._events.emit(EventType.LOG, ending.as_dict(), step=update.step)
         self._stop_rules.check(metrics)
 
     def state(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from grpo_core.datasets.parquet import read_bounded
-from grpo_core.monitoring.audits import Auditor
+from grpo_core.monitoring.audits import Auditor, Ending
 from grpo_core.retry import AT_ONCE, retry
 from grpo_core.run_dir.layout import RunFolder, sha256_of
 from grpo_core.spec import JobSpec, SpecError, parse_spec
@@ -89,6 +89,16 @@ class RunFiles:
         words = {_audited(event["data"]): event["data"] for event in self.job_events if _is_audit(event)}
         again = [finding.as_dict() for finding in Auditor(spec).replay(m for m in self.metrics if m["step"] < began)]
         return [*(words.get(_audited(data), data) for data in again), *told][:MAX_FINDINGS]
+
+    @property
+    def endings(self) -> list[Ending]:
+        """The findings of audits that were over before the last step."""
+        spec = self.parsed
+        if spec is None:
+            return []
+        auditor = Auditor(spec)
+        auditor.replay(self.metrics)
+        return auditor.endings
 
     @property
     def warnings(self) -> list[Json]:

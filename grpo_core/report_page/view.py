@@ -17,6 +17,7 @@ from typing import Any, Final
 import grpo_core
 from grpo_core.estimates import Estimate, estimate
 from grpo_core.evaluation.paired_stats import SIGNIFICANCE, ends_of
+from grpo_core.monitoring.audits import Ending
 from grpo_core.report_page.charts import Curve, number, svg
 from grpo_core.report_page.run_files import Json, RunFiles
 from grpo_core.run_dir.metrics import Chart, Described, charts, short_names, watched
@@ -65,7 +66,7 @@ Series = list[float | None]
 
 def page_of(run: RunFiles) -> Json:
     """Everything the template reads."""
-    findings = run.findings
+    findings, endings = run.findings, run.endings
     best, worst = run.extremes()
     return {
         "title": plain(run.spec.get("name") or run.spec.get("model", {}).get("name") or "A run"),
@@ -75,7 +76,7 @@ def page_of(run: RunFiles) -> Json:
         "charts": _charts(run, findings),
         "table": _table(run),
         "columns": [short.english for _, short in watched()],
-        "findings": [_finding(run, data) for data in findings],
+        "findings": [_finding(run, data, endings) for data in findings],
         "runs": _runs(run),
         "warnings": [plain(f"{data.get('code', '')}: {data.get('message', '')}") for data in run.warnings],
         "extremes": _span(run.last_steps),
@@ -425,14 +426,17 @@ def _cell(value: Any) -> str:
     return number(float(value)) if isinstance(value, int | float) else "–"
 
 
-def _finding(run: RunFiles, data: Json) -> Json:
+def _finding(run: RunFiles, data: Json, endings: Sequence[Ending]) -> Json:
     query = data.get("rollouts") or {}
     rows = run.completions(query, SHOWN_WITH_FINDING)
     first, last = data.get("steps") or (0, 0)
+    over = next((e for e in endings if e.audit == data["audit"] and e.steps[0] <= last <= e.steps[1]), None)
+    if over is not None:
+        first, last = over.steps
     return {
         "name": plain(str(data["audit"]).replace("_", " "), 80),
-        "message": plain(str(data.get("message", ""))),
-        "steps": f"steps {first} to {last}",
+        "message": plain(over.message if over else str(data.get("message", ""))),
+        "steps": f"steps {first} to {last}" + (", over" if over else ""),
         "values": [(plain(str(k).replace("_", " "), 60), _cell(v)) for k, v in (data.get("values") or {}).items()],
         "query": plain("&".join(f"{key}={value}" for key, value in query.items()), 300),
         "completions": [_completion(row, MAX_TEXT // 2) for row in rows],

@@ -232,8 +232,8 @@ def test_a_step_that_draws_nothing_points_at_the_one_that_drew() -> None:
         ([0.9, 1.0, 1.1, 1.5, 1.9], ["began"]),
         ([1.0, 1.5, 2.0, 3.0, 4.0], ["began", "worse", "worse"]),
         ([1.0, 0.9, 1.1, 0.85, 1.2], ["began"]),
-        ([1.0, 0.5, 1.0, 1.0], ["began"]),
-        ([1.0, 0.5, 0.1, 0.1, 0.1, 1.0], ["began", "began"]),
+        ([1.0, 0.5, 1.0, 1.0], ["began", "over"]),
+        ([1.0, 0.5, 0.1, 0.1, 0.1, 1.0], ["began", "over", "began"]),
     ],
 )
 def test_hysteresis(severities: list[float], told: list[str]) -> None:
@@ -255,6 +255,31 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(name: str, cut: int) -> 
     resumed = Auditor(spec)
     assert [*resumed.replay(lines[:cut]), *(f for metrics in lines[cut:] for f in resumed.add(metrics))] == whole
     assert whole
+
+
+def silent_between(first: int, last: int, steps: int) -> list[dict[str, Any]]:
+    return [line(n, zero_variance_share=1.0 if first <= n <= last else 0.2) for n in range(1, steps + 1)]
+
+
+def test_a_stretch_that_is_over_is_told_as_past() -> None:
+    auditor = Auditor(spec_of(*WIDE))
+    lines = silent_between(10, 30, 40)
+    (found,) = auditor.replay(lines[:30])
+    assert (found.audit, found.steps, auditor.endings) == ("no_variance", (10, 29), [])
+    assert auditor.add(lines[30]) == []
+    (ending,) = auditor.endings
+    assert ending.steps == (10, 30)
+    assert ending.message.startswith("Between steps 10 and 30 no group had a signal")
+    assert ending.as_dict()["code"] == "audit_over"
+    auditor.replay(lines[31:])
+    assert auditor.endings == [ending]
+
+
+@pytest.mark.parametrize("name", ["no_variance", "truncation", "length_growth", "entropy_collapse", "kl_runaway"])
+def test_what_lasts_to_the_end_is_not_told_as_past(name: str) -> None:
+    auditor = Auditor(spec_of(*WIDE, steps=120))
+    auditor.replay(steps_of(spec_of(*WIDE, steps=120), SICK[name]))
+    assert not [ending for ending in auditor.endings if ending.audit == name]
 
 
 # Documented.

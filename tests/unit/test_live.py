@@ -66,6 +66,20 @@ def test_the_picture_has_the_essentials() -> None:
     assert "\x1b[31mcut" not in text
 
 
+def test_a_warning_that_is_over_gives_way_to_the_past() -> None:
+    seen = seen_after(
+        event("warning", 29, code="no_variance", message="nothing was learnt"),
+        event("warning", 30, code="truncation", message="cut off"),
+        event(
+            "log", 31, code="audit_over", audit="no_variance", message="Between steps 10 and 30 no group had a signal"
+        ),
+    )
+    assert [kind for kind, _ in seen.notes] == ["warning", "over"]
+    text = drawn(seen)
+    assert "Between steps 10 and 30 no group had a signal" in text
+    assert "nothing was learnt" not in text
+
+
 @pytest.mark.parametrize("width", [30, 60, 200])
 def test_it_fits_any_width(width: int) -> None:
     lines = drawn(seen_after(*(metric(step, step / 10) for step in range(1, 300))), width).splitlines()
@@ -114,6 +128,7 @@ def test_duration(seconds: float, text: str) -> None:
             ),
             "Not since. Up.",
         ),
+        (event("log", code="audit_over", audit="no_variance", message="Between."), "over no_variance: Between."),
         (event("evaluation", paired={"strict": {"verdict": "No."}, "metric": {"verdict": "Mean rose."}}), "Mean rose."),
         (event("sample", 1), ""),
     ],

@@ -14,6 +14,7 @@ import pytest
 
 from grpo_core import report_page
 from grpo_core.evaluation.paired_stats import compare, compare_values
+from grpo_core.monitoring.audits import Auditor
 from grpo_core.report_page.charts import Curve, describe, svg, thin, ticks
 from grpo_core.report_page.run_files import RunFiles
 from grpo_core.report_page.view import verdict
@@ -21,7 +22,7 @@ from grpo_core.run_dir.layout import RunFolder
 from grpo_core.run_dir.records import Completion, write_rollouts
 from grpo_core.spec import parse_spec
 from tests.unit.test_audits import SICK, completion, steps_of
-from tests.unit.traces import LEARNING, spec_of, trace
+from tests.unit.traces import LEARNING, STILL, spec_of, trace
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\x00\x1b[2J\u202e]]>--></pre>{{ 7*7 }}&amp;"
 
@@ -275,6 +276,20 @@ def test_the_form_is_told_apart_from_the_answers(
     said = verdict(RunFiles(folder.root, status="succeeded", error=None))
     assert said["tone"] == tone
     assert said["headline"].startswith(headline)
+
+
+def test_a_warning_of_a_stretch_that_is_over_is_told_as_past(tmp_path: Path) -> None:
+    spec = spec_of(8, 8, steps=40)
+    lines = [{**one, "zero_variance_share": 1.0 if 10 <= one["step"] <= 30 else 0.1} for one in trace(spec, STILL, 1)]
+    auditor = Auditor(spec)
+    events = [{"type": "warning", "data": finding.as_dict()} for finding in auditor.replay(lines)]
+    folder = run_folder(tmp_path, lines, spec, events)
+    _, page = write(folder)
+    assert "no variance · steps 10 to 30, over Between steps 10 and 30 no group had a signal" in page.text
+    assert "nothing was learnt" not in page.text
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines[:30]), encoding="utf-8")
+    _, page = write(folder)
+    assert "steps 10 to 29 In each of the last 20 steps" in page.text
 
 
 @pytest.mark.parametrize(

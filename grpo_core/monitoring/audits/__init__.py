@@ -8,7 +8,7 @@ never stopped.
 
 from __future__ import annotations
 
-from grpo_core.monitoring.audits.auditor import Auditor, Finding
+from grpo_core.monitoring.audits.auditor import OVER_CODE, Auditor, Ending, Finding
 from grpo_core.monitoring.audits.rules import RULES, Audit, Rule
 
-__all__ = ["RULES", "Audit", "Auditor", "Finding", "Rule"]
+__all__ = ["OVER_CODE", "RULES", "Audit", "Auditor", "Ending", "Finding", "Rule"]

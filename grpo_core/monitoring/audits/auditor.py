@@ -1,7 +1,8 @@
 """Runs the rules after each step and decides which findings to report.
 
 Owns the hysteresis: a finding is reported when it starts, again when it has become much worse, and as a new one only
-after it was gone for a while. A value that hovers around its threshold is one warning, not one per step.
+after it was gone for a while. A value that hovers around its threshold is one warning, not one per step. A reported
+finding that is gone has an ending, which tells of it as past.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ WORSE: Final = 2.0
 """Factor over the last reported severity from which a finding is reported again."""
 OVER: Final = 0.8
 """Severity below which a finding has ended; it may start again one window later."""
+OVER_CODE: Final = "audit_over"
+"""The code of the `log` event that tells of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +46,29 @@ class Finding:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """A reported finding that is over."""
+
+    audit: str
+    steps: tuple[int, int]
+    """First and last step that showed it."""
+    message: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The data of a `log` event."""
+        return {"code": OVER_CODE, "message": self.message, "audit": self.audit, "steps": list(self.steps)}
+
+
 class Auditor:
     """The audits of one run: give it every step once, in order."""
 
     def __init__(self, spec: JobSpec) -> None:
         thresholds = spec.audits.model_dump()
         self._history = History(spec)
+        self._began: dict[str, int] = {}
+        self.endings: list[Ending] = []
+        """The findings that are over, in order."""
         self._rules = [
             (rule, float(thresholds[rule.name]), _Alarm(rule, self._history.window))
             for rule in RULES
@@ -62,7 +82,10 @@ class Auditor:
         for rule, threshold, alarm in self._rules:
             measure = rule.measure(self._history, threshold)
             change = alarm.take(measure.severity if measure else 0.0)
-            if measure is not None and change is not None:
+            if change == "over":
+                self._end(rule)
+            elif measure is not None and change is not None:
+                self._began.setdefault(rule.name, measure.steps[0])
                 found.append(
                     Finding(
                         audit=rule.name,
@@ -73,6 +96,12 @@ class Auditor:
                     )
                 )
         return found
+
+    def _end(self, rule: Rule) -> None:
+        first, last = self._began.pop(rule.name), self._history.last_step - 1
+        when = f"Between steps {first} and {last}" if first < last else f"In step {last}"
+        ending = Ending(audit=rule.name, steps=(min(first, last), last), message=f"{when} {rule.past}. This is over.")
+        self.endings.append(ending)
 
     def replay(self, lines: Iterable[Mapping[str, Any]]) -> list[Finding]:
         """Process the steps of an earlier run of the job; returns what was reported then."""
@@ -89,7 +118,7 @@ class _Alarm:
         self._resting = 0
         self._told: float | None = None
 
-    def take(self, severity: float) -> Literal["began", "worse"] | None:
+    def take(self, severity: float) -> Literal["began", "worse", "over"] | None:
         """Update with the severity after another step."""
         if self._told is not None:
             return self._go_on(severity, self._told)
@@ -100,10 +129,11 @@ class _Alarm:
         self._told = severity
         return "began"
 
-    def _go_on(self, severity: float, told: float) -> Literal["worse"] | None:
+    def _go_on(self, severity: float, told: float) -> Literal["worse", "over"] | None:
         if severity < OVER:
             self._told, self._found_in, self._resting = None, 0, self._rest
-        elif severity >= WORSE * told:
+            return "over"
+        if severity >= WORSE * told:
             self._told = severity
             return "worse"
         return None

@@ -64,6 +64,8 @@ class Rule:
     name: Audit
     measure: Measuring
     show: Showing
+    past: str
+    """What it found, of a stretch of steps that is over."""
     patience: float = 0.0
     """Number of windows in which every step must show it before it is reported."""
 
@@ -238,13 +240,54 @@ def _show_highest_kl(history: History, _: Sequence[Completion]) -> Query:
 
 
 RULES: Final = (
-    Rule(name=Audit.NO_VARIANCE, measure=_no_variance, show=_show_step()),
-    Rule(name=Audit.FORMAT_GAMING, measure=_format_gaming, show=_show_best_paid_wrong, patience=0.5),
-    Rule(name=Audit.TRUNCATION, measure=_truncation, show=_show_step(finish="length", order="reward")),
-    Rule(name=Audit.LENGTH_COLLAPSE, measure=_length_collapse, show=_show_step(order="length")),
-    Rule(name=Audit.LENGTH_GROWTH, measure=_length_growth, show=_show_step(order="-length")),
-    Rule(name=Audit.DUPLICATES, measure=_duplicates, show=_show_most_duplicated),
-    Rule(name=Audit.ENTROPY_COLLAPSE, measure=_entropy_collapse, show=_show_step(order="-reward")),
-    Rule(name=Audit.KL_RUNAWAY, measure=_kl_runaway, show=_show_highest_kl),
+    Rule(
+        name=Audit.NO_VARIANCE,
+        measure=_no_variance,
+        show=_show_step(),
+        past="no group had a signal: all completions of a prompt had the same reward",
+    ),
+    Rule(
+        name=Audit.FORMAT_GAMING,
+        measure=_format_gaming,
+        show=_show_best_paid_wrong,
+        past="the reward rose and correctness hardly did: the format was learnt, not the answers",
+        patience=0.5,
+    ),
+    Rule(
+        name=Audit.TRUNCATION,
+        measure=_truncation,
+        show=_show_step(finish="length", order="reward"),
+        past="many completions were cut off at sampling.max_completion_tokens",
+    ),
+    Rule(
+        name=Audit.LENGTH_COLLAPSE,
+        measure=_length_collapse,
+        show=_show_step(order="length"),
+        past="completions were far shorter than at the start, and correctness had not risen",
+    ),
+    Rule(
+        name=Audit.LENGTH_GROWTH,
+        measure=_length_growth,
+        show=_show_step(order="-length"),
+        past="completions were far longer than at the start, and correctness had not risen",
+    ),
+    Rule(
+        name=Audit.DUPLICATES,
+        measure=_duplicates,
+        show=_show_most_duplicated,
+        past="many completions repeated another of their group, and the reward was not rising",
+    ),
+    Rule(
+        name=Audit.ENTROPY_COLLAPSE,
+        measure=_entropy_collapse,
+        show=_show_step(order="-reward"),
+        past="the model was nearly certain of each token, and not all answers were correct",
+    ),
+    Rule(
+        name=Audit.KL_RUNAWAY,
+        measure=_kl_runaway,
+        show=_show_highest_kl,
+        past="the model was far from its base (KL divergence)",
+    ),
 )
 """Every rule; its name is its field in the spec's `audits`."""

@@ -3,7 +3,7 @@
 import { fill, h, raw } from "./dom.js";
 import { clock, fixed, has, number, percent, t } from "./i18n.js";
 import { empty, failureCard } from "./parts.js";
-import { warningCard } from "./warning.js";
+import { overBy, warningCard } from "./warning.js";
 
 const SHOWN = 1000;
 const TYPES = ["warning", "error", "status", "checkpoint", "evaluation", "log"];
@@ -31,27 +31,27 @@ export function eventsTab(feed) {
     drawn = feed.events.length;
     const shown = feed.events.filter((event) => wanted.has(event.type)).reverse();
     if (!shown.length) fill(list, h("li", {}, empty(t("events.none"))));
-    else fill(list, shown.slice(0, SHOWN).map((event) => row(event, feed.id)), shown.length > SHOWN ? h("li", { class: "hint" }, t("events.more", { n: shown.length - SHOWN })) : null);
+    else fill(list, shown.slice(0, SHOWN).map((event) => row(event, feed)), shown.length > SHOWN ? h("li", { class: "hint" }, t("events.more", { n: shown.length - SHOWN })) : null);
   }
 
   drawBar();
   return { element: h("div", {}, bar, list), update };
 }
 
-function row(event, id) {
+function row(event, feed) {
   return h(
     "li",
     { class: `event ${event.type}` },
     h("div", { class: "when" }, clock(event.time)),
     h("div", { class: "kind" }, t(`event.${event.type}`)),
     h("div", { class: "at" }, event.step ? t("chart.step", { step: number(event.step) }) : null),
-    h("div", { class: "what" }, what(event, id)),
+    h("div", { class: "what" }, what(event, feed)),
   );
 }
 
-function what(event, id) {
+function what(event, { id, events }) {
   const { data } = event;
-  if (event.type === "warning") return warningCard(event, id);
+  if (event.type === "warning") return warningCard(event, id, overBy(event, events));
   if (event.type === "error") return failureCard(data);
   if (event.type === "status") {
     if (data.status) return has(`status.${data.status}`) ? t(`status.${data.status}`) : raw(data.status);

@@ -11,7 +11,7 @@ import { filesTab } from "./files.js";
 import { reportTab } from "./report.js";
 import { rolloutsTab } from "./rollouts.js";
 import { specTab } from "./spec.js";
-import { warningCard } from "./warning.js";
+import { overBy, warningCard } from "./warning.js";
 
 const MOVING = new Set(["running", "pausing", "cancelling"]);
 const TABS = { curves: curvesTab, rollouts: rolloutsTab, events: eventsTab, report: reportTab, files: filesTab, spec: specTab };
@@ -140,7 +140,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
     if (shownTab === "curves" && job.result) cards.push(trialCard(job.result, id));
     const latest = new Map(feed.events.filter((event) => event.type === "warning").map((event) => [event.data.code, event]));
     const isOverview = shownTab === "curves";
-    for (const event of isOverview ? [...latest.values()].slice(-3) : []) cards.push(warningCard(event, id));
+    for (const event of isOverview ? [...latest.values()].slice(-3) : []) cards.push(warningCard(event, id, overBy(event, feed.events)));
     if (isOverview && latest.size > 3) cards.push(h("p", { class: "hint" }, h("a", { href: `#/jobs/${id}/events` }, t("job.all.warnings", { n: latest.size }))));
     const mark = cards.map((card) => card.textContent).join("|");
     if (notes.dataset.mark !== mark) {

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from grpo_core.reasons import FailureClass
+from grpo_core.reasons import FailureClass, FailureCode
 
 EXIT_DONE = 0
 EXIT_CHECKPOINTED = 75
@@ -52,6 +52,21 @@ class FailureReport:
     hint: str = ""
     retryable: bool = False
 
+    @classmethod
+    def of(
+        cls,
+        code: str,
+        message: str,
+        *,
+        hint: str = "",
+        failure_class: FailureClass | None = None,
+        retryable: bool | None = None,
+    ) -> FailureReport:
+        """The report of a `FailureCode`, or of an error in the data. Class and `retryable` follow from the code."""
+        kind = failure_class or FailureCode(code).failure_class
+        again = kind in RETRYABLE if retryable is None else retryable
+        return cls(failure_class=kind, code=code, message=message, hint=hint, retryable=again)
+
     def as_dict(self) -> dict[str, object]:
         """The JSON form, with the class under its public name `class`."""
         return {
@@ -66,28 +81,21 @@ class FailureReport:
 class JobFailure(GrpoError):
     """A run cannot continue; carries the report for the user and the exit code for the worker."""
 
-    def __init__(self, failure_class: FailureClass, code: str, message: str, *, hint: str = "") -> None:
+    def __init__(self, code: str, message: str, *, hint: str = "", failure_class: FailureClass | None = None) -> None:
         super().__init__(message)
-        self.report = FailureReport(
-            failure_class=failure_class,
-            code=code,
-            message=message,
-            hint=hint,
-            retryable=failure_class in RETRYABLE,
-        )
+        self.report = FailureReport.of(code, message, hint=hint, failure_class=failure_class)
 
     @property
     def exit_code(self) -> int:
         """The child's exit status for this failure."""
-        if self.report.code == "rank_lost":
+        if self.report.code == FailureCode.RANK_LOST.value:
             return EXIT_RANK_LOST
         return EXIT_CODES.get(self.report.failure_class, EXIT_CODES[FailureClass.INTERNAL])
 
 
-def fault(code: str, message: str) -> JobFailure:
+def fault(code: FailureCode, message: str) -> JobFailure:
     """A violated invariant: an error of this project or of a library."""
     return JobFailure(
-        FailureClass.INTERNAL,
         code,
         message,
         hint="This is an error of the service or of its library versions: install the locked versions, and report it.",

@@ -15,7 +15,7 @@ from typing import Final, Literal
 from grpo_core import cost
 from grpo_core.cost import ASIDE_BYTES, GIB, USABLE
 from grpo_core.errors import JobFailure
-from grpo_core.reasons import FailureClass
+from grpo_core.reasons import FailureCode
 from grpo_core.spec import JobSpec, Problem
 
 Precision = Literal["fp32", "16bit", "8bit", "4bit"]
@@ -141,8 +141,7 @@ def resolve_precision(
     if device == "cpu":
         if requested != "auto":
             raise JobFailure(
-                FailureClass.USER_CONFIG,
-                "precision_needs_gpu",
+                FailureCode.PRECISION_NEEDS_GPU,
                 f"model.precision is {requested}, and this worker has no GPU",
                 hint="Set model.precision to auto; a CPU trains in 32-bit.",
             )

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from grpo_core.errors import JobFailure
-from grpo_core.reasons import FailureClass
+from grpo_core.reasons import FailureClass, FailureCode
 from grpo_core.rewards import Scorer, scorers
 from grpo_core.rewards.graders.formula import Formula, FormulaError
 from grpo_core.rewards.graders.models import AnyGrader, GraderLimits, Multi, members_of
@@ -166,7 +166,9 @@ class Grading:
                 grader = self._make(leaf, context)
             except GraderUnavailable as error:
                 if not self._lenient:
-                    raise JobFailure(FailureClass.REWARD, error.code, str(error), hint=error.remedy) from error
+                    raise JobFailure(
+                        error.code, str(error), hint=error.remedy, failure_class=FailureClass.REWARD
+                    ) from error
                 self.unavailable[member] = error
                 grader = AbsentGrader(error.kind, str(error))
             self._graders[member] = grader
@@ -274,8 +276,7 @@ class Grading:
         if failed and share > on_error.max_share:
             reason, count = self._reasons.most_common(1)[0]
             raise JobFailure(
-                FailureClass.REWARD,
-                "graders_failed",
+                FailureCode.GRADERS_FAILED,
                 f"{sum(bad for bad, _ in self._failures)} completions of the last {len(self._failures)} steps could "
                 f"not be scored, more than rewards.on_error.max_share allows. The most frequent reason, {count} times: "
                 f"{reason}",
@@ -310,7 +311,7 @@ def _response_schema(spec: JobSpec) -> Any:
         return Schema(response.json_schema.json_schema if response.json_schema else {"type": "object"})
     except SchemaError as error:
         raise JobFailure(
-            FailureClass.USER_CONFIG, "bad_schema", f"sampling.response_format {error}.", hint="Correct its schema."
+            FailureCode.BAD_SCHEMA, f"sampling.response_format {error}.", hint="Correct its schema."
         ) from error
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_DONE, EXIT_RANK_LOST, FailureReport, JobFailure
-from grpo_core.reasons import FailureClass
+from grpo_core.reasons import FailureCode
 from grpo_core.run_dir.layout import RunFolder
 from grpo_core.run_dir.records import append_error, last_error
 
@@ -83,8 +83,7 @@ def take_rank(environment: MutableMapping[str, str]) -> Rank | None:
 def lost(what: str) -> JobFailure:
     """Return the failure of a run that lost one of its ranks."""
     return JobFailure(
-        FailureClass.INFRA,
-        "rank_lost",
+        FailureCode.RANK_LOST,
         what,
         hint="The run can resume from its last checkpoint. If it happens again, look at the host: its log names GPUs "
         "that fell off the bus and processes that were killed.",

@@ -64,6 +64,102 @@ class FailureClass(Reason):
     INTERNAL = "internal", "An error of the service", "服务内部错误"
 
 
+class FailureCode(StrEnum):
+    """What exactly ended a run. The message of a failure has the names and numbers, and its hint what to do."""
+
+    _value_: str
+    failure_class: FailureClass
+    """The class of its failures, unless the place that raises one knows better."""
+    sentence: str
+
+    def __new__(cls, value: str, failure_class: FailureClass, sentence: str) -> Self:
+        """A member is written as its value, its class and its sentence."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.failure_class, member.sentence = failure_class, sentence
+        return member
+
+    MODEL_NOT_FOUND = "model_not_found", FailureClass.USER_CONFIG, "The hub has no such model, or it is private"
+    MODEL_GATED = "model_gated", FailureClass.USER_CONFIG, "The hub gives the model only to a token"
+    REVISION_NOT_FOUND = "revision_not_found", FailureClass.USER_CONFIG, "The model has no such revision"
+    BAD_NAME = "bad_name", FailureClass.USER_CONFIG, "This is not the name of a model"
+    MODEL_OUTSIDE_FOLDER = "model_outside_folder", FailureClass.USER_CONFIG, "The name leads out of the model folder"
+    MODEL_UNREADABLE = "model_unreadable", FailureClass.USER_CONFIG, "The model's files are missing or invalid"
+    NO_CHAT_TEMPLATE = "no_chat_template", FailureClass.USER_CONFIG, "The tokenizer has no chat template"
+    CHAT_TEMPLATE_FAILED = "chat_template_failed", FailureClass.USER_CONFIG, "The chat template raises an error"
+    CHAT_TEMPLATE_TOO_LARGE = "chat_template_too_large", FailureClass.USER_CONFIG, "The chat template needs too much"
+    NO_SUCH_MODULE = "no_such_module", FailureClass.USER_CONFIG, "The model lacks modules that the spec adapts"
+    SEQUENCE_TOO_LONG = "sequence_too_long", FailureClass.USER_CONFIG, "The model's context is too short"
+    TOO_FEW_GPUS = "too_few_gpus", FailureClass.USER_CONFIG, "The worker has fewer GPUs than the job asks for"
+    ENGINE_NOT_AVAILABLE = "engine_not_available", FailureClass.USER_CONFIG, "The engine cannot run this job"
+    PRECISION_NEEDS_GPU = "precision_needs_gpu", FailureClass.USER_CONFIG, "This precision needs a GPU"
+    EGRESS_REFUSED = "egress_refused", FailureClass.USER_CONFIG, "The run needed a host that is not allowed"
+    TIME_LIMIT = "time_limit", FailureClass.USER_CONFIG, "The job's runs together took longer than allowed"
+    TRACKER_NOT_INSTALLED = "tracker_not_installed", FailureClass.USER_CONFIG, "The worker lacks the tracker"
+    BAD_SCHEMA = "bad_schema", FailureClass.USER_CONFIG, "A JSON schema is invalid"
+    CHECKPOINT_DOES_NOT_FIT = "checkpoint_does_not_fit", FailureClass.USER_CONFIG, "The checkpoint has other settings"
+    TOO_MANY_HELD_OUT = "too_many_held_out", FailureClass.DATASET, "Too few rows are left to train on"
+    NO_ROWS_LEFT = "no_rows_left", FailureClass.DATASET, "Every row to train on repeats a held-out question"
+    ALL_PROMPTS_TOO_LONG = "all_prompts_too_long", FailureClass.DATASET, "All prompts are longer than the limit"
+    TOO_FEW_PROMPTS = "too_few_prompts", FailureClass.DATASET, "Fewer prompts are left than a step needs"
+    INPUT_GONE = "input_gone", FailureClass.DATASET, "The upload or checkpoint to start from was deleted"
+    INPUT_DAMAGED = "input_damaged", FailureClass.DATASET, "The upload or checkpoint to start from has changed"
+    REWARD_FAILED = "reward_failed", FailureClass.REWARD, "A reward function raised an error"
+    REWARD_NOT_FINITE = "reward_not_finite", FailureClass.REWARD, "A reward is NaN or infinite"
+    GRADER_NOT_LOADED = "grader_not_loaded", FailureClass.REWARD, "The source of a grader raises an error"
+    GRADERS_NOT_CONFINED = "graders_not_confined", FailureClass.REWARD, "The grader's process cannot be confined"
+    GRADER_NOT_AVAILABLE = "grader_not_available", FailureClass.REWARD, "A package that the grader needs is missing"
+    TOO_MANY_GRADERS = "too_many_graders", FailureClass.REWARD, "Too many graders need a separate process"
+    RUNS_ON_WORKERS = "runs_on_workers", FailureClass.REWARD, "Only workers run this grader"
+    NO_SUCH_JUDGE = "no_such_judge", FailureClass.REWARD, "The judge is not registered on the worker"
+    NO_JUDGE_KEY = "no_judge_key", FailureClass.REWARD, "The judge's key is not set on the worker"
+    ENDPOINT_NOT_ALLOWED = "endpoint_not_allowed", FailureClass.REWARD, "The endpoint's host is not allowed"
+    NO_GRADER_SECRET = "no_grader_secret", FailureClass.REWARD, "A secret that the grader needs is not set"
+    BAD_REGISTRATION = "bad_registration", FailureClass.REWARD, "The registration of judges or hosts is invalid"
+    GRADERS_FAILED = "graders_failed", FailureClass.REWARD, "Graders failed more often than the spec allows"
+    OUT_OF_MEMORY = "out_of_memory", FailureClass.OOM, "Memory ran out while a step was trained"
+    OUT_OF_MEMORY_IN_ROLLOUT = (
+        "out_of_memory_in_rollout",
+        FailureClass.OOM,
+        "Memory ran out while completions were generated",
+    )
+    NO_ROOM_FOR_ROLLOUTS = (
+        "no_room_for_rollouts",
+        FailureClass.OOM,
+        "The weights leave too little memory for completions",
+    )
+    KILLED_FOR_MEMORY = "killed_for_memory", FailureClass.OOM, "The kernel killed the training process"
+    MEMORY_LIMIT = "memory_limit", FailureClass.OOM, "The run used more memory than the worker allows"
+    NO_REWARD_VARIANCE = "no_reward_variance", FailureClass.NO_SIGNAL, "All completions of a prompt had the same reward"
+    ZERO_UPDATE = "zero_update", FailureClass.NO_SIGNAL, "Training changed no weight"
+    NOT_FINITE = "not_finite", FailureClass.DIVERGED, "The loss, gradient or probabilities are not finite"
+    RUNAWAY = "runaway", FailureClass.DIVERGED, "The loss or the gradient grew without bound"
+    ROLLOUTS_DIFFER = "rollouts_differ", FailureClass.DIVERGED, "Rollout engine and trainer compute other probabilities"
+    NO_PROGRESS = "no_progress", FailureClass.STALLED, "The training process made no progress"
+    STOPPED_FROM_OUTSIDE = "stopped_from_outside", FailureClass.PREEMPTED, "Something else asked the run to stop"
+    RANK_LOST = "rank_lost", FailureClass.INFRA, "A process of those that train together was lost"
+    WORKER_LOST = "worker_lost", FailureClass.INFRA, "The worker or its host died"
+    CHILD_DIED = "child_died", FailureClass.INFRA, "The training process ended without a message"
+    WORKER_ERROR = "worker_error", FailureClass.INFRA, "The worker itself failed"
+    DISK_FULL = "disk_full", FailureClass.INFRA, "The worker's scratch disk is full"
+    RUN_TOO_LARGE = "run_too_large", FailureClass.INFRA, "A file of the run was not uploaded"
+    CHECKPOINT_UNREADABLE = "checkpoint_unreadable", FailureClass.INFRA, "A checkpoint cannot be resumed from"
+    HUB_UNREACHABLE = "hub_unreachable", FailureClass.INFRA, "The hub did not answer"
+    ATTEMPTS_USED_UP = "attempts_used_up", FailureClass.INFRA, "Three runs in a row were lost without a checkpoint"
+    UNEXPECTED = "unexpected", FailureClass.INTERNAL, "An unexpected error"
+    RANKS_DIFFER = "ranks_differ", FailureClass.INTERNAL, "The ranks computed different adapters"
+    SETTINGS_DIFFER = "settings_differ", FailureClass.INTERNAL, "A library has other settings than the spec"
+    LIBRARY_CHANGED = "library_changed", FailureClass.INTERNAL, "A library lacks an internal part that is used"
+    BASE_CHANGED = "base_changed", FailureClass.INTERNAL, "Training changed the base model"
+    ADAPTER_NOT_FP32 = "adapter_not_fp32", FailureClass.INTERNAL, "The adapter is not in 32 bits"
+    UNTRAINED_MODULE = "untrained_module", FailureClass.INTERNAL, "A part of the adapter was never trained"
+    ADAPTER_DIFFERS = "adapter_differs", FailureClass.INTERNAL, "The saved adapter is not the trained one"
+    PEFT_CANNOT_LOAD = "peft_cannot_load", FailureClass.INTERNAL, "Stock PEFT cannot load the adapter"
+    PEFT_DISAGREES = "peft_disagrees", FailureClass.INTERNAL, "Stock PEFT computes something else"
+    SERVER_DISAGREES = "server_disagrees", FailureClass.INTERNAL, "The rollout server computes something else"
+    ADAPTER_NOT_SERVED = "adapter_not_served", FailureClass.INTERNAL, "The rollout server ignores the adapter"
+
+
 class Phase(Word):
     """What the run of a job is doing."""
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))  # so that it runs from a checkout that is not ins
 
 from api.schemas import JobDetail  # noqa: E402
 from grpo_core.errors import EXIT_CODES  # noqa: E402
-from grpo_core.reasons import EventType, FailureClass, Phase, Reason, WarningCode  # noqa: E402
+from grpo_core.reasons import EventType, FailureClass, FailureCode, Phase, Reason, WarningCode  # noqa: E402
 from grpo_core.run_dir.metrics import described  # noqa: E402
 from grpo_core.run_dir.records import COLUMN_TYPES, Rollout  # noqa: E402
 from grpo_core.shown import shown_fields  # noqa: E402
@@ -41,6 +41,7 @@ def tables() -> dict[str, Rows]:
         "phases": with_sentences("phase", Phase),
         "event-types": with_sentences("type", EventType),
         "failure-classes": with_sentences("class", FailureClass),
+        **{f"codes-{one.replace('_', '-')}": codes_of(one) for one in FailureClass},
         "warning-codes": with_sentences("code", WarningCode),
         "wait-reasons": with_sentences("reason", WaitReason),
         "exit-codes": [("exit code", "class"), *((str(code), f"`{name}`") for name, code in EXIT_CODES.items())],
@@ -68,6 +69,12 @@ def tables() -> dict[str, Rows]:
 def with_sentences(head: str, reasons: type[Reason]) -> Rows:
     """Words with their sentences."""
     return [(head, "meaning"), *((f"`{one.value}`", one.sentence) for one in reasons)]
+
+
+def codes_of(failure_class: FailureClass) -> Rows:
+    """What each code of a class means; the page adds what to do."""
+    found = [one for one in FailureCode if one.failure_class == failure_class]
+    return [("code", "what happened"), *((f"`{one.value}`", one.sentence) for one in found)]
 
 
 def filled(page: str) -> str:

@@ -32,6 +32,7 @@ from api.schemas import (
     UnavailableGrader,
     ValidatedGrader,
 )
+from grpo_core.reasons import FailureCode
 from grpo_core.rewards.graders.operator import unregistered
 from grpo_core.scoring.process import score_apart
 from grpo_core.scoring.requests import GRADER, ScoreRequest, read_rows, read_run, read_validation
@@ -41,7 +42,6 @@ MAX_BYTES: Final = 2 * 1024**2
 """Of a request's body."""
 MAX_ROWS_VALUES: Final = 50_000
 """Of the JSON of `score`: 200 rows with nested columns."""
-_NOT_LOADED: Final = "grader_not_loaded"
 _DETAIL: Final = "`errors` names each field and its remedy."
 
 T = TypeVar("T")
@@ -117,7 +117,7 @@ def validate_grader(spec: GraderSpec, owner: Owner, runs: Runs) -> ValidatedGrad
     with runs.take(owner):
         found = score_apart(spec, ())
     for one in found["unavailable"]:
-        if one["code"] == _NOT_LOADED:
+        if one["code"] == FailureCode.GRADER_NOT_LOADED:
             raise _problem("invalid_grader", [one])
     return ValidatedGrader(grader=spec.as_dict()["rewards"]["graders"][GRADER])
 
@@ -175,7 +175,7 @@ def _invalid(error: SpecError) -> ApiError:
 
 def _require_available(found: dict[str, Any]) -> None:
     """A source that cannot be loaded is the grader's own error, and a flag of the answer; all else is refused."""
-    missing = [one for one in found["unavailable"] if one["code"] != _NOT_LOADED]
+    missing = [one for one in found["unavailable"] if one["code"] != FailureCode.GRADER_NOT_LOADED]
     if missing:
         raise _problem("grader_unavailable", missing)
 

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn, cast
 
 from grpo_core import strict_json
 from grpo_core.errors import JobFailure
-from grpo_core.reasons import FailureClass
+from grpo_core.reasons import FailureClass, FailureCode
 from grpo_core.run_dir.layout import sha256_of, write_json
 from grpo_core.spec import JobSpec
 
@@ -33,7 +33,6 @@ FILE_NAMES: Final = frozenset(
 )
 """The files of a checkpoint, besides the manifest."""
 
-UNREADABLE: Final = "checkpoint_unreadable"
 """The code of every refusal, by which the worker knows to try the previous checkpoint."""
 
 
@@ -95,10 +94,10 @@ def write_manifest(folder: Path, *, step: int, epoch: int, spec_digest: str) -> 
 
 
 def unreadable(
-    message: str, *, failure_class: FailureClass = FailureClass.INFRA, hint: str = "An earlier checkpoint may be whole."
+    message: str, *, failure_class: FailureClass | None = None, hint: str = "An earlier checkpoint may be whole."
 ) -> JobFailure:
     """The failure of a run that cannot resume from its checkpoint."""
-    return JobFailure(failure_class, UNREADABLE, message, hint=hint)
+    return JobFailure(FailureCode.CHECKPOINT_UNREADABLE, message, hint=hint, failure_class=failure_class)
 
 
 def _verify_files(folder: Path, listed: object) -> None:

@@ -37,7 +37,7 @@ from grpo_core.checkpoints.manifest import (
 )
 from grpo_core.checkpoints.model_card import model_card
 from grpo_core.errors import JobFailure
-from grpo_core.reasons import EventType, FailureClass
+from grpo_core.reasons import EventType, FailureCode
 from grpo_core.run_dir.layout import RunFolder, new_folder, step_of, write_json, write_text
 from grpo_core.run_dir.records import EventWriter
 from grpo_core.spec import JobSpec
@@ -168,8 +168,7 @@ def _read_adapter_config(folder: Path) -> dict[str, Any]:
 
 def _bad_start(message: str) -> JobFailure:
     return JobFailure(
-        FailureClass.USER_CONFIG,
-        "checkpoint_does_not_fit",
+        FailureCode.CHECKPOINT_DOES_NOT_FIT,
         message,
         hint="Use the model and lora settings of the job that made the checkpoint.",
     )

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Any
 
 from grpo_core.errors import JobFailure
-from grpo_core.reasons import FailureClass
+from grpo_core.reasons import FailureCode
 
 
 class LibraryChanged(JobFailure):
@@ -24,8 +24,7 @@ class LibraryChanged(JobFailure):
 
     def __init__(self, library: str, read_in: str, fault: str) -> None:
         super().__init__(
-            FailureClass.INTERNAL,
-            "library_changed",
+            FailureCode.LIBRARY_CHANGED,
             f"{library} {installed(library)} {fault}; this was written for {library} {read_in}.",
             hint=f"Install the locked versions, or {library}=={read_in}, and report it.",
         )

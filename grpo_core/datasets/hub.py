@@ -30,7 +30,7 @@ from grpo_core.datasets.rows import (
 from grpo_core.datasets.tables import Record, read_records
 from grpo_core.errors import GrpoError
 from grpo_core.hub import Warn
-from grpo_core.reasons import WarningCode
+from grpo_core.reasons import FailureCode, WarningCode
 from grpo_core.spec import DataSection
 from grpo_core.spec.sections import HUB_NAME
 
@@ -192,7 +192,7 @@ def _as_dataset_error(name: str, reason: Exception) -> DatasetError:
         remedy = f"Try again later, put the data set in the worker's {DATASET_DIR_VARIABLE}, or upload it as JSONL."
         # If the hub was turned off on purpose, a retry does not help.
         kind = DatasetUnreachableError if is_away else DatasetError
-        return kind([problem("hub_unreachable", detail, remedy, "/data/dataset")])
+        return kind([problem(FailureCode.HUB_UNREACHABLE, detail, remedy, "/data/dataset")])
     remedy = "Try another revision, or upload the rows as JSONL."
     return error("unreadable", f"{name} could not be read ({said})", remedy, "/data/dataset")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from grpo_core.datasets.rows import DatasetError, Message, Question
 from grpo_core.datasets.templates import ChatTokenizer, encode
+from grpo_core.reasons import FailureCode
 from grpo_core.spec import DataSection, JobSpec, Problem
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _require_enough(found: PromptSet, shortest: int, spec: JobSpec) -> None:
     if not found.prompts:
         problem = Problem(
             pointer="/sampling/max_prompt_tokens",
-            code="all_prompts_too_long",
+            code=FailureCode.ALL_PROMPTS_TOO_LONG,
             detail=f"all {found.dropped} prompts are longer than {limit} tokens; the shortest has {shortest}",
             remedy=f"Set sampling.max_prompt_tokens to {shortest} or more, or shorten the system prompt or examples.",
         )
@@ -94,7 +95,7 @@ def _require_enough(found: PromptSet, shortest: int, spec: JobSpec) -> None:
     if len(found.prompts) < needed:
         problem = Problem(
             pointer="/sampling/prompts_per_step",
-            code="too_few_prompts",
+            code=FailureCode.TOO_FEW_PROMPTS,
             detail=f"a step needs {needed} different prompts and only {len(found.prompts)} are left "
             f"({found.dropped} were longer than {limit} tokens)",
             remedy=f"Set sampling.prompts_per_step to {len(found.prompts)} or less, or add questions.",

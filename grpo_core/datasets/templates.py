@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 from grpo_core.errors import JobFailure
-from grpo_core.reasons import FailureClass
+from grpo_core.reasons import FailureCode
 
 ROOM_BYTES: Final = 1024**3
 """Additional memory that rendering a template may take, in bytes."""
@@ -71,8 +71,7 @@ def _render(tokenizer: ChatTokenizer, batch: Sequence[Any]) -> list[str]:
         raise _unbearable(f"takes more than {SECONDS:.0f} s for {len(batch)} conversations") from error
     except (jinja2.TemplateError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise JobFailure(
-            FailureClass.USER_CONFIG,
-            "chat_template_failed",
+            FailureCode.CHAT_TEMPLATE_FAILED,
             f"The model's chat template cannot be rendered ({type(error).__name__}).",
             hint="Use another model or revision; some templates take no system message: set data.system_prompt to ''.",
         ) from error
@@ -130,8 +129,7 @@ def _bounded_memory() -> Generator[None]:
 
 def _unbearable(what: str) -> JobFailure:
     return JobFailure(
-        FailureClass.USER_CONFIG,
-        "chat_template_too_large",
+        FailureCode.CHAT_TEMPLATE_TOO_LARGE,
         f"The model's chat template {what}.",
         hint="Use another model or revision.",
     )

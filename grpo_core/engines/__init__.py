@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from grpo_core.engines import unsloth_env
 from grpo_core.engines.protocol import Engine, EngineContext, EngineName
 from grpo_core.errors import JobFailure
-from grpo_core.reasons import FailureClass
+from grpo_core.reasons import FailureCode
 
 if TYPE_CHECKING:
     from grpo_core.spec import JobSpec
@@ -43,24 +43,21 @@ def choose_engine(
     """
     if spec.resources.gpus > cuda_count:
         raise JobFailure(
-            FailureClass.USER_CONFIG,
-            "too_few_gpus",
+            FailureCode.TOO_FEW_GPUS,
             f"The job asks for {spec.resources.gpus} GPU(s) and this machine has {cuda_count}.",
             hint="Set resources.gpus to 0 (with optimizer.name adamw_torch) to train on a CPU, or use a GPU worker.",
         )
     choice = _choose_automatically(spec, model, wrote) if spec.engine == "auto" else Choice(spec.engine)
     if ranks > 1 and choice.name != "native":
         raise JobFailure(
-            FailureClass.USER_CONFIG,
-            "engine_not_available",
+            FailureCode.ENGINE_NOT_AVAILABLE,
             f"Only the engine native trains in {ranks} processes, and the job runs on {choice.name}"
             + (f": {choice.reason}" if choice.reason else "."),
             hint="Set engine to native, or resources.gpus to 1.",
         )
     if choice.name == "unsloth" and not _unsloth_is_ready():
         raise JobFailure(
-            FailureClass.USER_CONFIG,
-            "engine_not_available",
+            FailureCode.ENGINE_NOT_AVAILABLE,
             "This worker cannot run the unsloth engine.",
             hint="Set engine to trl, or install the cuda extra on the worker.",
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from grpo_core.compat.unsloth import TAKEN_FOR_NOT_GIVEN
 from grpo_core.errors import JobFailure
 from grpo_core.hardware.models import Precision
-from grpo_core.reasons import FailureClass
+from grpo_core.reasons import FailureCode
 from grpo_core.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -134,8 +134,7 @@ def require_same(requested: Mapping[str, Any], effective: Mapping[str, Any], whe
     ]
     if differing:
         raise JobFailure(
-            FailureClass.INTERNAL,
-            "settings_differ",
+            FailureCode.SETTINGS_DIFFER,
             f"{where} differs from the requested settings: {'; '.join(differing)}.",
             hint="This is an error of the service or of its library versions: install the locked versions.",
         )

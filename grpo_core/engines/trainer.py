@@ -23,9 +23,8 @@ from grpo_core.checkpoints.manifest import unreadable
 from grpo_core.compat.trl import SAMPLER_LOGPROBS, HookedTrainer, optimized, split
 from grpo_core.errors import JobFailure
 from grpo_core.grading import TOTAL, Graded, Grading, Payment
-from grpo_core.hardware.micro_batch import NO_ROOM_TO_DRAW
 from grpo_core.monitoring.step_recorder import StepRecorder, Update
-from grpo_core.reasons import FailureClass, FinishReason
+from grpo_core.reasons import FailureCode, FinishReason
 from grpo_core.run_dir.records import Completion
 
 
@@ -94,16 +93,14 @@ class PaymentTap:
             raise
         except Exception as error:
             raise JobFailure(
-                FailureClass.REWARD,
-                "reward_failed",
+                FailureCode.REWARD_FAILED,
                 f"The rewards raised {type(error).__name__}: {error}",
                 hint="Check rewards and data.answer_column.",
             ) from error
         self.seconds = time.perf_counter() - began
         if not all(math.isfinite(payment.total) for payment in self.paid):
             raise JobFailure(
-                FailureClass.REWARD,
-                "reward_not_finite",
+                FailureCode.REWARD_NOT_FINITE,
                 "The reward of a completion is not a finite number.",
                 hint="Rewards must be finite; check the graders and the formula.",
             )
@@ -271,8 +268,7 @@ class RecordingTrainer(HookedTrainer):
 def _no_room_to_draw(error: Exception) -> JobFailure:
     """Return the failure of a step whose completions, which are all generated together, need too much memory."""
     return JobFailure(
-        FailureClass.OOM,
-        NO_ROOM_TO_DRAW,
+        FailureCode.OUT_OF_MEMORY_IN_ROLLOUT,
         f"Generating the completions of a step needed more memory than there is: {str(error).splitlines()[0][:500]}",
         hint="Lower sampling.prompts_per_step, sampling.generations or sampling.max_completion_tokens. Smaller parts "
         "of the step (sampling.gradient_accumulation) do not help here.",

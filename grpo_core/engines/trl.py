@@ -41,7 +41,7 @@ from grpo_core.errors import JobFailure
 from grpo_core.evaluation.generate import Answer, Sampling, ask
 from grpo_core.hardware.models import Hardware, ModelFiles, Precision, choose_precision
 from grpo_core.monitoring import trackers
-from grpo_core.reasons import FailureClass, WarningCode
+from grpo_core.reasons import FailureCode, WarningCode
 from grpo_core.selftest.logprob_probes import LogprobProbe, LogProbs, token_logprobs
 from grpo_core.selftest.peft_reference import load_base
 from grpo_core.spec import JobSpec
@@ -289,8 +289,7 @@ def load_tokenizer(files: ModelFiles) -> Any:
         raise _unreadable(files, "tokenizer", error) from error
     if not tokenizer.chat_template:
         raise JobFailure(
-            FailureClass.USER_CONFIG,
-            "no_chat_template",
+            FailureCode.NO_CHAT_TEMPLATE,
             f"The tokenizer of {files.name} has no chat template.",
             hint="Use an instruction-tuned model.",
         )
@@ -317,8 +316,7 @@ def raise_if_module_missing(error: ValueError, files: ModelFiles) -> None:
     """Raise a `user_config` failure if PEFT's error says that the model lacks a projection."""
     if "target modules" in str(error).lower():
         raise JobFailure(
-            FailureClass.USER_CONFIG,
-            "no_such_module",
+            FailureCode.NO_SUCH_MODULE,
             f"{files.name} lacks some of the projections in lora.target_modules.",
             hint="Name projections that the model's architecture has.",
         ) from error
@@ -333,8 +331,7 @@ def require_context_length(model: Any, spec: JobSpec) -> None:
     needed = spec.sampling.max_prompt_tokens + longest
     if limit is not None and needed > limit:
         raise JobFailure(
-            FailureClass.USER_CONFIG,
-            "sequence_too_long",
+            FailureCode.SEQUENCE_TOO_LONG,
             f"Prompt and completion may take {needed} tokens, and {spec.model.name} can read at most {limit}.",
             hint="Lower sampling.max_prompt_tokens, or max_completion_tokens of sampling or evaluation.",
         )
@@ -415,8 +412,7 @@ def _held_by_adapter(model: Any) -> dict[str, Any]:
 def _unreadable(files: ModelFiles, what: str, error: Exception) -> JobFailure:
     reason = str(error).splitlines()[0].replace(str(files.path), files.name) if str(error) else type(error).__name__
     return JobFailure(
-        FailureClass.USER_CONFIG,
-        "model_unreadable",
+        FailureCode.MODEL_UNREADABLE,
         f"The {what} of {files.name} cannot be loaded: {reason[:300]}",
         hint="Use a causal language model that transformers supports without remote code, with safetensors weights.",
     )

@@ -11,8 +11,7 @@ from typing import Final
 
 from grpo_core.errors import JobFailure
 from grpo_core.estimates import Precision, weight_bytes
-from grpo_core.hardware.micro_batch import NO_ROOM_FOR_ROLLOUTS
-from grpo_core.reasons import FailureClass
+from grpo_core.reasons import FailureCode
 
 BESIDES: Final = 1.2e9
 """Approximate bytes that vLLM needs beside the weights: a 7B model used 0.6 GB without a cache, the cache of eight
@@ -37,8 +36,7 @@ def require_room(share: float, free: int, parameters: int, weights: Precision) -
     else:
         remedy = "Use a GPU with more free memory, or a smaller model."
     raise JobFailure(
-        FailureClass.OOM,
-        NO_ROOM_FOR_ROLLOUTS,
+        FailureCode.NO_ROOM_FOR_ROLLOUTS,
         f"The weights take at least {least / 1e9:.1f} GB, and vLLM may use {share * free / 1e9:.1f} GB: "
         f"model.gpu_memory_share {share:g} of the {free / 1e9:.1f} GB that are free on the GPU.",
         hint=remedy,
@@ -49,8 +47,7 @@ def no_room(reason: object, weights: Precision) -> JobFailure:
     """Return the failure of vLLM if it started with too little memory, for `reason`."""
     smaller = "" if weights == "4bit" else ", or set model.precision to 4bit"
     return JobFailure(
-        FailureClass.OOM,
-        NO_ROOM_FOR_ROLLOUTS,
+        FailureCode.NO_ROOM_FOR_ROLLOUTS,
         f"vLLM has too little memory for the model and its sequences: {str(reason).splitlines()[0][:300]}",
         hint=f"Raise model.gpu_memory_share or lower model.max_sequence{smaller}.",
     )

@@ -24,7 +24,7 @@ from grpo_core.evaluation.generate import Answer, EvaluationItem, Sampling, read
 from grpo_core.evaluation.paired_stats import compare, compare_values, wilson_interval
 from grpo_core.grading import TOTAL, Graded, Grading
 from grpo_core.hub import Warn
-from grpo_core.reasons import EventType, Phase, WarningCode
+from grpo_core.reasons import EventType, FailureCode, Phase, WarningCode
 from grpo_core.run_dir.layout import RunFolder
 from grpo_core.run_dir.records import EventWriter, write_evaluation
 from grpo_core.spec import JobSpec, Problem
@@ -75,7 +75,7 @@ def load_split(spec: JobSpec, inputs: Path, warn: Warn) -> SplitRows:
             warn(WarningCode.FEWER_QUESTIONS, f"{len(held_out)} questions are held out; {wanted} were asked for.")
     elif 2 * wanted > len(rows):
         detail = f"{wanted} questions would be held out of {len(rows)} rows, more than half of them"
-        raise _bad_data("too_many_held_out", detail, f"Use at most {len(rows) // 2}, or more rows.")
+        raise _bad_data(FailureCode.TOO_MANY_HELD_OUT, detail, f"Use at most {len(rows) // 2}, or more rows.")
     else:
         rows, held_out = rows[:-wanted], rows[-wanted:]
     return SplitRows(_without_repeats(rows, held_out, warn), held_out)
@@ -88,7 +88,9 @@ def fitting(rows: Sequence[Row], spec: JobSpec, tokenizer: ChatTokenizer) -> lis
     kept = [row for row, ids in zip(rows, encode(tokenizer, conversations), strict=True) if len(ids) <= limit]
     if not kept:
         detail = f"all {len(rows)} held-out prompts are longer than sampling.max_prompt_tokens, {limit}"
-        raise _bad_data("all_prompts_too_long", detail, "Raise sampling.max_prompt_tokens, or use other questions.")
+        raise _bad_data(
+            FailureCode.ALL_PROMPTS_TOO_LONG, detail, "Raise sampling.max_prompt_tokens, or use other questions."
+        )
     return kept
 
 
@@ -310,9 +312,9 @@ def _without_repeats(rows: list[Row], held_out: list[Row], warn: Warn) -> list[R
         )
     if not left:
         detail = "every row to train on repeats a held-out question"
-        raise _bad_data("no_rows_left", detail, "Hold out fewer questions, or name another split.")
+        raise _bad_data(FailureCode.NO_ROWS_LEFT, detail, "Hold out fewer questions, or name another split.")
     return left
 
 
-def _bad_data(code: str, detail: str, remedy: str) -> DatasetError:
+def _bad_data(code: FailureCode, detail: str, remedy: str) -> DatasetError:
     return DatasetError([Problem(pointer="/evaluation/questions", code=code, detail=detail, remedy=remedy)])

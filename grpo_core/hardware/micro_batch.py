@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from grpo_core.reasons import Phase
+from grpo_core.reasons import FailureCode, Phase
 from grpo_core.spec import JobSpec
 
-NO_ROOM_TO_DRAW: Final = "out_of_memory_in_rollout"
-NO_ROOM_FOR_ROLLOUTS: Final = "no_room_for_rollouts"
-_DRAWING: Final = frozenset({NO_ROOM_TO_DRAW, NO_ROOM_FOR_ROLLOUTS})
+_DRAWING: Final = frozenset({FailureCode.OUT_OF_MEMORY_IN_ROLLOUT, FailureCode.NO_ROOM_FOR_ROLLOUTS})
 """Codes of failures for want of memory outside the training of a step."""
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 from grpo_core import hub
 from grpo_core.errors import JobFailure
 from grpo_core.estimates import WEIGHTS_SHARE, resolve_precision, weight_bytes
-from grpo_core.reasons import FailureClass
+from grpo_core.reasons import FailureClass, FailureCode
 from grpo_core.spec.sections import ModelSection
 
 MODEL_DIR_VARIABLE: Final = "GRPO_MODEL_DIR"
@@ -91,7 +91,7 @@ def local_folder(name: str) -> Path | None:
     folder = (root / name).resolve()
     if not folder.is_relative_to(root):
         raise _bad_model(
-            "model_outside_folder", f"{name!r} leads out of the model directory.", "Name a model inside it."
+            FailureCode.MODEL_OUTSIDE_FOLDER, f"{name!r} leads out of the model directory.", "Name a model inside it."
         )
     return folder if (folder / "config.json").is_file() else None
 
@@ -138,13 +138,13 @@ def _fetch(section: ModelSection) -> Path:
         raise _gated(section) from error
     except errors.RevisionNotFoundError as error:
         raise _bad_model(
-            "revision_not_found",
+            FailureCode.REVISION_NOT_FOUND,
             f"The model {where} does not exist.",
             "Check model.revision; null is the default branch.",
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise _bad_model(
-            "model_not_found",
+            FailureCode.MODEL_NOT_FOUND,
             f"The hub has no model {where}, or it is private.",
             f"Check model.name. {hub.ASK_FOR_TOKEN} Put your own models into {_model_dir()}.",
         ) from error
@@ -154,13 +154,13 @@ def _fetch(section: ModelSection) -> Path:
             raise  # this machine's fault, such as a full disk
         # One that is turned off on purpose will be so at the next try.
         raise JobFailure(
-            FailureClass.INFRA if is_away else FailureClass.USER_CONFIG,
-            "hub_unreachable",
+            FailureCode.HUB_UNREACHABLE,
             f"The model {where} is not on this worker, and the Hugging Face hub could not be reached.",
             hint=f"Put the model's folder into {_model_dir()}, or give the worker access to the hub.",
+            failure_class=None if is_away else FailureClass.USER_CONFIG,
         ) from error
     except ValueError as error:  # the hub's own opinion on names
-        raise _bad_model("bad_name", f"{section.name!r} is not a model name.", "Use owner/name.") from error
+        raise _bad_model(FailureCode.BAD_NAME, f"{section.name!r} is not a model name.", "Use owner/name.") from error
 
 
 def _download(section: ModelSection) -> Path:
@@ -204,7 +204,7 @@ def _require_open(section: ModelSection) -> None:
 
 def _gated(section: ModelSection) -> JobFailure:
     hint = f"{hub.ASK_FOR_TOKEN} Its terms have to be accepted first."
-    return _bad_model("model_gated", f"The model {_called(section)} is gated.", hint)
+    return _bad_model(FailureCode.MODEL_GATED, f"The model {_called(section)} is gated.", hint)
 
 
 def _require_own_files(folder: Path, name: str) -> None:
@@ -217,7 +217,7 @@ def _require_own_files(folder: Path, name: str) -> None:
         own = False
     if not own or not (folder / "config.json").is_file():
         raise _bad_model(
-            "model_unreadable",
+            FailureCode.MODEL_UNREADABLE,
             f"{name!r} has no config.json with weights.",
             "Use a whole model: config.json, and *.safetensors files beside it.",
         )
@@ -237,7 +237,7 @@ def _count_checked(folder: Path, name: str) -> int:
         return count_parameters(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise _bad_model(
-            "model_unreadable",
+            FailureCode.MODEL_UNREADABLE,
             f"The weights of {name!r} cannot be read as safetensors ({type(error).__name__}).",
             "Use a model with whole *.safetensors files; convert older weights with save_pretrained.",
         ) from error
@@ -253,5 +253,5 @@ def _header(file: Path) -> dict[str, dict[str, Any]]:
     return header
 
 
-def _bad_model(code: str, message: str, hint: str) -> JobFailure:
-    return JobFailure(FailureClass.USER_CONFIG, code, message, hint=hint)
+def _bad_model(code: FailureCode, message: str, hint: str) -> JobFailure:
+    return JobFailure(code, message, hint=hint)

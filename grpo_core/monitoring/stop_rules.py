@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from grpo_core.errors import JobFailure
-from grpo_core.reasons import FailureClass, WarningCode
+from grpo_core.reasons import FailureCode, WarningCode
 from grpo_core.run_dir.metrics import StepMetrics
 from grpo_core.run_dir.records import EventWriter
 from grpo_core.spec import JobSpec
@@ -63,7 +63,7 @@ class StopRules:
                 raise diverged(
                     f"The {name} was above {runaway.limit:.3g} in each of the last {RUNAWAY_STEPS} steps; in the "
                     f"run's first steps it was {runaway.usual:.3g}.",
-                    code="runaway",
+                    code=FailureCode.RUNAWAY,
                 )
 
     def _require_one_policy(self, metrics: StepMetrics) -> None:
@@ -73,8 +73,7 @@ class StopRules:
             return
         if found > limit:
             raise JobFailure(
-                FailureClass.DIVERGED,
-                "rollouts_differ",
+                FailureCode.ROLLOUTS_DIFFER,
                 f"In step {metrics.step} the rollout engine's log-probabilities differ from the trainer's by "
                 f"{found:.3g} on average; at most {limit:g} is accepted.",
                 hint="Set model.precision to 16bit if the weights fit the card; a larger guards.max_logprob_diff "
@@ -100,8 +99,7 @@ class StopRules:
         limit = self._spec.guards.no_signal_steps
         if limit and self._silent_steps >= limit:
             raise JobFailure(
-                FailureClass.NO_SIGNAL,
-                "no_reward_variance",
+                FailureCode.NO_REWARD_VARIANCE,
                 f"In each of the last {limit} steps all completions of a prompt had the same reward.",
                 hint="Look at the samples: if every reward is 0 the model never meets the format, so add worked "
                 "examples (data.examples) or start from an adapter that does; if all are right, use harder questions. "
@@ -136,10 +134,9 @@ class _Runaway:
         return self._factor * max(self.usual, RUNAWAY_FLOOR)
 
 
-def diverged(message: str, *, code: str = "not_finite") -> JobFailure:
+def diverged(message: str, *, code: FailureCode = FailureCode.NOT_FINITE) -> JobFailure:
     """The failure of a run whose numbers are no longer finite, or far out of their range."""
     return JobFailure(
-        FailureClass.DIVERGED,
         code,
         message,
         hint="Lower optimizer.learning_rate (the recipe uses 5e-6) or optimizer.max_grad_norm, and start from an "

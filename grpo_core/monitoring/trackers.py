@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from grpo_core.compat.transformers import flush, tracker_callback
 from grpo_core.egress import Host
 from grpo_core.errors import JobFailure
-from grpo_core.reasons import FailureClass, WarningCode
+from grpo_core.reasons import FailureCode, WarningCode
 from grpo_core.run_dir.metrics import described
 from grpo_core.spec import JobSpec
 
@@ -56,8 +56,7 @@ def require_packages(spec: JobSpec) -> None:
     for name in spec.training.report_to:
         if not any(importlib.util.find_spec(package) for package in PACKAGES[name]):
             raise JobFailure(
-                FailureClass.USER_CONFIG,
-                "tracker_not_installed",
+                FailureCode.TRACKER_NOT_INSTALLED,
                 f"training.report_to names {name}, and this worker has no package {PACKAGES[name][0]}.",
                 hint=f"Have it installed on the worker (pip install {PACKAGES[name][0]}), or take {name} out of "
                 "training.report_to: the metrics are in the job's own files anyway.",

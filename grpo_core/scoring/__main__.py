@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from grpo_core.confinement import landlock, rights
 from grpo_core.grading import Graded, Grading, Payment
+from grpo_core.reasons import FailureCode
 from grpo_core.rewards.graders.models import (
     AnyGrader,
     Endpoint,
@@ -48,7 +49,7 @@ _NICE: Final = 10
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
 
 _ON_WORKERS: Final = (
-    "runs_on_workers",
+    FailureCode.RUNS_ON_WORKERS,
     "Try it with grpo try, which runs the graders on a worker, or leave it out here.",
 )
 
@@ -118,14 +119,14 @@ def _makes(spec: JobSpec, not_confined: str) -> Callable[[AnyGrader, GraderConte
 def _require_process(name: str, started: int, not_confined: str) -> None:
     if not_confined:
         raise GraderUnavailable(
-            "graders_not_confined",
+            FailureCode.GRADERS_NOT_CONFINED,
             f"The grader {name} needs a confined process, and on this machine {not_confined}.",
             "Try it with grpo try, which runs the graders on a worker; or the operator moves the API to a machine with "
             "Linux 5.19 or newer and Landlock.",
         )
     if started > MAX_PROCESSES:
         raise GraderUnavailable(
-            "too_many_graders",
+            FailureCode.TOO_MANY_GRADERS,
             f"The grader {name} is one of more than {MAX_PROCESSES} that need a separate process.",
             "Try fewer python and math graders at once.",
         )

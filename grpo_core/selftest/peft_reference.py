@@ -27,6 +27,7 @@ from grpo_core.eight_bits import Quantised
 from grpo_core.errors import fault
 from grpo_core.hardware.models import Precision
 from grpo_core.processes import die_with_parent
+from grpo_core.reasons import FailureCode
 from grpo_core.run_dir.layout import write_json
 from grpo_core.selftest.logprob_probes import LogprobProbe, LogProbs, token_logprobs
 from grpo_core.spec.sections import PROJECTIONS
@@ -114,7 +115,9 @@ def ask_reference_apart(request: ReferenceRequest) -> ReferenceAnswer:
             [sys.executable, "-m", "grpo_core.selftest.peft_reference", str(asked), str(answered)], check=False
         )
         if ended.returncode:
-            raise fault("peft_cannot_load", f"Stock PEFT could not load the result (exit status {ended.returncode}).")
+            raise fault(
+                FailureCode.PEFT_CANNOT_LOAD, f"Stock PEFT could not load the result (exit status {ended.returncode})."
+            )
         return ReferenceAnswer(**json.loads(answered.read_text("utf-8")))
 
 

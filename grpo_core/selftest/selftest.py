@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from grpo_core.checkpoints.writer import WEIGHTS_NAME
 from grpo_core.errors import JobFailure, fault
-from grpo_core.reasons import FailureClass
+from grpo_core.reasons import FailureCode
 from grpo_core.selftest.logprob_probes import Difference, LogProbs, Texts, difference, make_probes
 from grpo_core.selftest.peft_reference import ReferenceAnswer, ReferenceRequest, ask_reference, ask_reference_apart
 
@@ -64,7 +64,12 @@ def run_selftest(engine: CheckedEngine, texts: Texts, data: DataSection, adapter
         "tokens": sum(len(probe.completion) for probe in probes),
         "adapter_effect": asdict(difference(reference.adapter, reference.base)),
         "peft": require_agreement(
-            "peft_disagrees", "Stock PEFT", reference.adapter, trained, bound, difference(reference.base, trained_base)
+            FailureCode.PEFT_DISAGREES,
+            "Stock PEFT",
+            reference.adapter,
+            trained,
+            bound,
+            difference(reference.base, trained_base),
         ),
         "served": require_served(reference, served, served_base),
         **on_16bit(reference),
@@ -94,7 +99,7 @@ def require_base_unchanged(before: Mapping[str, int], model: torch.nn.Module) ->
     changed = [name for name in before if after.get(name) != before[name]]
     if changed or after.keys() != before.keys():
         raise fault(
-            "base_changed",
+            FailureCode.BASE_CHANGED,
             f"{len(changed)} tensors of the base model were changed by training, {', '.join(changed[:3])} among them: "
             "the adapter does not fit the base model that others load.",
         )
@@ -104,7 +109,9 @@ def require_adapter_precision(model: torch.nn.Module) -> None:
     """Fail the job unless every trained parameter has 32 bits: in 16 most updates would be rounded away."""
     narrow = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32]
     if narrow:
-        raise fault("adapter_not_fp32", f"{len(narrow)} adapter tensors are not in 32 bits, {narrow[0]} among them.")
+        raise fault(
+            FailureCode.ADAPTER_NOT_FP32, f"{len(narrow)} adapter tensors are not in 32 bits, {narrow[0]} among them."
+        )
 
 
 def adapter_checksums(model: PeftModel) -> dict[str, int]:
@@ -119,14 +126,15 @@ def require_update(model: PeftModel, start: Mapping[str, int]) -> None:
     same = [name for name, checksum in after.items() if checksum == start.get(name)]
     if len(same) == len(after):
         raise JobFailure(
-            FailureClass.NO_SIGNAL,
-            "zero_update",
+            FailureCode.ZERO_UPDATE,
             "No step changed the adapter: it does what it did before the job.",
             hint="Either no group of completions had any variance in its rewards (look at the samples), or every step "
             "had a learning rate of 0, as the first step of warm-up has: train for more steps.",
         )
     if same:
-        raise fault("untrained_module", f"{len(same)} of {len(after)} adapted modules were never trained: {same[0]}.")
+        raise fault(
+            FailureCode.UNTRAINED_MODULE, f"{len(same)} of {len(after)} adapted modules were never trained: {same[0]}."
+        )
 
 
 def require_saved(model: PeftModel, adapter: Path) -> int:
@@ -137,14 +145,14 @@ def require_saved(model: PeftModel, adapter: Path) -> int:
     )
     if differing:
         raise fault(
-            "adapter_differs",
+            FailureCode.ADAPTER_DIFFERS,
             f"{len(differing)} of {len(trained)} tensors in the saved adapter are not the trainer's: {differing[0]}.",
         )
     return len(saved)
 
 
 def require_agreement(
-    code: str, who: str, found: LogProbs, expected: LogProbs, bound: float, on_base: Difference
+    code: FailureCode, who: str, found: LogProbs, expected: LogProbs, bound: float, on_base: Difference
 ) -> dict[str, float]:
     """Fail the job if two programs' log-probabilities are too far apart on average; the report's part.
 
@@ -169,9 +177,11 @@ def require_served(
         return None
     effect = difference(adapter, base)
     if not effect.max > 0:
-        raise fault("adapter_not_served", "The rollout server computes the same with the adapter as without it.")
+        raise fault(
+            FailureCode.ADAPTER_NOT_SERVED, "The rollout server computes the same with the adapter as without it."
+        )
     agreement = require_agreement(
-        "server_disagrees",
+        FailureCode.SERVER_DISAGREES,
         "The rollout server",
         adapter,
         reference.adapter,

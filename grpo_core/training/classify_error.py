@@ -15,7 +15,7 @@ from grpo_core.datasets import DatasetError, DatasetUnreachableError
 from grpo_core.errors import JobFailure
 from grpo_core.hardware import micro_batch
 from grpo_core.monitoring.stop_rules import diverged
-from grpo_core.reasons import FailureClass, Phase
+from grpo_core.reasons import FailureClass, FailureCode, Phase
 from grpo_core.spec import JobSpec
 
 
@@ -25,30 +25,27 @@ def failure_of(error: Exception, spec: JobSpec | None = None, *, phase: Phase | 
         return error
     if isinstance(error, DatasetError):
         return JobFailure(
-            # A hub that does not answer is nobody's mistake: another try may find it.
-            FailureClass.INFRA if isinstance(error, DatasetUnreachableError) else FailureClass.DATASET,
             error.code,
             "; ".join(f"{p.pointer or '/data'} {p.detail}" for p in error.problems) + "; and more" * error.more,
             hint=" ".join(dict.fromkeys(p.remedy for p in error.problems)),
+            # A hub that does not answer is nobody's mistake: another try may find it.
+            failure_class=FailureClass.INFRA if isinstance(error, DatasetUnreachableError) else FailureClass.DATASET,
         )
     if egress.refusal(error):
         return JobFailure(
-            FailureClass.USER_CONFIG,
-            "egress_refused",
+            FailureCode.EGRESS_REFUSED,
             "The run needed a host that the training process may not connect to.",
             hint=f"If it should be reached, the operator can list it in {egress.HOSTS_VARIABLE}; stderr.log names it.",
         )
     if any(_is_out_of_memory(cause) for cause in _causes(error)):
         return JobFailure(
-            FailureClass.OOM,
-            "out_of_memory",
+            FailureCode.OUT_OF_MEMORY,
             f"The run needed more memory than there is: {_first_line(error)}",
             hint=_how_to_need_less(spec, phase),
         )
     if any(_is_disk_full(cause) for cause in _causes(error)):
         return JobFailure(
-            FailureClass.INFRA,
-            "disk_full",
+            FailureCode.DISK_FULL,
             f"The disk is full: {_first_line(error)}",
             hint="Free room on the disk that holds the run folder, or give the worker a larger one: it needs room for "
             "three checkpoints, the adapter and the rollouts. The run can resume from its last checkpoint.",
@@ -56,8 +53,7 @@ def failure_of(error: Exception, spec: JobSpec | None = None, *, phase: Phase | 
     if isinstance(error, RuntimeError) and "probability tensor contains" in str(error):
         return diverged("The model's probabilities are no longer numbers: nothing can be sampled from it.")
     return JobFailure(
-        FailureClass.INTERNAL,
-        "unexpected",
+        FailureCode.UNEXPECTED,
         f"{type(error).__name__}: {_first_line(error)}",
         hint="The traceback is in the run's stderr.log; please report it.",
     )

@@ -32,7 +32,7 @@ from grpo_core.hardware.models import ModelFiles, find_model
 from grpo_core.monitoring.step_recorder import StepRecorder
 from grpo_core.monitoring.trackers import require_packages
 from grpo_core.ranks import ALONE, Rank
-from grpo_core.reasons import EventType, Phase, WarningCode
+from grpo_core.reasons import EventType, FailureCode, Phase, WarningCode
 from grpo_core.row_warnings import row_warnings
 from grpo_core.run_dir.layout import RunFolder, write_json
 from grpo_core.run_dir.records import RECORD_VERSION, EventWriter, MetricsWriter, read_jsonl
@@ -78,7 +78,7 @@ def run(
         return EXIT_CHECKPOINTED
     except Exception as error:  # noqa: BLE001 - every way of failing has its event and exit code
         failure = failure_of(error, running, phase=events.current_phase)
-        if failure.report.code == "unexpected":
+        if failure.report.code == FailureCode.UNEXPECTED.value:
             traceback.print_exc(file=sys.stderr)
         # Who launched the ranks knows which of them is missing, and why.
         if failure.exit_code != EXIT_RANK_LOST or not rank.is_launched:

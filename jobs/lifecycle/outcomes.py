@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from grpo_core.errors import FailureReport
-from grpo_core.reasons import EventType, FailureClass, WarningCode
+from grpo_core.reasons import EventType, FailureCode, WarningCode
 from jobs.lifecycle.wakeups import WakeupPublisher
 from jobs.store import commits, event_log, object_keys
 from jobs.store.event_log import now_iso
@@ -32,12 +32,10 @@ MAX_ATTEMPTS = 3
 KEEP_EVENTS_SECONDS = 7 * 24 * 3600.0
 """How long the events of an ended job stay in Valkey if its manifest lists them too; the bucket keeps them."""
 
-SILENCE = FailureReport(
-    failure_class=FailureClass.INFRA,
-    code="worker_lost",
-    message="The worker fell silent.",
+SILENCE = FailureReport.of(
+    FailureCode.WORKER_LOST,
+    "The worker fell silent.",
     hint="Look at the worker's log and memory; submit the job again once the cause is repaired.",
-    retryable=True,
 )
 """The failure of a run whose lease expired: a sweeper knows no more about it."""
 
@@ -210,10 +208,10 @@ def _used_up(attempts: int, handback: HandBack) -> FailureReport | None:
     if attempts < MAX_ATTEMPTS:
         return None
     last = handback.report or SILENCE
-    return FailureReport(
-        failure_class=last.failure_class,
-        code="attempts_used_up",
-        message=f"The job was lost {attempts} times in a row without a new checkpoint; the last time: {last.message}",
+    return FailureReport.of(
+        FailureCode.ATTEMPTS_USED_UP,
+        f"The job was lost {attempts} times in a row without a new checkpoint; the last time: {last.message}",
         hint=last.hint or SILENCE.hint,
+        failure_class=last.failure_class,
         retryable=True,
     )

@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from grpo_core.errors import FailureReport
-from grpo_core.reasons import FailureClass
+from grpo_core.reasons import FailureCode
 from jobs.lifecycle.outcomes import apply_outcome, write_outcome
 from jobs.lifecycle.recovery import apart
 from jobs.store.job import HELD
@@ -43,10 +43,9 @@ class TimeLimitSettings(BaseSettings):
 
 def over_time(seconds: float) -> FailureReport:
     """Return the failure of a job whose runs took `seconds`."""
-    return FailureReport(
-        failure_class=FailureClass.USER_CONFIG,
-        code="time_limit",
-        message=f"The job's runs took {seconds / 3600:.4g} hours together, which is the limit of this service.",
+    return FailureReport.of(
+        FailureCode.TIME_LIMIT,
+        f"The job's runs took {seconds / 3600:.4g} hours together, which is the limit of this service.",
         hint="Start another job from its last checkpoint (from_checkpoint) for the remaining steps, or ask the "
         "service's operator for a higher GRPO_MAX_JOB_HOURS.",
     )

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_core.checkpoints.manifest import UNREADABLE
 from grpo_core.errors import (
     EXIT_CHECKPOINTED,
     EXIT_DONE,
@@ -22,7 +21,7 @@ from grpo_core.errors import (
     failure_class_of_exit,
 )
 from grpo_core.hardware import micro_batch
-from grpo_core.reasons import EventType, FailureClass, WarningCode
+from grpo_core.reasons import EventType, FailureClass, FailureCode, WarningCode
 from grpo_core.spec import JobSpec
 from jobs.lifecycle.outcomes import STOPPED, HandBack
 from jobs.store.commits import ResumeBase
@@ -77,8 +76,10 @@ class ExitClassifier:
         if code == EXIT_CHECKPOINTED or (code < 0 and asked):
             return RunResult(status=None, handback=self._left_saved(asked=asked))
         report = self._report(code)
-        unreadable = report.code == UNREADABLE and report.failure_class != FailureClass.USER_CONFIG
-        if unreadable and self._base.resumed is not None:
+        damaged = (
+            report.code == FailureCode.CHECKPOINT_UNREADABLE.value and report.failure_class != FailureClass.USER_CONFIG
+        )
+        if damaged and self._base.resumed is not None:
             warning = skipped(self._base.resumed, report.message.rstrip("."))
             return RunResult(status=None, handback=HandBack(counts=False, events=(warning,)), unreadable=True)
         if report.failure_class == FailureClass.OOM:
@@ -94,12 +95,10 @@ class ExitClassifier:
             return STOPPED
         if asked:
             return HandBack(counts=False)
-        report = FailureReport(
-            failure_class=FailureClass.PREEMPTED,
-            code="stopped_from_outside",
-            message="Something other than the worker asked the training process to stop.",
+        report = FailureReport.of(
+            FailureCode.STOPPED_FROM_OUTSIDE,
+            "Something other than the worker asked the training process to stop.",
             hint="Look for what sends TERM to processes on the worker's host.",
-            retryable=True,
         )
         return HandBack(report=report)
 
@@ -137,35 +136,31 @@ class ExitClassifier:
                 retryable=said.get("retryable", False),
             )
         if code == EXIT_MEMORY:
-            return FailureReport(
-                failure_class=FailureClass.OOM,
-                code="memory_limit",
-                message="The training process and its children used more memory than the worker allows.",
+            return FailureReport.of(
+                FailureCode.MEMORY_LIMIT,
+                "The training process and its children used more memory than the worker allows.",
                 hint="Raise GRPO_CHILD_MEMORY_MB, or lower model, sequence length or prompts per step.",
                 retryable=True,
             )
         if code == EXIT_NOT_STARTED:
-            return FailureReport(
-                failure_class=FailureClass.INFRA,
-                code="worker_error",
-                message="The worker could not start the training process.",
+            return FailureReport.of(
+                FailureCode.WORKER_ERROR,
+                "The worker could not start the training process.",
                 hint="The reason is at the end of the artifact stderr.log.",
-                retryable=True,
             )
         if code == -9 and self._oom_kills.rose:
-            return FailureReport(
-                failure_class=FailureClass.OOM,
-                code="killed_for_memory",
-                message="The kernel killed the training process because the machine's memory was used up.",
+            return FailureReport.of(
+                FailureCode.KILLED_FOR_MEMORY,
+                "The kernel killed the training process because the machine's memory was used up.",
                 hint="Give the worker more memory, or lower model, sequence length or prompts per step.",
                 retryable=True,
             )
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
-        return FailureReport(
-            failure_class=failure_class_of_exit(code),
-            code="child_died",
-            message=f"The training process ended by {how} and gave no reason.",
+        return FailureReport.of(
+            FailureCode.CHILD_DIED,
+            f"The training process ended by {how} and gave no reason.",
             hint="Its output is the artifact stderr.log.",
+            failure_class=failure_class_of_exit(code),
             retryable=code < 0,
         )
 
@@ -177,12 +172,10 @@ class ExitClassifier:
 
 def disk_full(root: Path) -> FailureReport:
     """Return the failure of a run whose scratch disk is full."""
-    return FailureReport(
-        failure_class=FailureClass.INFRA,
-        code="disk_full",
-        message=f"The worker's scratch disk is full ({root}).",
+    return FailureReport.of(
+        FailureCode.DISK_FULL,
+        f"The worker's scratch disk is full ({root}).",
         hint="Make room below GRPO_WORK_DIR, or point it to a larger disk; the job needs room for a few checkpoints.",
-        retryable=True,
     )
 
 
@@ -194,11 +187,9 @@ def broken_machine(error: Exception, root: Path) -> RunResult:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunResult(status=None, handback=HandBack(report=disk_full(root)))
     how = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-    report = FailureReport(
-        failure_class=FailureClass.INFRA,
-        code="worker_error",
-        message=f"The worker could not run the job ({how}).",
+    report = FailureReport.of(
+        FailureCode.WORKER_ERROR,
+        f"The worker could not run the job ({how}).",
         hint="The worker's log has the details.",
-        retryable=True,
     )
     return RunResult(status=None, handback=HandBack(report=report))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection
 
 from grpo_core.errors import FailureReport
-from grpo_core.reasons import FailureClass, Phase
+from grpo_core.reasons import FailureCode, Phase
 from jobs.errors import Fenced, Unavailable
 from jobs.lifecycle.outcomes import HandBack, hand_back, last_failure
 from jobs.store import commits, event_log, object_keys
@@ -268,9 +268,9 @@ class Finalizer:
 
 def _too_large(what: str) -> FailureReport:
     """Return the failure of a run whose files are not all in the bucket."""
-    return FailureReport(
-        failure_class=FailureClass.INFRA,
-        code="run_too_large",
-        message=f"A file of the run was not uploaded: {what}.",
+    return FailureReport.of(
+        FailureCode.RUN_TOO_LARGE,
+        f"A file of the run was not uploaded: {what}.",
         hint="Keep fewer or smaller files, or raise GRPO_MAX_RUN_MB on the worker.",
+        retryable=False,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from grpo_core.datasets import DatasetError
 from grpo_core.errors import FailureReport
-from grpo_core.reasons import FailureClass
+from grpo_core.reasons import FailureClass, FailureCode
 from grpo_core.spec import JobSpec, parse_spec
 from jobs.errors import Damaged, NotFound
 from jobs.lifecycle.outcomes import STOPPED, HandBack
@@ -65,9 +65,9 @@ class JobRun:
                 return RunResult(status="cancelled")
             return RunResult(status=None, handback=STOPPED if self._deps.stop.asked else HandBack(counts=False))
         except NotFound as error:
-            return _failed("input_gone", str(error))
+            return _failed(FailureCode.INPUT_GONE, str(error))
         except Damaged as error:
-            return _failed("input_damaged", f"An object that the job needs has changed: {error}.")
+            return _failed(FailureCode.INPUT_DAMAGED, f"An object that the job needs has changed: {error}.")
         except DatasetError as error:
             return _failed(error.code, str(error))
         except OSError as error:
@@ -122,6 +122,4 @@ class JobRun:
 
 def _failed(code: str, message: str) -> RunResult:
     """The failure of a run whose input data could not be fetched."""
-    return RunResult(
-        status="failed", error=FailureReport(failure_class=FailureClass.DATASET, code=code, message=message)
-    )
+    return RunResult(status="failed", error=FailureReport.of(code, message, failure_class=FailureClass.DATASET))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from grpo_core.errors import FailureReport
-from grpo_core.reasons import EventType, FailureClass, WarningCode
+from grpo_core.reasons import EventType, FailureCode, WarningCode
 from grpo_core.spec import JobSpec
 from jobs.errors import Fenced
 from jobs.lifecycle.outcomes import HandBack
@@ -109,11 +109,9 @@ class Supervisor:
         self._log.warning("stalled", reason=reason)
         self._child.dump_stacks()
         self._child.wait(DUMP_SECONDS)
-        report = FailureReport(
-            failure_class=FailureClass.STALLED,
-            code="no_progress",
-            message=reason,
+        report = FailureReport.of(
+            FailureCode.NO_PROGRESS,
+            reason,
             hint="Where each thread hung is at the end of the run's stderr log, unless the process was stopped.",
-            retryable=True,
         )
         return RunResult(status=None, handback=HandBack(report=report))

@@ -73,7 +73,7 @@ class Launched:
 
 
 FOREVER = "time.sleep(60)"
-OOM = "events.error(JobFailure('oom', 'out_of_memory', 'Too little.').report); sys.exit(13)"
+OOM = "events.error(JobFailure('out_of_memory', 'Too little.').report); sys.exit(13)"
 
 
 def test_a_job_ends_as_its_ranks_do(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, cast
 
 import pytest
 
-from grpo_core.checkpoints.manifest import UNREADABLE
 from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_CODES, EXIT_DONE
 from grpo_core.spec import parse_spec
 from jobs.lifecycle.outcomes import STOPPED
@@ -137,7 +136,7 @@ def test_a_full_disk_is_the_reason_whatever_the_child_says(tmp_path: Path, monke
 
 
 def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
-    said = {"class": "internal", "code": UNREADABLE, "message": "The checkpoint is damaged."}
+    said = {"class": "internal", "code": "checkpoint_unreadable", "message": "The checkpoint is damaged."}
     result = judge(tmp_path, EXIT_CODES["internal"], Run(said=said, resumed=CommitRef(step=5, epoch=1)))
     assert result.unreadable
     assert not result.handback.counts

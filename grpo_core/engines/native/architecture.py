@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from grpo_core.errors import JobFailure
-from grpo_core.reasons import FailureClass
+from grpo_core.reasons import FailureCode
 
 FAMILIES: Final = ("llama", "mistral", "qwen2", "qwen3")
 """`model_type` of the families whose layer this is. Qwen2.5 is `qwen2`; SmolLM2 is `llama`."""
@@ -120,8 +120,7 @@ def require_window(architecture: Architecture, longest: int) -> None:
     window = architecture.window
     if window is not None and longest > window:
         raise JobFailure(
-            FailureClass.USER_CONFIG,
-            "engine_not_available",
+            FailureCode.ENGINE_NOT_AVAILABLE,
             f"The native engine has no sliding attention: the model's window is {window} tokens, and prompt and "
             f"completion may take {longest}.",
             hint="Lower sampling.max_prompt_tokens or max_completion_tokens, or set engine to trl.",
@@ -144,8 +143,7 @@ def _require(holds: bool, what: str) -> None:
 
 def _unknown(what: str) -> JobFailure:
     return JobFailure(
-        FailureClass.USER_CONFIG,
-        "engine_not_available",
+        FailureCode.ENGINE_NOT_AVAILABLE,
         f"The native engine cannot run this model: it {what}.",
         hint="Set engine to trl or unsloth, which run every model that transformers knows.",
     )

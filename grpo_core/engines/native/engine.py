@@ -36,9 +36,8 @@ from grpo_core.engines.trl import TrlEngine, as_dataset, raise_if_module_missing
 from grpo_core.errors import JobFailure, fault
 from grpo_core.estimates import ASIDE_BYTES, LEAST_ROOM_BYTES, USABLE
 from grpo_core.evaluation.generate import Answer
-from grpo_core.hardware.micro_batch import NO_ROOM_FOR_ROLLOUTS
 from grpo_core.hardware.models import Hardware, ModelFiles
-from grpo_core.reasons import FailureClass, FinishReason
+from grpo_core.reasons import FailureCode, FinishReason
 from grpo_core.selftest.logprob_probes import LogprobProbe, LogProbs
 from grpo_core.spec import JobSpec
 
@@ -209,7 +208,7 @@ class NativeEngine(TrlEngine):
         accepted = AGREEMENT_8BIT if self.precision.weights == "8bit" else AGREEMENT
         if not mean <= accepted:  # so that NaN fails too
             raise fault(
-                "server_disagrees",
+                FailureCode.SERVER_DISAGREES,
                 f"The decoder's log-probabilities differ from the trainer's by {mean:.3g} on average before the first "
                 f"step; at most {accepted} is accepted.",
             )
@@ -273,8 +272,7 @@ def plan_memory(spec: JobSpec, architecture: Architecture, *, memory: int, held:
     cache = min(spec.completions_per_step * least, max(room // 2, min(least * key_bytes, room * 4 // 5)) // key_bytes)
     if cache < least:
         raise JobFailure(
-            FailureClass.OOM,
-            NO_ROOM_FOR_ROLLOUTS,
+            FailureCode.NO_ROOM_FOR_ROLLOUTS,
             f"The weights take {held / 1e9:.1f} GB, and the keys and values of one completion of {least} tokens "
             f"{least * key_bytes / 1e9:.1f} GB: more than a GPU with {memory / 1e9:.1f} GB has left.",
             hint="Lower sampling.max_completion_tokens, set model.precision to 8bit, or use a larger GPU.",

@@ -14,8 +14,9 @@ import torch
 from grpo_core.eight_bits import CAPABILITY
 from grpo_core.engines.native.architecture import Architecture, read_architecture, require_window
 from grpo_core.engines.native.weights import require_tensors
-from grpo_core.errors import FailureClass, JobFailure
+from grpo_core.errors import JobFailure
 from grpo_core.hardware.models import Precision
+from grpo_core.reasons import FailureCode
 from grpo_core.spec import JobSpec
 
 
@@ -30,8 +31,7 @@ def require_known(spec: JobSpec, folder: Path) -> Architecture:
         require_tensors(architecture, folder)
     except ValueError as error:
         raise JobFailure(
-            FailureClass.USER_CONFIG,
-            "model_unreadable",
+            FailureCode.MODEL_UNREADABLE,
             f"The weights of {spec.model.name} cannot be loaded: {error}.",
             hint="Use a causal language model with safetensors weights, as transformers saves it.",
         ) from error
@@ -58,4 +58,4 @@ def longest(spec: JobSpec) -> int:
 
 
 def _refused(what: str, hint: str) -> JobFailure:
-    return JobFailure(FailureClass.USER_CONFIG, "engine_not_available", f"The native engine {what}.", hint=hint)
+    return JobFailure(FailureCode.ENGINE_NOT_AVAILABLE, f"The native engine {what}.", hint=hint)

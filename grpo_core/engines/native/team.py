@@ -20,6 +20,7 @@ import torch.distributed as dist
 from grpo_core.engines.native.decode import Decoder, Drawn, Request
 from grpo_core.errors import fault
 from grpo_core.ranks import Rank, lost
+from grpo_core.reasons import FailureCode
 
 MEETING_SECONDS: Final = 600
 """Longest time in seconds for all ranks to start; later, the launcher decides how long one may hang."""
@@ -73,7 +74,7 @@ class Team:
         told[self.number] = torch.tensor([int(flag), int(bits)])
         self.sum(told)
         if (told[:, 1] != told[0, 1]).any():
-            raise fault("ranks_differ", "The ranks have learnt different adapters from the same completions.")
+            raise fault(FailureCode.RANKS_DIFFER, "The ranks have learnt different adapters from the same completions.")
         return bool(told[:, 0].any())
 
     def draw(self, decoder: Decoder, requests: Sequence[Request], *, tokens: int, **options: Any) -> list[Drawn]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import httpx
 
+from grpo_core.reasons import FailureCode
 from grpo_core.rewards.graders.calls import Caller, CallFailed, CallLog, Patience, post_json
 from grpo_core.rewards.graders.models import AnyGrader, Endpoint
 from grpo_core.rewards.graders.operator import BadRegistration, may_call, secret
@@ -76,7 +77,7 @@ def make(model: AnyGrader, context: GraderContext) -> Grader:
     try:
         if not may_call(model.url, context.environment):
             raise GraderUnavailable(
-                "endpoint_not_allowed",
+                FailureCode.ENDPOINT_NOT_ALLOWED,
                 f"This worker may not call the host of the endpoint of grader {context.name}.",
                 "Ask the operator to list it in GRPO_GRADER_ENDPOINT_HOSTS.",
             )
@@ -85,8 +86,10 @@ def make(model: AnyGrader, context: GraderContext) -> Grader:
             value = secret(reference, context.environment)
             if value is None:
                 message = f"The grader {context.name} needs {reference}, which is not set on this worker."
-                raise GraderUnavailable("no_grader_secret", message, "Ask the operator to set GRPO_GRADER_SECRETS.")
+                raise GraderUnavailable(
+                    FailureCode.NO_GRADER_SECRET, message, "Ask the operator to set GRPO_GRADER_SECRETS."
+                )
             headers[name] = value
     except BadRegistration as error:
-        raise GraderUnavailable("bad_registration", str(error), "Ask the operator to correct it.") from error
+        raise GraderUnavailable(FailureCode.BAD_REGISTRATION, str(error), "Ask the operator to correct it.") from error
     return EndpointGrader(model, headers, context)

@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 
 import httpx
 
+from grpo_core.reasons import FailureCode
 from grpo_core.rewards.graders.calls import Caller, CallFailed, CallLog, Outcome, Patience, post_json
 from grpo_core.rewards.graders.models import AnyGrader, LabelModel, Message, ScoreModel, texts_of
 from grpo_core.rewards.graders.operator import BadRegistration, JudgeRegistration, judges
@@ -189,17 +190,17 @@ def make(model: AnyGrader, context: GraderContext) -> Grader:
     try:
         registered = judges(context.environment).get(model.model)
     except BadRegistration as error:
-        raise GraderUnavailable("bad_registration", str(error), "Ask the operator to correct it.") from error
+        raise GraderUnavailable(FailureCode.BAD_REGISTRATION, str(error), "Ask the operator to correct it.") from error
     if registered is None:
         raise GraderUnavailable(
-            "no_such_judge",
+            FailureCode.NO_SUCH_JUDGE,
             f"The judge {model.model!r} of the grader {context.name} is not registered on this worker.",
             "Ask the operator to add it to GRPO_JUDGES, or name another.",
         )
     key = None if registered.key is None else context.environment.get(registered.key)
     if registered.key is not None and not key:
         message = f"The key of the judge {model.model!r} is not set on this worker."
-        raise GraderUnavailable("no_judge_key", message, f"Ask the operator to set {registered.key}.")
+        raise GraderUnavailable(FailureCode.NO_JUDGE_KEY, message, f"Ask the operator to set {registered.key}.")
     return Judge(model, registered, key, context)
 
 

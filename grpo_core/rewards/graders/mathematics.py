@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from grpo_core.reasons import FailureCode
 from grpo_core.rewards import fixed
 from grpo_core.rewards.graders.confined import ConfinementError, LoadError, RowFailure
 from grpo_core.rewards.graders.models import AnyGrader, Math
@@ -58,7 +59,7 @@ class MathGrader:
             self._process.start()
         except (ConfinementError, LoadError) as error:
             raise GraderUnavailable(
-                "grader_not_available",
+                FailureCode.GRADER_NOT_AVAILABLE,
                 f"The grader {context.name} of type math cannot run on this worker: {error}.",
                 "Ask the worker's operator to install the graders extra.",
             ) from error

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from grpo_core.reasons import FailureCode
 from grpo_core.rewards.graders.confined import (
     UNCONFINED,
     ConfinedProcess,
@@ -91,7 +92,7 @@ def confined_process(
     unconfined = is_unconfined(context.environment)
     if not unconfined and (lacking := why_not_confined()):
         raise GraderUnavailable(
-            "graders_not_confined",
+            FailureCode.GRADERS_NOT_CONFINED,
             f"The grader {context.name} needs a confined process, which this worker cannot start: {lacking}.",
             f"Use a worker with Linux 5.19 or newer and Landlock. Or its operator sets {UNCONFINED}=1: then the code "
             "of jobs runs with the rights of the training process.",
@@ -113,14 +114,14 @@ def _start(process: ConfinedProcess, context: GraderContext) -> None:
         process.start()
     except LoadError as error:
         raise GraderUnavailable(
-            "grader_not_loaded",
+            FailureCode.GRADER_NOT_LOADED,
             f"The source of the grader {context.name} cannot be loaded: {error}.",
             "Correct the source.",
             kind="python_grader_runtime_error",
         ) from error
     except ConfinementError as error:
         raise GraderUnavailable(
-            "graders_not_confined",
+            FailureCode.GRADERS_NOT_CONFINED,
             f"The process of the grader {context.name} cannot be confined: {error}.",
             "Ask the worker's operator to repair this.",
         ) from error

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Final
 
 from grpo_core.errors import GrpoError
+from grpo_core.reasons import FailureCode
 from grpo_core.rewards.graders.models import AnyGrader
 from grpo_core.rewards.graders.protocol import ErrorKind, Grader, GraderContext
 
@@ -31,7 +32,7 @@ MODULES: Final = {
 class GraderUnavailable(GrpoError):
     """This worker cannot run a grader. `remedy` says who can do what about it."""
 
-    def __init__(self, code: str, message: str, remedy: str, *, kind: ErrorKind = "other_error") -> None:
+    def __init__(self, code: FailureCode, message: str, remedy: str, *, kind: ErrorKind = "other_error") -> None:
         super().__init__(message)
         self.code, self.remedy = code, remedy
         self.kind: ErrorKind = kind
@@ -45,7 +46,7 @@ def make_grader(model: AnyGrader, context: GraderContext) -> Grader:
     except ModuleNotFoundError as error:
         missing = "the grader's own module" if error.name == name else f"the package {error.name}"
         raise GraderUnavailable(
-            "grader_not_available",
+            FailureCode.GRADER_NOT_AVAILABLE,
             f"The grader {context.name} of type {model.type} cannot run on this worker: {missing} is not installed.",
             "Use another grader, or ask the operator to install the worker's graders extra.",
         ) from error

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import re2
 
+from grpo_core.reasons import FailureCode
 from grpo_core.rewards.graders.models import AnyGrader, JsonSchema, Length, Regex, StringCheck
 from grpo_core.rewards.graders.protocol import Grade, Grader, GraderContext, GraderRow
 from grpo_core.rewards.graders.registry import GraderUnavailable
@@ -87,7 +88,7 @@ def _validator(model: JsonSchema, context: GraderContext) -> Callable[[str], flo
         schema = Schema(model.json_schema)
     except SchemaError as error:
         raise GraderUnavailable(
-            "bad_schema", f"The schema of the grader {context.name} {error}.", "Correct it."
+            FailureCode.BAD_SCHEMA, f"The schema of the grader {context.name} {error}.", "Correct it."
         ) from error
 
     def score(text: str) -> float:

@@ -137,7 +137,7 @@ class FailureCode(StrEnum):
     ROLLOUTS_DIFFER = "rollouts_differ", FailureClass.DIVERGED, "Rollout engine and trainer compute other probabilities"
     NO_PROGRESS = "no_progress", FailureClass.STALLED, "The training process made no progress"
     STOPPED_FROM_OUTSIDE = "stopped_from_outside", FailureClass.PREEMPTED, "Something else asked the run to stop"
-    RANK_LOST = "rank_lost", FailureClass.INFRA, "A process of those that train together was lost"
+    RANK_LOST = "rank_lost", FailureClass.INFRA, "One of the processes that train together was lost"
     WORKER_LOST = "worker_lost", FailureClass.INFRA, "The worker or its host died"
     CHILD_DIED = "child_died", FailureClass.INFRA, "The training process ended without a message"
     WORKER_ERROR = "worker_error", FailureClass.INFRA, "The worker itself failed"

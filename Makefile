@@ -52,9 +52,18 @@ OUT ?= runs/reproduce
 reproduce: $(VENV)-cuda/.ready  ## On a GPU host with a model hub: run the published recipe, write figures and curve to OUT
 	$(VENV)-cuda/bin/python examples/reproduce.py --out $(OUT)
 
+# The real 7B: MODEL=Qwen/Qwen2.5-7B-Instruct. A model without a hub: examples/qwen/README.md.
+MODEL ?= Qwen/Qwen2.5-Coder-1.5B-Instruct
+MODELS ?=
+SEEDS ?= 3407
+
+.PHONY: learn
+learn: $(VENV)-cuda/.ready  ## On a GPU host: Qwen2.5 learns word problems in Chinese and English, through the whole service
+	$(VENV)-cuda/bin/python examples/qwen/learn.py --model $(MODEL) $(if $(MODELS),--models $(MODELS)) --seeds $(SEEDS)
+
 $(VENV)-cuda/.ready: pyproject.toml grpo_client/pyproject.toml uv.lock $(VENV)/.ready
 	$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON) $(VENV)-cuda
-	PATH=$(abspath $(BIN)):$$PATH deploy/requirements.sh --extra cuda --extra worker --extra plot --no-dev --group build > $(VENV)-cuda/requirements.txt
+	PATH=$(abspath $(BIN)):$$PATH deploy/requirements.sh --extra cuda --extra api --extra worker --extra local --extra plot --no-dev --group build > $(VENV)-cuda/requirements.txt
 	$(call install,$(VENV)-cuda/bin/python,$(VENV)-cuda/requirements.txt)
 	@touch $@
 

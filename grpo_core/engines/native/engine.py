@@ -41,7 +41,8 @@ from grpo_core.reasons import FailureCode, FinishReason
 from grpo_core.selftest.logprob_probes import LogprobProbe, LogProbs
 from grpo_core.spec import JobSpec
 
-QUESTIONS_AT_ONCE: Final = 64
+QUESTIONS_AT_ONCE: Final = {"cpu": 64, "cuda": 256}
+"""Number of questions between two checks for a request to stop."""
 CPU_TOKENS: Final = 8192
 """Number of tokens of a forward pass on a CPU."""
 AGREEMENT: Final = 0.1
@@ -72,8 +73,9 @@ class NativeEngine(TrlEngine):
     def answer(self, questions: Sequence[Question], *, adapter: bool, max_new_tokens: int) -> Generator[Answer]:
         ends: Any = self.model.generation_config.eos_token_id
         stops = set[int]([ends] if isinstance(ends, int) else ends)
-        for start in range(0, len(questions), QUESTIONS_AT_ONCE):
-            asked = [messages_for(question, self._spec.data) for question in questions[start:][:QUESTIONS_AT_ONCE]]
+        at_once = QUESTIONS_AT_ONCE[self._weights.device.type]
+        for start in range(0, len(questions), at_once):
+            asked = [messages_for(question, self._spec.data) for question in questions[start:][:at_once]]
             self._modes.decoder.set_adapter(self._modes.adapter if adapter else None)
             requests = [Request(ids, 0) for ids in encode(self.tokenizer, asked)]
             drawn = self._team.draw(self._modes.decoder, requests, tokens=max_new_tokens, temperature=0)

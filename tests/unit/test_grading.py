@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -243,9 +242,15 @@ def test_math_reads_what_models_write(math_grader: Any) -> None:
     right = [
         ("答案是72", "72"), ("<answer>72个</answer>", "72"), ("<answer>1,200元</answer>", "1200"), ("５", "5"),
         ("<answer>3/4</answer>", "0.75"), ("\\boxed{\\frac{3}{4}}", "0.75"), ("\\boxed{\\sqrt{8}}", "2\\sqrt{2}"),
-        ("#### 72", "so it is\n#### 72"), ("<answer>x+1</answer>", "1+x"),
+        ("#### 72", "so it is\n#### 72"), ("<answer>x+1</answer>", "1+x"), ("\\boxed{x = 2}", "2"),
+        ("<answer>60 km/h</answer>", "60"), ("\\boxed{2\\sin x\\cos x}", "\\sin(2x)"),
+        ("\\boxed{\\frac{1}{3}}", "0.333333"), ("\\boxed{y=1+\\sin x}", "y=\\sin x+1"),
     ]  # fmt: skip
-    wrong = [("71", "72"), ("<answer>2\\pi</answer>", "2"), ("", "72"), ("so 3, then 5", "72"), ("\\boxed{", "1")]
+    wrong = [
+        ("71", "72"), ("<answer>2\\pi</answer>", "2"), ("", "72"), ("so 3, then 5", "72"), ("\\boxed{", "1"),
+        ("<answer>x+1</answer>", "1"), ("<answer>2x</answer>", "2"), ("\\boxed{\\sqrt{x^2}}", "x"),
+        ("\\boxed{\\sin x}", "\\cos x"), ("\\boxed{y=\\sin x}", "y=\\sin x+1"), ("\\boxed{\\log x}", "\\log|x|"),
+    ]  # fmt: skip
     assert [(p, g.score) for p, g in zip(right, math_grader.grade(math_rows(*right)), strict=True)] == [
         (pair, 1.0) for pair in right
     ]
@@ -263,38 +268,6 @@ def test_no_completion_holds_a_step_longer_than_its_limit(math_grader: Any) -> N
     assert time.perf_counter() - began < patience(4.0 + 2.0)
     assert grades[-1].score == 1.0
     assert not any(g.score for g in grades[:-1])
-
-
-@needs_confinement
-def test_256_answers_take_less_than_a_second(math_grader: Any) -> None:
-    rows = math_rows(*((f"<answer>{n}个</answer>", "72") for n in range(256)))
-    took = math.inf
-    for _ in range(5):
-        began = time.perf_counter()
-        grades = math_grader.grade(rows)
-        took = min(took, time.perf_counter() - began)
-    assert sum(g.score or 0 for g in grades) == 1
-    assert took < patience(1.0)
-
-
-@needs_confinement
-def test_256_expressions_take_less_than_a_second(math_grader: Any) -> None:
-    """32 questions with 8 answers each, all of which have to be parsed, and none of which was seen before."""
-    took, right = math.inf, 0.0
-    for batch in range(3):
-        pairs = [
-            (
-                f"\\boxed{{\\frac{{{2 * n + 2}}}{{{2 * (n + batch) + 6 + 2 * (k % 5)}}}\\sqrt{{3}}}}",
-                f"\\frac{{{n + 1}\\sqrt{{3}}}}{{{n + batch + 3}}}",
-            )
-            for n in range(32)
-            for k in range(8)
-        ]
-        began = time.perf_counter()
-        right = sum(grade.score or 0 for grade in math_grader.grade(math_rows(*pairs)))
-        took = min(took, time.perf_counter() - began)
-    assert right == 64
-    assert took < patience(1.0)
 
 
 @needs_confinement

@@ -6,7 +6,10 @@ It parses text that a model wrote, which may take forever or need any amount of 
 import logging
 from functools import lru_cache
 from importlib import import_module
+from math import isfinite
 from typing import Any
+
+import sympy
 
 _math_verify: Any = import_module("math_verify")  # the package has no types
 
@@ -32,6 +35,47 @@ def _read_in_two_stages(parser: Any) -> Any:
 
 
 _parser.math = _read_in_two_stages
+
+_verifier: Any = import_module("math_verify.grader")
+_simplify_and_compare, _solve_and_compare = _verifier.sympy_symbolic_eq, _verifier.sympy_solve_and_compare
+_POINTS = (0.7390851332, 1.8954942670)
+"""Variables get values from these to this plus 1."""
+_DIFFERS = 1e-6
+_SLOW = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
+
+
+def _differ(left: Any, right: Any) -> bool:
+    """Whether two expressions have other values where their variables have the same: then no algebra makes them equal.
+
+    Where they seem equal, or have no value, the answer is False.
+    """
+    try:
+        if left.has(*_SLOW) or right.has(*_SLOW):
+            return False
+        names = sorted(left.free_symbols | right.free_symbols, key=str)
+        for point in _POINTS:
+            values = {name: point + number / (len(names) + 1) for number, name in enumerate(names)}
+            one, other = (complex(side.evalf(15, subs=values)) for side in (left, right))
+            if not abs(one - other) <= _DIFFERS * max(1.0, abs(one), abs(other)):
+                return isfinite(abs(one)) and isfinite(abs(other))
+    except Exception:  # noqa: BLE001 - sympy raises plain exceptions of many kinds
+        return False
+    return False
+
+
+def _equal_if_simplified(left: Any, right: Any) -> bool:
+    return not _differ(left, right) and _simplify_and_compare(left, right)
+
+
+def _equal_if_solved(gold: Any, given: Any, *rounding: Any) -> bool:
+    """`y = f(x)` and `y = g(x)` were compared before by their right sides."""
+    is_same_letter = gold.lhs == given.lhs and gold.lhs.is_Symbol
+    if is_same_letter and not any(side.has(gold.lhs) for side in (gold.rhs, given.rhs)):
+        return False
+    return _solve_and_compare(gold, given, *rounding)
+
+
+_verifier.sympy_symbolic_eq, _verifier.sympy_solve_and_compare = _equal_if_simplified, _equal_if_solved
 
 
 @lru_cache(maxsize=4096)

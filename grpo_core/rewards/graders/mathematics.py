@@ -1,12 +1,14 @@
 """The grader `math`: whether an answer equals the reference, as a number or as an expression.
 
-Most answers are numbers, which are compared here, exactly. math-verify compares all others, in a process that can be
-killed, because some expressions keep it busy forever. Owns how an answer is found in a text. Invariant: all completions
-of a step are graded within `limits.step_seconds`; a completion that exceeds its share of them scores 0.
+Most answers are numbers or short expressions, which are compared here, exactly. math-verify compares all others, in a
+process that can be killed, because some expressions keep it busy forever. Owns how an answer is found in a text.
+Invariant: all completions of a step are graded within `limits.step_seconds`; a completion that exceeds its share of
+them scores 0.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Final
 
 from grpo_core.reasons import FailureCode
 from grpo_core.rewards import fixed
+from grpo_core.rewards.graders import answers
 from grpo_core.rewards.graders.confined import ConfinementError, LoadError, RowFailure
 from grpo_core.rewards.graders.models import AnyGrader, Math
 from grpo_core.rewards.graders.packages import FOR_MATH
@@ -35,6 +38,8 @@ MAX_TEXT: Final = 4000
 MAX_KNOWN: Final = 20_000
 _BOXED: Final = "\\boxed{"
 _GSM8K: Final = "####"
+_VARIABLE: Final = re.compile(r"(?<![A-Za-z])(?:[xyz](?![A-Za-z]|\s*=)|[abcknt]\s*[-+*])|[-+*]\s*[abcknt](?![A-Za-z])")
+"""What makes a text with one number an expression: `2x` is not 2, although `2 kg` and `x = 2` are."""
 
 
 class MathGrader:
@@ -70,6 +75,7 @@ class MathGrader:
         return self._process.isolation
 
     def grade(self, rows: Sequence[GraderRow]) -> list[Grade]:
+        end = time.monotonic() + (self._limits.step_seconds or STEP_SECONDS)
         grades: list[Grade | None] = []
         open_rows: list[int] = []
         lines: list[bytes] = []
@@ -80,27 +86,26 @@ class MathGrader:
                 open_rows.append(number)
                 lines.append(_line(*texts))
             grades.append(grade)
-        for number, grade in zip(open_rows, self._verify(lines), strict=True):
+        for number, grade in zip(open_rows, self._verify(lines, end), strict=True):
             grades[number] = grade
         return [grade for grade in grades if grade is not None]
 
     def close(self) -> None:
         self._process.close()
 
-    def _verify(self, lines: Sequence[bytes]) -> list[Grade]:
+    def _verify(self, lines: Sequence[bytes], end: float) -> list[Grade]:
         """A grade for each line. Completions of a group often give the same answer, which is verified once."""
         new = [line for line in dict.fromkeys(lines) if line not in self._known]
-        found = dict(zip(new, self._by_expression(new), strict=True))
+        found = dict(zip(new, self._by_expression(new, end), strict=True))
         grades = [found[line] if line in found else self._known[line] for line in lines]
         self._known |= {line: grade for line, grade in found.items() if grade.error is None}
         while len(self._known) > MAX_KNOWN:
             del self._known[next(iter(self._known))]
         return grades
 
-    def _by_expression(self, lines: Sequence[bytes]) -> list[Grade]:
+    def _by_expression(self, lines: Sequence[bytes], end: float) -> list[Grade]:
         if not lines:
             return []
-        end = time.monotonic() + (self._limits.step_seconds or STEP_SECONDS)
         results = self._run(lines, FIRST_PASS * (end - time.monotonic()))
         slow = [number for number, result in enumerate(results) if _type(result) in ("Timeout", "Late")]
         slow.sort(key=lambda number: _type(results[number]) != "Late")
@@ -162,17 +167,20 @@ def _at_once(text: str, reference: str) -> Grade | None:
             return None
     if not answer or len(answer) > MAX_EXPRESSION or len(gold) > MAX_EXPRESSION:
         return Grade(score=0.0)
-    if _is_expression(answer) or _is_expression(gold):
-        return Grade(score=1.0) if answer == gold else None
-    if same_answer(answer, gold):
+    if answer == gold:
         return Grade(score=1.0)
-    both_numbers = read_number(answer) is not None and read_number(gold) is not None
-    return Grade(score=0.0) if both_numbers else None
+    if not _is_expression(answer) and not _is_expression(gold):
+        if same_answer(answer, gold):
+            return Grade(score=1.0)
+        if read_number(answer) is not None and read_number(gold) is not None:
+            return Grade(score=0.0)
+    same = answers.same_answer(answer, gold)
+    return None if same is None else Grade(score=float(same))
 
 
 def _is_expression(text: str) -> bool:
-    """Whether a text with one number may have another value, as `2\\pi` and `5\\%` do."""
-    return any(sign in text for sign in "\\^%_√π")
+    """Whether a text with one number may have another value, as `2\\pi`, `2x` and `5\\%` do."""
+    return any(sign in text for sign in "\\^%_√π") or _VARIABLE.search(text) is not None
 
 
 def _line(text: str, reference: str) -> bytes:

@@ -6,8 +6,8 @@
 - heldout.jsonl: the 250 problems of MGSM in Chinese, then rows 251 to 1,319 of GSM8K's test set in English,
   and one more problem
 
-MGSM is a translation of the first 250 test problems of GSM8K, so each of those is used in one language only. MSVAMP is a
-translation of SVAMP: neither may examine a model that was trained here. Sources and licences are in README.md.
+MGSM is a translation of the first 250 test problems of GSM8K, so each of those is used in one language only. MSVAMP is
+a translation of SVAMP: neither may examine a model that was trained here. Sources and licences are in README.md.
 """
 
 from __future__ import annotations

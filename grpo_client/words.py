@@ -14,6 +14,17 @@ WAIT_REASONS: Final = {
     "no_confinement": "needs a worker that can confine the code of its graders: the connected ones cannot",
 }
 
+FETCH_FAILURES: Final = {
+    "hub_unreachable": "The model or the data set could not be fetched: the hub did not answer",
+    "model_not_found": "The model could not be fetched",
+    "model_gated": "The model could not be fetched: it is gated",
+    "revision_not_found": "This revision of the model could not be fetched",
+    "dataset_not_found": "The data set could not be fetched",
+    "dataset_gated": "The data set could not be fetched: it is gated",
+    "input_gone": "The upload or the checkpoint to start from could not be fetched: it was deleted",
+}
+"""What could not be fetched, by the code of the failure."""
+
 METRICS: Final = {
     "reward": ("reward", ".3f"),
     "reward_std": ("spread", ".3f"),

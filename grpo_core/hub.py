@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
@@ -27,9 +28,14 @@ if TYPE_CHECKING:
 Warn = Callable[[WarningCode, str], None]
 """Called with a code and a message."""
 
-WAIT_SECONDS: Final = (5.0, 15.0, 40.0, 120.0)
-"""Between one try and the next. A hub that stays away ends the run, and the worker begins it anew: three times this.
-Where the host's network knows no such name only the first is waited: that once, since a name server may err too."""
+TIMEOUT_SECONDS: Final = 10.0
+"""For the hub to accept a connection, and between two parts of an answer. The library's own default is no limit."""
+WAIT_SECONDS: Final = (5.0, 15.0, 40.0)
+"""Between one try and the next. Where the host's network knows no such name only the first is waited: that once, since
+a name server may err too."""
+GIVE_UP_SECONDS: Final = 75.0
+"""After the first failed try, no further one is waited for. It ends the run, and the worker begins it anew: a job waits
+three times this, and three times the tries themselves."""
 
 TOKEN_REPOS_VARIABLE: Final = "GRPO_HF_TOKEN_REPOS"  # noqa: S105 - a variable's name
 """Repositories for which the token may be used, as comma-separated patterns. A worker always sets it. If you run
@@ -60,11 +66,17 @@ def may_use_token(repository: str, environment: Mapping[str, str]) -> bool:
 
 @cache
 def watch_requests() -> None:
-    """Let the hub's library send requests, and follow redirects, only to hosts that are allowed."""
+    """Let the hub's library send requests, and follow redirects, only to hosts that are allowed; none without limit."""
     from huggingface_hub import constants, set_client_factory
 
     def check(request: httpx.Request) -> None:
         egress.require_allowed(str(request.url), endpoint=constants.ENDPOINT)
+        # The library asks some questions with no limit, and would wait for a silent hub for ever.
+        limits: dict[str, float | None] = request.extensions.get("timeout", {})
+        request.extensions["timeout"] = {
+            name: TIMEOUT_SECONDS if limits.get(name) is None else limits[name]
+            for name in ("connect", "read", "write", "pool")
+        }
 
     def client() -> httpx.Client:
         made = default_client()
@@ -88,15 +100,18 @@ def patiently(fetch: Callable[[], T], warn: Warn, *, what: str, otherwise: str) 
 
     For the warnings: `what` is fetched, and `otherwise` is what to do on a host that has no internet.
     """
-    errors: list[Exception] = []
+    failed_at: list[float] = []
 
     def note(error: Exception, seconds: float) -> None:
-        if not is_away(error) or (errors and _is_unknown_here()):
+        now = time.monotonic()
+        if not is_away(error) or (failed_at and _is_unknown_here()):
             raise error
-        errors.append(error)
+        failed_at.append(now)
+        if now + seconds - failed_at[0] > GIVE_UP_SECONDS:
+            raise error
         warn(
             WarningCode.HUB_AWAY,
-            f"The Hugging Face hub does not answer for {what}; the next try is in {seconds:.0f} s. "
+            f"The run waits for {what}: the Hugging Face hub did not answer. The next try is in {seconds:.0f} s. "
             f"If this worker has no internet, {otherwise}; with HF_HUB_OFFLINE=1 it does not wait.",
         )
 

@@ -160,6 +160,31 @@ class FailureCode(StrEnum):
     ADAPTER_NOT_SERVED = "adapter_not_served", FailureClass.INTERNAL, "The rollout server ignores the adapter"
 
 
+class FetchFailure(Reason):
+    """What could not be fetched, by the code of the failure: it is told so, and not as a failure of a process."""
+
+    HUB_UNREACHABLE = (
+        "hub_unreachable",
+        "The model or the data set could not be fetched: the hub did not answer",
+        "无法获取模型或数据集：Hub 没有响应",
+    )
+    MODEL_NOT_FOUND = "model_not_found", "The model could not be fetched", "无法获取模型"
+    MODEL_GATED = "model_gated", "The model could not be fetched: it is gated", "无法获取模型：模型受限"
+    REVISION_NOT_FOUND = "revision_not_found", "This revision of the model could not be fetched", "无法获取模型的该版本"
+    DATASET_NOT_FOUND = "dataset_not_found", "The data set could not be fetched", "无法获取数据集"
+    DATASET_GATED = "dataset_gated", "The data set could not be fetched: it is gated", "无法获取数据集：数据集受限"
+    INPUT_GONE = (
+        "input_gone",
+        "The upload or the checkpoint to start from could not be fetched: it was deleted",
+        "无法获取上传的数据或起点检查点：已被删除",
+    )
+
+    @classmethod
+    def sentence_of(cls, code: str | None) -> str | None:
+        """The heading of a failure with this code; None if nothing was fetched."""
+        return next((one.sentence for one in cls if one.value == code), None)
+
+
 class Phase(Word):
     """What the run of a job is doing."""
 

@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))  # so that it runs from a checkout that is not ins
 
 from api import schemas as api_schemas  # noqa: E402
 from api.app import create_app  # noqa: E402
+from grpo_core.reasons import FetchFailure  # noqa: E402
 from grpo_core.run_dir.metrics import StepMetrics, described, watched  # noqa: E402
 from jobs.read.queue_position import WaitReason  # noqa: E402
 
@@ -82,7 +83,11 @@ def words() -> str:
         f"    {json.dumps(one.name)}: ({json.dumps(short.english)}, {json.dumps(one.format)}),\n"
         for one, short in watched()
     )
+    fetches = "".join(f"    {json.dumps(each.value)}: {json.dumps(each.sentence)},\n" for each in FetchFailure)
     return f"""{WORDS_HEADER}WAIT_REASONS: Final = {{\n{rows}}}
+
+FETCH_FAILURES: Final = {{\n{fetches}}}
+\"\"\"What could not be fetched, by the code of the failure.\"\"\"
 
 METRICS: Final = {{\n{metrics}}}
 \"\"\"Metrics for a terminal, by their place in a step's data: what they are called, and how they are written.\"\"\"

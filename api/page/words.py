@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 from grpo_core.monitoring.audits import Audit
-from grpo_core.reasons import EventType, FailureClass, FinishReason, Phase, Reason, WarningCode
+from grpo_core.reasons import EventType, FailureClass, FetchFailure, FinishReason, Phase, Reason, WarningCode
 from grpo_core.run_dir.metrics import charts, short_names
 from jobs.read.queue_position import WaitReason
 from jobs.store.job import JobStatus
@@ -18,6 +18,7 @@ Language = Literal["en", "zh"]
 REASONS: Final[dict[str, type[Reason]]] = {
     "class": FailureClass,
     "event": EventType,
+    "fetch": FetchFailure,
     "finish": FinishReason,
     "phase": Phase,
     "status": JobStatus,

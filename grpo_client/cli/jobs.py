@@ -25,7 +25,7 @@ from grpo_client.cli.output import (
 from grpo_client.cli.progress import show_bytes
 from grpo_client.cli.text import count
 from grpo_client.results import Job, JobDetail, JobError, Trial
-from grpo_client.words import WAIT_REASONS
+from grpo_client.words import FETCH_FAILURES, WAIT_REASONS
 
 Pairs = Annotated[list[str] | None, Parameter(name="--metadata", negative="", help="Only jobs with this KEY=VALUE.")]
 
@@ -201,7 +201,8 @@ def say_trial(trial: Trial, job_id: str) -> None:
 
 def say_failure(error: JobError) -> None:
     """Why a job failed, and what to do."""
-    say(f"{'error':<9} {error.code} ({error.class_}): {error.message}")
+    heading = FETCH_FAILURES.get(error.code)
+    say(f"{'error':<9} {f'{heading}. ' if heading else ''}{error.code} ({error.class_}): {error.message}")
     if error.hint:
         say(f"{'':<9} {error.hint}")
 

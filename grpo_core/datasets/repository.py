@@ -40,7 +40,9 @@ class HubRepository:
 
         hub.watch_requests()
         token = hub.token_for(name)
-        info = HfApi(endpoint=constants.ENDPOINT, token=token).dataset_info(name, revision=revision, timeout=30)
+        info = HfApi(endpoint=constants.ENDPOINT, token=token).dataset_info(
+            name, revision=revision, timeout=hub.TIMEOUT_SECONDS
+        )
         if not re.fullmatch(r"[0-9a-f]{40}", info.sha or ""):
             raise ValueError("the hub returned no commit")
         self._root = f"datasets/{name}@{info.sha}"

@@ -193,7 +193,7 @@ def _require_open(section: ModelSection) -> None:
         return  # the operator has filled the cache, and turned the hub off
     api = HfApi(endpoint=constants.ENDPOINT, token=False)
     try:
-        info = api.model_info(section.name, revision=section.revision, timeout=30)
+        info = api.model_info(section.name, revision=section.revision, timeout=hub.TIMEOUT_SECONDS)
     except Exception as error:
         if hub.is_away(error):
             return  # the download says so too, unless the files are here already

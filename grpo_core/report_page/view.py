@@ -18,6 +18,7 @@ import grpo_core
 from grpo_core.estimates import Estimate, estimate
 from grpo_core.evaluation.paired_stats import SIGNIFICANCE, ends_of
 from grpo_core.monitoring.audits import Ending
+from grpo_core.reasons import FetchFailure
 from grpo_core.report_page.charts import Curve, number, svg
 from grpo_core.report_page.run_files import Json, RunFiles
 from grpo_core.run_dir.metrics import Chart, Described, charts, short_names, watched
@@ -99,7 +100,8 @@ def verdict(run: RunFiles) -> Json:
     if run.status == "failed":
         error = run.error or {}
         words = [plain(str(error.get("message", "It gave no reason."))), plain(str(error.get("hint") or ""))]
-        return _said("bad", f"It failed ({error.get('class', 'internal')})", [*words, f"{done} of {wanted} steps."])
+        headline = FetchFailure.sentence_of(error.get("code")) or f"It failed ({error.get('class', 'internal')})"
+        return _said("bad", headline, [*words, f"{done} of {wanted} steps."])
     if run.status == "cancelled":
         return _said("open", "It was cancelled", [f"{done} of {wanted} steps were done.", _reward_sentence(run)])
     evaluation = run.report.get("evaluation")

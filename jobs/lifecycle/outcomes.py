@@ -11,13 +11,13 @@ the last loss. Invariant: a record follows the outcome in the bucket, no matter 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
 
 from grpo_core.errors import FailureReport
-from grpo_core.reasons import EventType, FailureCode, WarningCode
+from grpo_core.reasons import EventType, FailureCode, FetchFailure, WarningCode
 from jobs.lifecycle.wakeups import WakeupPublisher
 from jobs.store import commits, event_log, object_keys
 from jobs.store.event_log import now_iso
@@ -131,6 +131,8 @@ def _loss_warning(handback: HandBack, attempts: int, to: JobStatus) -> list[JobE
         return []
     report = handback.report
     what = "is paused" if to is JobStatus.PAUSED else "resumes from its last checkpoint"
+    if to is not JobStatus.PAUSED and FetchFailure.sentence_of(report.code):
+        what = f"tries again; this was attempt {attempts} of {MAX_ATTEMPTS}"
     loss = {"code": WarningCode.RUN_LOST, "class": report.failure_class, "cause": report.code, "attempts": attempts}
     return [JobEvent(type=EventType.WARNING, data={**loss, "message": f"{report.message} The job {what}."})]
 
@@ -208,6 +210,9 @@ def _used_up(attempts: int, handback: HandBack) -> FailureReport | None:
     if attempts < MAX_ATTEMPTS:
         return None
     last = handback.report or SILENCE
+    if FetchFailure.sentence_of(last.code):
+        # No run was lost: each one waited for what it could not fetch, and said so.
+        return replace(last, message=f"{last.message} {attempts} runs waited for it in vain.")
     return FailureReport.of(
         FailureCode.ATTEMPTS_USED_UP,
         f"The job was lost {attempts} times in a row without a new checkpoint; the last time: {last.message}",

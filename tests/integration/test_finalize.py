@@ -10,11 +10,12 @@ from typing import Any, Literal, cast
 
 import pytest
 
+from grpo_core.errors import FailureReport
 from grpo_core.spec import parse_spec
 from jobs.errors import Conflict
 from jobs.lifecycle.celery_app import WakeupSender
 from jobs.lifecycle.commands import Commands
-from jobs.lifecycle.outcomes import LOST, MAX_ATTEMPTS
+from jobs.lifecycle.outcomes import LOST, MAX_ATTEMPTS, HandBack
 from jobs.lifecycle.rebuild import Rebuild
 from jobs.lifecycle.sweeper import Sweeper
 from jobs.lifecycle.wakeups import WakeupPublisher
@@ -64,6 +65,28 @@ def test_a_job_that_was_ordered_something_does_not_fail_of_its_last_lost_run(
     deps = worker_deps(service.job_store, write_once=service.write_once)
     failure = Finalizer(RunContext(deps, service.get(job.id, "ann"), 1, tmp_path))._last_failure(LOST)
     assert (failure and failure.code) == (None if interrupt else "attempts_used_up")
+
+
+def test_a_job_that_could_not_fetch_its_model_says_so_and_not_that_runs_were_lost(
+    service: JobService, tmp_path: Path
+) -> None:
+    job = service.submit(SPEC, "ann")
+    away = FailureReport.of("hub_unreachable", "The model 'x' is not here.", hint="Put it here.")
+    deps = worker_deps(service.job_store, write_once=service.write_once, store=service.store, wakeups=service._wakeups)
+    for epoch in range(1, MAX_ATTEMPTS + 1):
+        assert service.write_once.allocate_epoch(job.id, "w", now_iso()) == epoch
+        assert service.job_store.claim(job.id, epoch=epoch, worker="w", lease_seconds=60)
+        context = RunContext(deps, service.get(job.id, "ann"), epoch, tmp_path)
+        Finalizer(context).write(RunResult(status=None, handback=HandBack(report=away)))
+        context.end()
+    ended = service.get(job.id, "ann")
+    assert ended.error is not None
+    assert (ended.status, ended.error["class"], ended.error["code"]) == ("failed", "infra", "hub_unreachable")
+    assert ended.error["message"] == "The model 'x' is not here. 3 runs waited for it in vain."
+    told = [event for event in service.job_store.events(job.id, after=0, limit=100) if event["type"] == "warning"]
+    assert [event["data"]["message"] for event in told] == [
+        f"The model 'x' is not here. The job tries again; this was attempt {n} of 3." for n in (1, 2)
+    ]
 
 
 def test_a_cancel_is_obeyed_though_valkey_has_lost_the_record(service: JobService, tmp_path: Path) -> None:
@@ -201,6 +224,7 @@ def worker_deps(
     write_once: WriteOnceStore | None = None,
     store: ObjectStore | None = None,
     stop: GracefulShutdown | None = None,
+    wakeups: WakeupPublisher | None = None,
 ) -> WorkerDeps:
     none = cast("Any", None)
     return WorkerDeps(
@@ -209,7 +233,7 @@ def worker_deps(
         write_once=write_once or none,
         store=store or none,
         datasets=none,
-        wakeups=none,
+        wakeups=wakeups or none,
         commands=Commands(job_store, write_once or none, none, by="w"),
         lease_seconds=60,
         launcher=(),

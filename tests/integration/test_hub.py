@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -30,7 +31,7 @@ from grpo_core.datasets import load_rows
 from grpo_core.hardware.models import find_model
 from grpo_core.spec import parse_spec
 
-hub.WAIT_SECONDS = (0.01, 0.01)
+hub.WAIT_SECONDS, hub.TIMEOUT_SECONDS = (0.01, 0.01), 0.5
 told, spec = [], parse_spec({"model": {"name": "owner/model"}})
 tell = lambda code, message: told.append([code, message])
 try:
@@ -77,16 +78,38 @@ def test_a_hub_that_comes_back_was_worth_waiting_for(waits: list[float]) -> None
     assert patiently(fetch, lambda code, message: told.append(f"{code}: {message}")) == "rows"
     assert waits == [5, 15]
     assert told[0] == (
-        "hub_away: The Hugging Face hub does not answer for the thing; the next try is in 5 s. "
+        "hub_away: The run waits for the thing: the Hugging Face hub did not answer. The next try is in 5 s. "
         "If this worker has no internet, bring it; with HF_HUB_OFFLINE=1 it does not wait."
     )
     assert len(told) == 2
 
 
 def test_a_hub_that_stays_away_is_not_waited_for_for_ever(waits: list[float]) -> None:
-    with pytest.raises(ConnectionError, match="the fifth"):
-        patiently(Fetch(*[ConnectionError("no")] * 4, ConnectionError("the fifth")), lambda *_: None)
+    with pytest.raises(ConnectionError, match="the fourth"):
+        patiently(Fetch(*[ConnectionError("no")] * 3, ConnectionError("the fourth")), lambda *_: None)
     assert waits == list(hub.WAIT_SECONDS)
+
+
+def test_tries_that_take_their_time_count_towards_the_wait(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
+    """A hub that accepts connections and says nothing: each try takes 20 seconds."""
+    clock = 0.0
+
+    class Silent(Fetch):
+        def __call__(self) -> str:
+            nonlocal clock
+            clock += 20
+            return super().__call__()
+
+    def sleep(seconds: float) -> None:
+        nonlocal clock
+        clock += seconds
+        waits.append(seconds)
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    monkeypatch.setattr(time, "sleep", sleep)
+    with pytest.raises(TimeoutError):
+        patiently(Silent(*[TimeoutError()] * 9), lambda *_: None)
+    assert (waits, clock) == ([5, 15], 80)
 
 
 TOLD = {
@@ -144,22 +167,39 @@ def test_an_answer_that_says_no_is_an_answer(waits: list[float]) -> None:
     assert waits == []
 
 
+@pytest.fixture
+def silent_hub() -> Iterator[str]:
+    """Accepts connections, and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
 AWAY = {"HF_ENDPOINT": "http://127.0.0.1:9"}
 OFF = {"HF_HUB_OFFLINE": "1"}
+SILENT = {"HF_ENDPOINT": "of the silent hub"}
 
 
 @pytest.mark.parametrize(
     ("what", "environment", "failure", "told"),
     [
         ("model", AWAY, ("infra", "hub_unreachable", True), ["hub_away"] * 2),
+        ("model", SILENT, ("infra", "hub_unreachable", True), ["hub_away"] * 2),
+        ("data", SILENT, ("infra", "hub_unreachable", True), ["hub_away"] * 2),
         ("model", OFF, ("user_config", "hub_unreachable", False), []),
         ("data", OFF, ("dataset", "hub_unreachable", False), []),
     ],
 )
 def test_a_hub_that_is_away_is_nobodys_mistake_and_one_that_is_off_is_not_waited_for(
-    tmp_path: Path, what: str, environment: dict[str, str], failure: tuple[str, str, bool], told: list[str]
+    tmp_path: Path,
+    silent_hub: str,
+    what: str,
+    environment: dict[str, str],
+    failure: tuple[str, str, bool],
+    told: list[str],
 ) -> None:
     """By the real libraries."""
+    if environment is SILENT:
+        environment = {"HF_ENDPOINT": silent_hub}
     own = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "GRPO_"))}
     done = subprocess.run(
         [sys.executable, "-c", FIND, what],
@@ -173,7 +213,8 @@ def test_a_hub_that_is_away_is_nobodys_mistake_and_one_that_is_off_is_not_waited
     report, warned = json.loads(done.stdout)
     assert (report["class"], report["code"], report["retryable"]) == failure
     assert [code for code, _ in warned] == told
-    assert all("the model 'owner/model'" in message and "$GRPO_MODEL_DIR" in message for _, message in warned)
+    names = ("the model 'owner/model'", "$GRPO_MODEL_DIR") if what == "model" else ("the data set", "$GRPO_DATASET_DIR")
+    assert all(name in message for _, message in warned for name in names)
     assert ("GRPO_MODEL_DIR" if what == "model" else "GRPO_DATASET_DIR") in report["hint"]
 
 

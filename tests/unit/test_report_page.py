@@ -327,6 +327,21 @@ def test_without_held_out_questions_the_reward_is_judged_and_no_more(
     assert "was not measured" in page.text
 
 
+@pytest.mark.parametrize(
+    ("code", "kind", "headline"),
+    [
+        ("hub_unreachable", "infra", "The model or the data set could not be fetched: the hub did not answer"),
+        ("model_not_found", "user_config", "The model could not be fetched"),
+        ("dataset_not_found", "dataset", "The data set could not be fetched"),
+        ("child_died", "infra", "It failed (infra)"),
+    ],
+)
+def test_what_could_not_be_fetched_is_the_heading(tmp_path: Path, code: str, kind: str, headline: str) -> None:
+    folder = run_folder(tmp_path, [], spec_of(8, 8), [])
+    error = {"class": kind, "code": code, "message": "Not here.", "hint": ""}
+    assert verdict(RunFiles(folder.root, status="failed", error=error))["headline"] == headline
+
+
 def test_a_worker_can_say_how_it_ended(tmp_path: Path) -> None:
     spec = spec_of(8, 8)
     folder = run_folder(tmp_path, [], spec, [])

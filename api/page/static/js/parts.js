@@ -61,12 +61,18 @@ export function prose(text, attributes = {}) {
   return h("span", { translate: "no", ...attributes }, text.split("`").map((part, place) => (place % 2 ? h("code", { class: "code" }, part) : part)));
 }
 
+/** What could not be fetched, or else the class of the failure. */
+function failureHeading(error) {
+  if (has(`fetch.${error.code}`)) return t(`fetch.${error.code}`);
+  return has(`class.${error.class}`) ? t(`class.${error.class}`) : t("job.failed");
+}
+
 /** Why a job failed: what kind of thing it is, what happened, and what to do about it. */
 export function failureCard(error) {
   return h(
     "div",
     { class: "card danger failure" },
-    h("p", { class: "warning-head" }, h("span", { class: "strong" }, has(`class.${error.class}`) ? t(`class.${error.class}`) : t("job.failed")), raw(`${error.class} · ${error.code}`, { class: "code" })),
+    h("p", { class: "warning-head" }, h("span", { class: "strong" }, failureHeading(error)), raw(`${error.class} · ${error.code}`, { class: "code" })),
     h("p", {}, prose(error.message ?? "", { lang: "en" })),
     error.hint ? h("p", {}, h("span", { class: "label" }, t("job.remedy")), " ", prose(error.hint, { lang: "en" })) : null,
     error.retryable ? h("p", { class: "hint" }, t("job.retryable")) : null,

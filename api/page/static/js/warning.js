@@ -19,10 +19,10 @@ export function overBy(event, events) {
  * @param {any} over
  */
 export function warningCard(event, id, over = null) {
-  const { code, message, audit, rollouts, steps, values } = event.data;
+  const { code, cause, message, audit, rollouts, steps, values } = event.data;
   // An audit's sentence is made of its numbers, so it can be said in any language; the rest is as the service says it.
   const said = over ? pastWords(over.data) : audit && values ? serviceWords(audit, shownValues(values)) : null;
-  const title = has(`warning.${audit ?? code}`) ? t(`warning.${audit ?? code}`) : null;
+  const title = has(`fetch.${cause}`) ? t(`fetch.${cause}`) : has(`warning.${audit ?? code}`) ? t(`warning.${audit ?? code}`) : null;
   const shown = over ? over.data.steps : steps;
   const where = shown ? t("warning.steps", { first: number(shown[0]), last: number(shown[1]) }) : event.step ? t("chart.step", { step: number(event.step) }) : null;
   return h(

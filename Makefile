@@ -11,6 +11,9 @@ UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_FIND_LINKS
 EXTRAS := --extra cpu --extra api --extra worker --extra local
 
+# Tests start hundreds of processes: without bytecode each compiles this project, and each process of pytest all tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Only files whose hashes are in the list, and none that would be built by what has no hash. They are compiled at once: a
 # process that imports TRL would else compile for half of its 14 seconds, in some environments each time.
 define install

@@ -6,11 +6,13 @@ Tests share them and keep apart by `prefix`. A fault test may stop or kill a ser
 from __future__ import annotations
 
 import secrets
+import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +27,22 @@ from tests.clock import patience
 HERE = Path(__file__).parent
 LONGEST_FILES = ("test_long_outages.py", "test_soak.py", "test_worker.py", "test_training.py", "test_resume.py")
 SLOWEST_FOLDERS = ("acceptance", "integration", "unit")
+NEED_TORCH = (
+    "unit/native",
+    "unit/test_logprobs.py",
+    "unit/test_tensor_tree.py",
+    "unit/test_unsloth_engine.py",
+    "integration/test_selftest.py",
+)
+"""Files whose tests import torch and TRL in their own process, for 7 seconds: one process of `make test` gets all."""
+
+TRAIN = (
+    "integration/native",
+    "integration/test_judged_training.py",
+    "integration/test_resume.py",
+    "integration/test_trackers.py",
+)
+"""Files whose runs are forked from a process that has imported them, except `test_training.py`, which takes as long."""
 
 
 @pytest.hookimpl(trylast=True)
@@ -39,6 +57,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return file, place, str(item.path.parent), -sizes[item.path]
 
     items.sort(key=rank)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal out whole files, as `--dist loadfile` does, and those together that share what is slow to import."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            groups = [group for group in (NEED_TORCH, TRAIN) if file.removeprefix("tests/").startswith(group)]
+            return groups[0][0] if groups else file
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A folder is not imported if all its tests are left out."""
+    apart = collection_path.parent == HERE and collection_path.name in ("gpu", "browser", "containers")
+    return True if apart and f"not {collection_path.name}" in config.getoption("markexpr") else None
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workerinput") and "torch" in sys.modules:
+        raise pytest.UsageError("A file of tests imports torch, in every process: use tests/lazy.py")
 
 
 class Server:

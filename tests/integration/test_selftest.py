@@ -11,28 +11,25 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+from grpo_core.errors import JobFailure
+from grpo_core.hardware.models import ModelFiles, Precision
+from grpo_core.spec import JobSpec, parse_spec
+from tests.lazy import lazy
 
-from peft import LoraConfig, get_peft_model  # noqa: E402 - imports torch
-from safetensors.torch import load_file, save_file  # noqa: E402
-from transformers import AutoTokenizer  # noqa: E402
-
-from grpo_core.checkpoints.writer import CONFIG_NAME, WEIGHTS_NAME, write_adapter  # noqa: E402
-from grpo_core.errors import JobFailure  # noqa: E402
-from grpo_core.hardware.models import ModelFiles, Precision  # noqa: E402
-from grpo_core.selftest import peft_reference, selftest  # noqa: E402
-from grpo_core.selftest.logprob_probes import (  # noqa: E402
-    PROBE_TOKENS,
-    Difference,
-    LogprobProbe,
-    LogProbs,
-    make_probes,
-    token_logprobs,
+torch = lazy("torch")
+LoraConfig, get_peft_model = lazy("peft", "LoraConfig get_peft_model")
+load_file, save_file = lazy("safetensors.torch", "load_file save_file")
+AutoTokenizer = lazy("transformers", "AutoTokenizer")
+writer = lazy("grpo_core.checkpoints.writer")
+peft_reference = lazy("grpo_core.selftest.peft_reference")
+selftest = lazy("grpo_core.selftest.selftest")
+logprob_probes = lazy("grpo_core.selftest.logprob_probes")
+Difference, LogprobProbe, LogProbs, make_probes, token_logprobs = lazy(
+    "grpo_core.selftest.logprob_probes", "Difference LogprobProbe LogProbs make_probes token_logprobs"
 )
-from grpo_core.spec import JobSpec, parse_spec  # noqa: E402
+
 
 REWARDS = {"start": 0.0, "end": 1.0, "steps_averaged": 1}
-SAME = Difference(0.0, 0.0)
 MODEL = Path("examples/models/tiny-arithmetic").resolve()
 FP32 = Precision("auto", "fp32", "float32", "a CPU trains in 32-bit")
 BF16 = Precision("16bit", "16bit", "bfloat16", "as requested")
@@ -64,7 +61,7 @@ class Trained:
         self.released = False
 
     def save(self) -> None:
-        write_adapter(self.adapter, self.model, self.tokenizer, SPEC, steps=1, rewards=REWARDS)
+        writer.write_adapter(self.adapter, self.model, self.tokenizer, SPEC, steps=1, rewards=REWARDS)
 
     def logprobs(self, probes: Sequence[LogprobProbe]) -> LogProbs:
         return token_logprobs(self.model, probes, self.precision)
@@ -112,7 +109,7 @@ def test_a_whole_result_passes(trained: Trained) -> None:
 def test_in_16_bits_stock_peft_is_asked_in_the_arithmetic_of_training(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peft_reference, "load_base", in_16_bits)
+    monkeypatch.setattr("grpo_core.selftest.peft_reference.load_base", in_16_bits)
     trained.precision = BF16
     for parameter in trained.model.parameters():
         if not parameter.requires_grad:
@@ -126,7 +123,7 @@ def test_in_16_bits_stock_peft_is_asked_in_the_arithmetic_of_training(
 
 
 def test_one_flipped_bit_in_the_saved_file_fails(trained: Trained) -> None:
-    file = trained.adapter / WEIGHTS_NAME
+    file = trained.adapter / writer.WEIGHTS_NAME
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
@@ -135,24 +132,24 @@ def test_one_flipped_bit_in_the_saved_file_fails(trained: Trained) -> None:
 
 @pytest.mark.parametrize("missing", [True, False])
 def test_other_tensors_than_the_trainers_fail(trained: Trained, missing: bool) -> None:
-    weights = load_file(trained.adapter / WEIGHTS_NAME)
+    weights = load_file(trained.adapter / writer.WEIGHTS_NAME)
     name = sorted(weights)[0]
     weights = {key: value for key, value in weights.items() if key != name} if missing else weights
     if not missing:
         weights[name] = weights[name].to(torch.bfloat16)
-    save_file(weights, trained.adapter / WEIGHTS_NAME)
+    save_file(weights, trained.adapter / writer.WEIGHTS_NAME)
     assert trained.failure() == "adapter_differs"
 
 
 def test_a_config_that_means_another_adapter_fails(trained: Trained) -> None:
-    config = json.loads((trained.adapter / CONFIG_NAME).read_text("utf-8"))
-    (trained.adapter / CONFIG_NAME).write_text(json.dumps(config | {"lora_alpha": 5}), encoding="utf-8")
+    config = json.loads((trained.adapter / writer.CONFIG_NAME).read_text("utf-8"))
+    (trained.adapter / writer.CONFIG_NAME).write_text(json.dumps(config | {"lora_alpha": 5}), encoding="utf-8")
     assert trained.failure() == "peft_disagrees"
 
 
 def test_numbers_that_are_no_numbers_do_not_agree() -> None:
     with pytest.raises(JobFailure):
-        selftest.require_agreement("x", "Someone", [[math.nan]], [[0.0]], 1.0, SAME)
+        selftest.require_agreement("peft_disagrees", "Someone", [[math.nan]], [[0.0]], 1.0, Difference(0.0, 0.0))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +158,8 @@ def test_numbers_that_are_no_numbers_do_not_agree() -> None:
 )
 def test_what_a_model_makes_of_rounding_is_allowed_for(apart: float, on_base: float, accepted: bool) -> None:
     def compare() -> dict[str, float]:
-        return selftest.require_agreement("x", "Someone", [[apart]], [[0.0]], 0.02, Difference(on_base, on_base))
+        base = Difference(on_base, on_base)
+        return selftest.require_agreement("peft_disagrees", "Someone", [[apart]], [[0.0]], 0.02, base)
 
     if accepted:
         assert compare()["on_base"] == on_base
@@ -228,7 +226,7 @@ def test_probes_prefer_different_questions_and_skip_empty_answers(trained: Train
     assert len(probes) == 4
     assert probes[0].prompt == list(first["input_ids"])
     assert [trained.tokenizer.decode(probe.completion)[:2] for probe in probes] == ["1", "3", "44", "2"]
-    assert max(len(probe.completion) for probe in probes) == PROBE_TOKENS
+    assert max(len(probe.completion) for probe in probes) == logprob_probes.PROBE_TOKENS
 
 
 def test_an_adapter_that_was_never_updated_is_no_signal(trained: Trained) -> None:
@@ -274,15 +272,15 @@ def test_a_change_of_one_bit_in_the_base_is_seen(trained: Trained) -> None:
     assert "down_proj" in caught.value.report.message
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.uint8, torch.float32])
-def test_checksums_of_any_type_and_size(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftest, "CHUNK", 4)
+@pytest.mark.parametrize("dtype", ["bfloat16", "uint8", "float32"])
+def test_checksums_of_any_type_and_size(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grpo_core.selftest.selftest.CHUNK", 4)
     model = torch.nn.Module()
-    values = torch.arange(15).reshape(3, 5).to(dtype)
+    values = torch.arange(15).reshape(3, 5).to(getattr(torch, dtype))
     model.register_parameter("odd", torch.nn.Parameter(values[1:, 1:].T, requires_grad=False))
     before = selftest.base_checksums(model)
     assert before["odd"] != 0
-    monkeypatch.setattr(selftest, "CHUNK", 2**20)
+    monkeypatch.setattr("grpo_core.selftest.selftest.CHUNK", 2**20)
     assert selftest.base_checksums(model) == before
     values[2, 2] += 1
     assert selftest.base_checksums(model) != before

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-torch = pytest.importorskip("torch")
+from tests.lazy import lazy
 
-from grpo_core.engines import logprobs  # noqa: E402 - imports torch
+torch = lazy("torch")
+logprobs = lazy("grpo_core.engines.logprobs")
+
 
 ROWS, WIDTH, VOCABULARY = 11, 8, 37
 
@@ -46,7 +48,7 @@ def test_values_and_gradients(
     bias: bool,
 ) -> None:
     if in_parts:
-        monkeypatch.setattr(logprobs, "MAX_LOGITS", VOCABULARY * 4)
+        monkeypatch.setattr("grpo_core.engines.logprobs.MAX_LOGITS", VOCABULARY * 4)
     hidden, weight, offset, targets = inputs(bias=bias)
     chosen, entropy, *rest = logprobs.token_logprobs(
         hidden, weight, offset, targets, temperature, 1024, softcap, scale, ("log_probs", "entropy")

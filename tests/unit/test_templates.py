@@ -7,10 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("transformers", reason="it comes with the training extras")
-
 ROOT = Path(__file__).resolve().parents[2]
 
 RENDER = """

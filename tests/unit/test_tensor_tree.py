@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+from grpo_core import strict_json
+from tests.lazy import lazy
 
-from safetensors.torch import load_file, save_file  # noqa: E402
-
-from grpo_core import strict_json  # noqa: E402
-from grpo_core.checkpoints import tensor_tree  # noqa: E402
-from grpo_core.checkpoints.writer import random_states, set_random_states  # noqa: E402
+torch = lazy("torch")
+load_file, save_file = lazy("safetensors.torch", "load_file save_file")
+tensor_tree = lazy("grpo_core.checkpoints.tensor_tree")
+random_states, set_random_states = lazy("grpo_core.checkpoints.writer", "random_states set_random_states")
 
 
 def through_files(tree: Any, folder: Path) -> Any:

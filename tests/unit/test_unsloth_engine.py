@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("trl")
-
-import torch
-
 from grpo_core.compat import LibraryChanged
-from grpo_core.compat.trl import SAMPLER_LOGPROBS
 from grpo_core.compat.unsloth import score_in_equal_parts
 from grpo_core.compat.vllm import SeededGeneration, StartUpTimes, tensors
-from grpo_core.engines.trainer import RecordingTrainer, completion_seed, rollout_seed
-from grpo_core.engines.unsloth import StartUp, _held_by_server, empty
+from tests.lazy import lazy
+
+torch = lazy("torch")
+compat = lazy("grpo_core.compat.trl")
+RecordingTrainer, completion_seed, rollout_seed = lazy(
+    "grpo_core.engines.trainer", "RecordingTrainer completion_seed rollout_seed"
+)
+StartUp, _held_by_server, empty = lazy("grpo_core.engines.unsloth", "StartUp _held_by_server empty")
 
 
 @dataclass
@@ -144,19 +145,19 @@ class Trainer:
 
 # Two prompts of different length, padded on the left; two completions each, padded on the right.
 BATCH = {
-    "prompt_ids": torch.tensor([[0, 1, 2]] * 2 + [[4, 5, 6]] * 2),
-    "prompt_mask": torch.tensor([[0, 1, 1]] * 2 + [[1, 1, 1]] * 2),
-    "completion_ids": torch.tensor([[7, 8, 0], [7, 0, 0], [9, 9, 9], [9, 0, 0]]),
-    "completion_mask": torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0]]),
+    "prompt_ids": [[0, 1, 2]] * 2 + [[4, 5, 6]] * 2,
+    "prompt_mask": [[0, 1, 1]] * 2 + [[1, 1, 1]] * 2,
+    "completion_ids": [[7, 8, 0], [7, 0, 0], [9, 9, 9], [9, 0, 0]],
+    "completion_mask": [[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0]],
 }
 TOLD: list[list[float | None]] = [[-0.7, -0.8], [-0.7], [-0.9, -0.9, -0.9], [-0.9]]
 
 
 def compare(trainer: Trainer) -> tuple[float, float] | None:
-    batch = dict(BATCH)
+    batch = {name: torch.tensor(rows) for name, rows in BATCH.items()}
     if trainer.logprobs is not None:  # as TRL makes them a column
         rows = [torch.tensor([math.nan if value is None else value for value in row]) for row in trainer.logprobs]
-        batch[SAMPLER_LOGPROBS] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        batch[compat.SAMPLER_LOGPROBS] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     return RecordingTrainer._compare(trainer, batch)  # pyright: ignore[reportArgumentType]
 
 

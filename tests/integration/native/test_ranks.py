@@ -17,14 +17,17 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from grpo_core.engines.native.team import deal, runs_of
 from grpo_core.ranks import ADDRESS, SILENT_SECONDS
 from tests.clock import patience
 from tests.integration.children import MODELS, Run, assert_whole, is_running, prepare, spec_with, wait_for
 from tests.integration.native.test_loop import rollouts_of, steps_of
+from tests.lazy import lazy
+
+torch = lazy("torch")
+load_file = lazy("safetensors.torch", "load_file")
+deal, runs_of = lazy("grpo_core.engines.native.team", "deal runs_of")
+
 
 STEPS = 4
 SPEC = spec_with(

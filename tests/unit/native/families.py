@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from tests.lazy import lazy
 
-from grpo_core.engines.native.adapter import Adapter
-from grpo_core.engines.native.architecture import read_architecture
-from grpo_core.engines.native.weights import Weights, load_weights
+torch = lazy("torch")
+transformers = lazy("transformers")
+LoraConfig, PeftModel, get_peft_model = lazy("peft", "LoraConfig PeftModel get_peft_model")
+Adapter = lazy("grpo_core.engines.native.adapter", "Adapter")
+read_architecture = lazy("grpo_core.engines.native.architecture", "read_architecture")
+Weights, load_weights = lazy("grpo_core.engines.native.weights", "Weights load_weights")
+
 
 SIZES: dict[str, Any] = {
     "hidden_size": 48,
@@ -77,11 +79,12 @@ def make_twin(
     family: str,
     folder: Path,
     *,
-    dtype: torch.dtype = torch.float64,
+    dtype: torch.dtype | None = None,
     targets: Sequence[str] = ALL,
     shards: str = "5GB",
     **changes: Any,
 ) -> Twin:
+    dtype = dtype or torch.float64
     save_base(family, folder, shards=shards, **changes)
     base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     settings = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(targets), task_type="CAUSAL_LM")

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from grpo_core.engines.native.decode import Decoder, Drawn, Request
-from grpo_core.engines.native.layout import Group, lay_out
-from grpo_core.engines.native.packed import Packed
-from grpo_core.engines.native.sampling import Filters, draw
+from tests.lazy import lazy
 from tests.unit.native.families import FAMILIES, Twin, make_twin
+
+torch = lazy("torch")
+Decoder, Drawn, Request = lazy("grpo_core.engines.native.decode", "Decoder Drawn Request")
+Group, lay_out = lazy("grpo_core.engines.native.layout", "Group lay_out")
+Packed = lazy("grpo_core.engines.native.packed", "Packed")
+Filters, draw = lazy("grpo_core.engines.native.sampling", "Filters draw")
+
 
 LENGTHS = (1, 2, 9, 17)
 TOKENS = 10
@@ -68,9 +71,9 @@ def test_the_repetition_penalty_is_transformers(tmp_path: Path) -> None:
     assert greedy(decoder, prompts()) == [stock_text(twin, prompt) for prompt in prompts()] != wanted
 
 
-@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-9), (torch.float32, 3e-5)])
-def test_its_logprobs_are_those_of_the_packed_mode(dtype: torch.dtype, close: float, tmp_path: Path) -> None:
-    twin = make_twin("qwen3", tmp_path, dtype=dtype)
+@pytest.mark.parametrize(("dtype", "close"), [("float64", 1e-9), ("float32", 3e-5)])
+def test_its_logprobs_are_those_of_the_packed_mode(dtype: str, close: float, tmp_path: Path) -> None:
+    twin = make_twin("qwen3", tmp_path, dtype=getattr(torch, dtype))
     requests = [Request(prompt, 100 * at + n) for at, prompt in enumerate(prompts()) for n in range(3)]
     drawn = decoder_of(twin).generate(requests, tokens=TOKENS, temperature=0.7)
     groups = [(prompt, [d.tokens for d in drawn[3 * at : 3 * at + 3]]) for at, prompt in enumerate(prompts())]
@@ -78,7 +81,7 @@ def test_its_logprobs_are_those_of_the_packed_mode(dtype: torch.dtype, close: fl
     tokens = torch.tensor([t for prompt, texts in groups for text in [prompt, *texts] for t in text])
     targets = torch.tensor([t for _, texts in groups for text in texts for t in text])
     scored = Packed(twin.weights).logprobs(layout, tokens, targets, twin.adapter, 0.7)[0]
-    told = torch.tensor([value for d in drawn for value in d.logprobs], dtype=dtype)
+    told = torch.tensor([value for d in drawn for value in d.logprobs], dtype=getattr(torch, dtype))
     torch.testing.assert_close(told, scored.detach(), rtol=close, atol=close)
 
 
@@ -146,9 +149,11 @@ def test_draws_follow_the_softmax_over_seeds_and_over_tokens() -> None:
         torch.testing.assert_close(logprobs, (logits[0] / 1.3).log_softmax(0)[tokens])
 
 
-@pytest.mark.parametrize("filters", [Filters(top_k=5), Filters(top_p=0.6), Filters(top_k=20, top_p=0.7)])
-def test_filters_leave_what_transformers_leaves(filters: Filters) -> None:
+@pytest.mark.parametrize("settings", [{"top_k": 5}, {"top_p": 0.6}, {"top_k": 20, "top_p": 0.7}])
+def test_filters_leave_what_transformers_leaves(settings: dict[str, Any]) -> None:
     from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+    filters = Filters(**settings)
 
     logits = torch.randn(1, 60, generator=torch.Generator().manual_seed(4)) * 2
     rows, knobs = 6000, torch.tensor([1 / 0.9, 1.0, 1.0])

@@ -6,28 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import transformers
-from peft import PeftModel
 
-from grpo_core.eight_bits import linear, product, quantise
-from grpo_core.engines.native.adapter import Adapter
-from grpo_core.engines.native.architecture import read_architecture
-from grpo_core.engines.native.decode import Decoder, Request
-from grpo_core.engines.native.layout import Group, lay_out
-from grpo_core.engines.native.packed import Packed
-from grpo_core.engines.native.weights import Weights, load_weights
-from grpo_core.selftest.peft_reference import multiply_in_eight_bits
+from tests.lazy import lazy
 from tests.unit.native.families import ALL, ALPHA, RANK, Twin, make_twin, stock_logprobs
 
-CPU = torch.device("cpu")
+torch = lazy("torch")
+transformers = lazy("transformers")
+peft = lazy("peft")
+linear, product, quantise = lazy("grpo_core.eight_bits", "linear product quantise")
+Adapter = lazy("grpo_core.engines.native.adapter", "Adapter")
+read_architecture = lazy("grpo_core.engines.native.architecture", "read_architecture")
+Decoder, Request = lazy("grpo_core.engines.native.decode", "Decoder Request")
+Group, lay_out = lazy("grpo_core.engines.native.layout", "Group lay_out")
+Packed = lazy("grpo_core.engines.native.packed", "Packed")
+Weights, load_weights = lazy("grpo_core.engines.native.weights", "Weights load_weights")
+multiply_in_eight_bits = lazy("grpo_core.selftest.peft_reference", "multiply_in_eight_bits")
+
+
 PROMPT = [5, 17, 3, 60, 44]
 
 
 def eight(twin: Twin) -> tuple[Weights, Adapter]:
     architecture = read_architecture(twin.folder)
-    weights = load_weights(architecture, twin.folder, device=CPU, dtype=torch.float32, eight_bits=True)
-    adapter = Adapter(architecture, rank=RANK, scale=ALPHA / RANK, targets=ALL, device=CPU)
+    weights = load_weights(architecture, twin.folder, device=torch.device("cpu"), dtype=torch.float32, eight_bits=True)
+    adapter = Adapter(architecture, rank=RANK, scale=ALPHA / RANK, targets=ALL, device=torch.device("cpu"))
     for one, other in zip(adapter.leaves, twin.adapter.leaves, strict=True):
         one.data.copy_(other.data)
     return weights, adapter
@@ -70,7 +72,7 @@ def test_gradients_are_those_of_the_numbers_it_computes_with(tmp_path: Path) -> 
         score(of, adapter, completion).sum().backward()
         return torch.cat([leaf.grad for leaf in adapter.leaves if leaf.grad is not None])
 
-    wide = load_weights(weights.architecture, twin.folder, device=CPU, dtype=torch.float32)
+    wide = load_weights(weights.architecture, twin.folder, device=torch.device("cpu"), dtype=torch.float32)
     for layer, exact in zip(weights.layers, wide.layers, strict=True):
         for kind, held in layer.linears.items():
             assert held.scales is not None
@@ -102,7 +104,7 @@ def test_a_model_in_8_bits_holds_nothing_in_16_but_embedding_head_and_norms(tmp_
         "lm_head.weight",
     ]
     base: Any = transformers.AutoModelForCausalLM.from_pretrained(twin.folder, dtype=torch.float32)
-    assert not isinstance(base, PeftModel)
+    assert not isinstance(base, peft.PeftModel)
     multiply_in_eight_bits(base)
     logits = base(torch.tensor([PROMPT])).logits[0, :-1].log_softmax(-1)
     wanted = torch.tensor(PROMPT[1:])

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
-from transformers import Qwen2Config
 
 from grpo_core.engines.gradient_checkpointing import bytes_per_token
-from grpo_core.engines.native.architecture import Architecture, of_config
-from grpo_core.engines.native.engine import plan_memory
 from grpo_core.errors import JobFailure
 from grpo_core.estimates import ASIDE_BYTES, USABLE
 from grpo_core.spec import JobSpec, parse_spec
+from tests.lazy import lazy
+
+Qwen2Config = lazy("transformers", "Qwen2Config")
+Architecture, of_config = lazy("grpo_core.engines.native.architecture", "Architecture of_config")
+plan_memory = lazy("grpo_core.engines.native.engine", "plan_memory")
+
 
 GIB = 1024**3
-SEVEN: Architecture = of_config(
-    Qwen2Config(
+
+
+@cache
+def seven() -> Architecture:
+    """The shape of Qwen2.5-7B."""
+    config = Qwen2Config(
         hidden_size=3584,
         intermediate_size=18944,
         num_hidden_layers=28,
@@ -22,7 +31,9 @@ SEVEN: Architecture = of_config(
         num_key_value_heads=4,
         vocab_size=152064,
     )
-)
+    return of_config(config)
+
+
 HELD = {"16bit": 15_200_000_000, "8bit": 8_700_000_000}
 KEYS = 2 * 28 * 4 * 128 * 2
 """Bytes of a token's keys and values."""
@@ -46,7 +57,7 @@ def job(completion: int, prompts: int = 32, generations: int = 8) -> JobSpec:
 @pytest.mark.parametrize(("gigabytes", "precision"), [(24, "8bit"), (48, "16bit"), (80, "16bit"), (141, "16bit")])
 def test_what_is_planned_fits_and_holds_a_completion(gigabytes: int, precision: str, completion: int) -> None:
     spec = job(completion, prompts=32 if completion < 8192 else 2)
-    cache, budget = plan_memory(spec, SEVEN, memory=gigabytes * GIB, held=HELD[precision], size=2)
+    cache, budget = plan_memory(spec, seven(), memory=gigabytes * GIB, held=HELD[precision], size=2)
     assert cache >= completion + 257
     kept = bytes_per_token({"num_hidden_layers": 28, "hidden_size": 3584, "intermediate_size": 18944}) or 0
     assert HELD[precision] + ASIDE_BYTES + cache * KEYS + budget * kept <= USABLE * gigabytes * GIB
@@ -54,12 +65,12 @@ def test_what_is_planned_fits_and_holds_a_completion(gigabytes: int, precision: 
 
 
 def test_the_bars_shape_is_drawn_at_once_and_trained_in_few_parts() -> None:
-    cache, budget = plan_memory(job(200), SEVEN, memory=141 * GIB, held=HELD["16bit"], size=2)
+    cache, budget = plan_memory(job(200), seven(), memory=141 * GIB, held=HELD["16bit"], size=2)
     assert cache == 256 * 457
     assert budget > 10_000
 
 
 def test_a_completion_that_has_no_room_is_refused_with_the_figures() -> None:
     with pytest.raises(JobFailure, match=r"15\.2 GB.*one completion of 65793 tokens 3\.8 GB.*25\.8 GB") as caught:
-        plan_memory(job(65536, 2), SEVEN, memory=24 * GIB, held=HELD["16bit"], size=2)
+        plan_memory(job(65536, 2), seven(), memory=24 * GIB, held=HELD["16bit"], size=2)
     assert caught.value.report.code == "no_room_for_rollouts"

@@ -6,18 +6,25 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from peft import PeftModel
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
-from grpo_core.engines.native.adapter import Adapter
-from grpo_core.engines.native.architecture import of_config, read_architecture, require_window
-from grpo_core.engines.native.layout import Group, lay_out, parts_within, rows_within
-from grpo_core.engines.native.packed import Packed
-from grpo_core.engines.native.weights import load_weights, require_tensors
 from grpo_core.errors import JobFailure
+from tests.lazy import lazy
 from tests.unit.native.families import FAMILIES, Twin, make_twin, save_base, stock_logprobs
+
+torch = lazy("torch")
+peft = lazy("peft")
+load_file, save_file = lazy("safetensors.torch", "load_file save_file")
+AutoModelForCausalLM = lazy("transformers", "AutoModelForCausalLM")
+Adapter = lazy("grpo_core.engines.native.adapter", "Adapter")
+of_config, read_architecture, require_window = lazy(
+    "grpo_core.engines.native.architecture", "of_config read_architecture require_window"
+)
+Group, lay_out, parts_within, rows_within = lazy(
+    "grpo_core.engines.native.layout", "Group lay_out parts_within rows_within"
+)
+Packed = lazy("grpo_core.engines.native.packed", "Packed")
+load_weights, require_tensors = lazy("grpo_core.engines.native.weights", "load_weights require_tensors")
+
 
 # transformers takes its norms and angles in 32 bits, also where all else has 64.
 CLOSE = 3e-6
@@ -154,7 +161,7 @@ def test_the_adopted_adapter_is_pefts_at_every_save(tmp_path: Path) -> None:
         optimizer.step()
     twin.stock.save_pretrained(tmp_path / "adapter")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
-    twin.stock = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    twin.stock = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
     ours = packed_of(twin, groups, twin.adapter)
     torch.testing.assert_close(ours, stock_of(twin, groups), rtol=1e-5, atol=1e-5)
 

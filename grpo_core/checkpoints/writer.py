@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 KEPT: Final = 2
-"""Number of latest checkpoints to keep on this disk, besides those at `save_steps`."""
+"""Number of latest checkpoints to keep on this disk, besides those at `save_steps` and the best."""
 
 
 class CheckpointWriter:
@@ -60,10 +60,15 @@ class CheckpointWriter:
         self._spec, self._folder, self._events, self._epoch = spec, folder, events, epoch
         self._digest = spec_digest or spec.digest()
         self._carried: dict[str, Callable[[], Any]] = {}
+        self._kept: Callable[[], int | None] = lambda: None
 
     def carry(self, name: str, state: Callable[[], Any]) -> None:
         """Put what `state` returns, which must be JSON, into every checkpoint: `SavedRun.progress[name]`."""
         self._carried[name] = state
+
+    def keep(self, step: Callable[[], int | None]) -> None:
+        """Never prune the checkpoint of the step that `step` returns."""
+        self._kept = step
 
     def is_due(self, step: int) -> bool:
         """Whether the spec asks for a checkpoint after this step."""
@@ -92,7 +97,7 @@ class CheckpointWriter:
     def _prune(self) -> None:
         written = sorted(self._folder.checkpoints.glob("step-*"))
         for old in written[:-KEPT]:
-            if step_of(old) % self._spec.training.save_steps:
+            if step_of(old) % self._spec.training.save_steps and step_of(old) != self._kept():
                 # The manifest first: without it, no reader takes the folder for a checkpoint.
                 (old / MANIFEST_NAME).unlink(missing_ok=True)
                 shutil.rmtree(old, ignore_errors=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from grpo_core.checkpoints.writer import CheckpointWriter
     from grpo_core.datasets import Question, Row
     from grpo_core.evaluation.generate import Answer
+    from grpo_core.evaluation.held_out import HeldOutEvaluation
     from grpo_core.grading import Grading
     from grpo_core.hardware.models import ModelFiles
     from grpo_core.monitoring.step_recorder import StepRecorder
@@ -53,6 +54,8 @@ class Engine(CheckedEngine, Protocol):
     `report`, and the self-test, which ends with `release`."""
 
     name: EngineName
+    ended_early: bool
+    """Whether an evaluation has ended training before its last step."""
 
     def load(self, files: ModelFiles, rows: Sequence[Row]) -> None:
         """Load the model, build the prompts and the trainer, and check its settings. If the context has a saved run,
@@ -67,8 +70,12 @@ class Engine(CheckedEngine, Protocol):
         """
         ...
 
-    def train(self) -> int:
-        """Train until the last step, or until `stop` is set. Returns the number of steps, including earlier runs."""
+    def train(self, held_out: HeldOutEvaluation | None = None) -> int:
+        """Train until the last step, or until `stop` is set or an evaluation ends training. Returns the number of
+        steps, including earlier runs.
+
+        After each step `held_out` is asked whether an evaluation is due. The best step so far gets a checkpoint.
+        """
         ...
 
     def save_checkpoint(self) -> None:

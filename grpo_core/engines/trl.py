@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import threading
 import time
 import warnings
 from collections.abc import Generator, Sequence
@@ -27,7 +28,14 @@ from trl.trainer.grpo_config import GRPOConfig
 
 from grpo_core import strict_json
 from grpo_core.checkpoints.manifest import SavedRun, unreadable
-from grpo_core.checkpoints.writer import continue_adapter, load_adapter, read_state, set_random_states, write_adapter
+from grpo_core.checkpoints.writer import (
+    continue_adapter,
+    load_adapter,
+    random_states,
+    read_state,
+    set_random_states,
+    write_adapter,
+)
 from grpo_core.compat.trl import check as check_libraries
 from grpo_core.datasets import Question, Row
 from grpo_core.datasets.prompts import Prompt, PromptSet, build_prompts
@@ -39,6 +47,7 @@ from grpo_core.engines.settings import Settings, adapter_settings, require_same,
 from grpo_core.engines.trainer import RecordingTrainer, StepCallback
 from grpo_core.errors import JobFailure
 from grpo_core.evaluation.generate import Answer, Sampling, ask
+from grpo_core.evaluation.held_out import HeldOutEvaluation
 from grpo_core.hardware.models import Hardware, ModelFiles, Precision, choose_precision
 from grpo_core.monitoring import trackers
 from grpo_core.reasons import FailureCode, WarningCode
@@ -55,6 +64,7 @@ class TrlEngine:
 
     name: EngineName = "trl"
     patches_libraries = False
+    ended_early = False
 
     files: ModelFiles
     precision: Precision
@@ -68,6 +78,8 @@ class TrlEngine:
         self._began = 0.0
         self._seconds_before = 0.0
         self._seconds = 0.0
+        self._seconds_evaluating = 0.0
+        self._held_out: HeldOutEvaluation | None = None
         self._state: dict[str, Any] | None = None
 
     def load(self, files: ModelFiles, rows: Sequence[Row]) -> None:
@@ -103,9 +115,16 @@ class TrlEngine:
             for answer, _ in said:
                 yield answer
 
-    def train(self) -> int:
+    def train(self, held_out: HeldOutEvaluation | None = None) -> int:
+        self._held_out = held_out
         self._began = time.perf_counter()
-        if self._state is None:
+        # By an evaluation of an earlier run, which was lost while it answered the last questions.
+        self.ended_early = held_out is not None and held_out.stopped
+        if held_out is not None and self._agree(held_out.is_missed(self._steps_done)):
+            self._evaluate(held_out, self._steps_done)
+        if self.ended_early:
+            pass
+        elif self._state is None:
             self._trainer.train()
         elif self._steps_done < self._spec.training.steps:  # else transformers would do one step more
             self._train_on(self._state)
@@ -229,9 +248,35 @@ class TrlEngine:
 
     def _after_step(self, step: int) -> bool:
         self._steps_done = step
-        if self._context.checkpoints.is_due(step):
+        stops, held_out = self._agree(self._context.stop.is_set()), self._held_out
+        is_best = False
+        if held_out is not None and self._agree(self._is_evaluation_due(held_out, step)):
+            stops |= self._evaluate(held_out, step)
+            is_best = held_out.curve.best_step == step
+        if is_best or self._context.checkpoints.is_due(step):
             self.save_checkpoint()
-        return self._context.stop.is_set()
+        return stops
+
+    def _agree(self, flag: bool) -> bool:
+        """Return whether `flag` is true on any rank."""
+        return flag
+
+    def _is_evaluation_due(self, held_out: HeldOutEvaluation, step: int) -> bool:
+        latest = self._context.recorder.latest_metrics()
+        # Only rank 0 decides, because the ranks' clocks differ.
+        return self._context.rank.is_lead and latest is not None and held_out.is_due(step, latest.seconds.total)
+
+    def _evaluate(self, held_out: HeldOutEvaluation, step: int) -> bool:
+        """Evaluate the adapter in training, and return whether training ends. What follows computes the same without
+        it."""
+        began, states = time.perf_counter(), random_states()
+        # Of several ranks none may leave the questions that all of them answer together.
+        stop = self._context.stop if self._context.rank.count == 1 else threading.Event()
+        held_out.ask_during(self, step, stop)
+        set_random_states(states)
+        self._seconds_evaluating += time.perf_counter() - began
+        self.ended_early = self._agree(self._context.rank.is_lead and held_out.stopped)
+        return self.ended_early
 
     def _go_on_from(self, saved: SavedRun) -> None:
         self._state = read_state(saved)
@@ -259,7 +304,7 @@ class TrlEngine:
         }
 
     def _seconds_so_far(self) -> float:
-        return self._seconds_before + time.perf_counter() - self._began
+        return self._seconds_before + time.perf_counter() - self._began - self._seconds_evaluating
 
     def _templated(self, prompt: Prompt) -> str:
         return render(self.tokenizer, [prompt.messages])[0]
@@ -326,7 +371,7 @@ def require_context_length(model: Any, spec: JobSpec) -> None:
     """Raise a `user_config` failure if the job's sequences are longer than the model's context window."""
     limit = getattr(model.config, "max_position_embeddings", None)
     longest = spec.sampling.max_completion_tokens
-    if spec.evaluation.questions:
+    if spec.evaluation.questions and not spec.evaluation.automatic:
         longest = max(longest, spec.evaluation.max_completion_tokens)
     needed = spec.sampling.max_prompt_tokens + longest
     if limit is not None and needed > limit:

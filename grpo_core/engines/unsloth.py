@@ -39,6 +39,7 @@ from grpo_core.engines.trainer import RecordingTrainer
 from grpo_core.engines.trl import TrlEngine, as_dataset, raise_if_module_missing, require_context_length
 from grpo_core.engines.vllm_memory import no_room, require_room
 from grpo_core.evaluation.generate import Answer
+from grpo_core.evaluation.held_out import HeldOutEvaluation
 from grpo_core.hardware.models import ModelFiles
 from grpo_core.reasons import FinishReason
 from grpo_core.selftest.logprob_probes import LogprobProbe, LogProbs
@@ -85,9 +86,9 @@ class UnslothEngine(TrlEngine):
         with self._start_up.phase("load"):
             super().load(files, rows)
 
-    def train(self) -> int:
+    def train(self, held_out: HeldOutEvaluation | None = None) -> int:
         self._training_began = time.perf_counter()
-        return super().train()
+        return super().train(held_out)
 
     def answer(self, questions: Sequence[Question], *, adapter: bool, max_new_tokens: int) -> Generator[Answer]:
         params = import_module("vllm").SamplingParams(temperature=0.0, max_tokens=max_new_tokens)

@@ -176,6 +176,14 @@ def wilson_interval(right: int, total: int) -> Interval:
     return low, (centre + half) / scale if right < total else 1.0
 
 
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """The 95 % interval of a mean, by the normal distribution; None where fewer than two values are known."""
+    if len(values) < _FEWEST:
+        return None
+    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    return mean - _Z * error, mean + _Z * error
+
+
 def paired_interval(counts: PairedCounts) -> Interval:
     """The 95 % interval of after minus before (Newcombe, Statistics in Medicine 17:2635, 1998, method 10).
 

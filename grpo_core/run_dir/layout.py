@@ -62,6 +62,11 @@ class RunFolder:
         return self.root / "metrics.jsonl"
 
     @property
+    def evaluations(self) -> Path:
+        """One line for each evaluation before, during and after training."""
+        return self.root / "evaluations.jsonl"
+
+    @property
     def rollouts(self) -> Path:
         return self.root / "rollouts"
 

@@ -72,6 +72,9 @@ _FIELDS: dict[str, str] = {
     "data.max_rows": "max_samples max_examples limit num_rows max_train_samples",
     "engine": "backend framework trainer use_vllm fast_inference use_unsloth vllm",
     "evaluation.questions": "eval_questions eval_size num_eval_samples n_eval test_size",
+    "evaluation.every": "eval_steps eval_interval eval_every",
+    "evaluation.sample": "eval_samples",
+    "evaluation.stop_when": "early_stopping early_stopping_patience early_stopping_threshold patience",
     "resources.gpus": "gpu num_gpus n_gpus gpu_count devices n_gpu",
     "resources.min_gpu_memory_gb": "gpu_memory gpu_memory_gb vram min_vram min_gpu_memory memory_gb",
     "from_checkpoint": "resume_from_checkpoint checkpoint init_from parent_job resume_from initial_checkpoint",
@@ -93,7 +96,7 @@ _NOTES: dict[str, str] = {
     "seed": "Use training.seed, for data and sampling, or lora.seed, for the adapter's initial weights.",
     "batch_size": f"Use sampling.prompts_per_step and sampling.generations: {_QUESTIONS_A_STEP}.",
     "epochs": f"Use training.steps: {_QUESTIONS_A_STEP}, so an epoch is rows / prompts_per_step of them.",
-    "eval_steps": "Remove it; evaluation.questions are answered before and after training, not during it.",
+    "eval_strategy": "Use evaluation.every: the number of steps between two evaluations, 0 for none during training.",
     "gpu_type": "Use resources.min_gpu_memory_gb: GPUs are chosen by their memory.",
     "stop": "Remove it; a completion ends at the model's end-of-sequence token or at sampling.max_completion_tokens.",
     "output_dir": "Remove it; results are stored in the service's bucket: fetch them with grpo download.",
@@ -107,7 +110,7 @@ _SAME_NOTE: dict[str, str] = {
     "batch_size": "per_device_train_batch_size train_batch_size micro_batch_size per_device_batch_size"
     " generation_batch_size global_batch_size",
     "epochs": "num_epochs num_train_epochs n_epochs epoch",
-    "eval_steps": "eval_interval eval_strategy evaluation_strategy eval_every",
+    "eval_strategy": "evaluation_strategy",
     "gpu_type": "accelerator instance_type gpu_model",
     "stop": "stop_sequences stop_token_ids eos_token stop_strings",
     "output_dir": "output output_path save_dir",
@@ -140,6 +143,8 @@ _IN_SECTION: dict[tuple[str, str], str] = {
     ("evaluation", "evaluation.max_completion_tokens"): "max_tokens max_new_tokens max_completion_length"
     " max_output_tokens",
     ("evaluation", "evaluation.dataset"): "data file",
+    ("evaluation", "evaluation.every"): "steps interval eval_steps eval_every eval_interval",
+    ("evaluation", "evaluation.stop_when"): "early_stopping patience stop",
     ("audits", "audits.kl_runaway"): "kl",
     ("from_checkpoint", "from_checkpoint.job"): "id parent_job",
     ("from_checkpoint", "from_checkpoint.step"): "checkpoint checkpoint_step",
@@ -147,7 +152,7 @@ _IN_SECTION: dict[tuple[str, str], str] = {
 """By section and field: names that mean that field only in this section."""
 _NOTE_IN_SECTION: dict[tuple[str, str], str] = {
     ("optimizer", "betas"): "beta",
-    ("evaluation", "eval_steps"): "steps every interval strategy eval_steps eval_every eval_interval eval_strategy",
+    ("evaluation", "eval_strategy"): "strategy eval_strategy",
 }
 """The same for settings without a field."""
 _APART = frozenset({"data.examples", "rewards.weights", "evaluation", "guards", "audits", "from_checkpoint"})

@@ -71,6 +71,36 @@ def _evaluation_fits(spec: JobSpec) -> Iterator[Problem]:
         )
 
 
+def _evaluations_during_training_are_possible(spec: JobSpec) -> Iterator[Problem]:
+    """`evaluation.every`, `sample` and `stop_when` need `evaluation.questions`, of which `sample` are at most all;
+    `stop_when` needs evaluations during training."""
+    asked = spec.evaluation
+    given = {"every": bool(asked.every), "sample": asked.sample is not None, "stop_when": asked.stop_when.is_set}
+    if not asked.questions:
+        for name in (name for name, is_given in given.items() if is_given):
+            yield Problem(
+                pointer=f"/evaluation/{name}",
+                code="no_questions",
+                detail="has no effect, because evaluation.questions is 0",
+                remedy="Leave it out, or give the number of questions, such as 128.",
+            )
+        return
+    if asked.sample is not None and asked.sample > asked.questions:
+        yield Problem(
+            pointer="/evaluation/sample",
+            code="sample_too_large",
+            detail=f"is {asked.sample}, of {asked.questions} questions",
+            remedy=f"Use at most {asked.questions}, or raise evaluation.questions.",
+        )
+    if asked.stop_when.is_set and (asked.every == 0 or (asked.every or 0) >= spec.training.steps):
+        yield Problem(
+            pointer="/evaluation/every",
+            code="never_evaluates",
+            detail="leaves no evaluation during training, after which evaluation.stop_when could end the job",
+            remedy="Leave it out, or use fewer steps than training.steps.",
+        )
+
+
 def _accumulation_divides(spec: JobSpec) -> Iterator[Problem]:
     """`sampling.gradient_accumulation` divides the completions of a step evenly."""
     total, parts = spec.completions_per_step, spec.sampling.gradient_accumulation
@@ -379,6 +409,7 @@ def _graders_can_run(spec: JobSpec) -> Iterator[Problem]:
 RULES: tuple[Callable[[JobSpec], Iterator[Problem]], ...] = (
     _sequence_fits,
     _evaluation_fits,
+    _evaluations_during_training_are_possible,
     _accumulation_divides,
     _rows_fill_a_step,
     _step_is_bounded,

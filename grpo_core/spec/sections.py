@@ -408,8 +408,22 @@ class DataSection(Section):
         return given
 
 
+class StopWhen(Section):
+    """When an evaluation during training ends the job before its last step. Such a job succeeds."""
+
+    no_better_for: int | None = Field(default=None, ge=1, le=1000)
+    """After this number of evaluations in a row that were no better than the best one; null is never."""
+    target: float | None = Field(default=None, ge=-1e9, le=1e9)
+    """Once the metric is at least this; null is never. An accuracy is from 0 to 1."""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the job may end early."""
+        return self != StopWhen()
+
+
 class EvaluationSection(Section):
-    """Held-out questions, answered by the base model before training and with the adapter after it."""
+    """Held-out questions, answered by the base model before training, and with the adapter during and after it."""
 
     questions: int = Field(default=0, ge=0, le=10_000)
     """Largest number of held-out questions; 0 is off. Answers are greedy and compared in pairs in the report."""
@@ -422,8 +436,17 @@ class EvaluationSection(Section):
     """A separate data set with the questions, from `data.source` and with the columns of `data`. null takes them from
     `data.dataset`."""
     metric: Annotated[str | None, Since(2)] = Field(default=None, pattern=GRADER_NAME)
-    """The reward whose mean over these questions decides the verdict. null is the accuracy of answers or, with graders,
-    the total reward."""
+    """The reward whose mean over these questions decides the verdict and the best step. null is the accuracy of answers
+    (of the best step: right and in the required format) or, with graders, the total reward."""
+    automatic: Annotated[bool, Since(2)] = False
+    """Ask fewer questions, or none, if the data has too few rows or no such split, instead of failing. Jobs that are
+    submitted without `questions` get it, with the number of questions."""
+    every: Annotated[int | None, Since(2)] = Field(default=None, ge=0, le=MAX_STEPS)
+    """Number of steps between two evaluations during training; 0 is none. null: up to 10 evaluations, as many as cost
+    at most 5 % of training; with `stop_when`, a tenth of the steps."""
+    sample: Annotated[int | None, Since(2)] = Field(default=None, ge=1, le=10_000)
+    """Number of the questions that are asked during training, spread evenly; null is all, at most 128."""
+    stop_when: Annotated[StopWhen, Since(2)] = StopWhen()
 
 
 class GuardsSection(Section):

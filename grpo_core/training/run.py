@@ -25,7 +25,7 @@ from grpo_core.datasets import Row
 from grpo_core.engines import choose_engine, import_engine
 from grpo_core.engines.protocol import Engine, EngineContext, EngineName
 from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_DONE, EXIT_RANK_LOST, JobFailure
-from grpo_core.evaluation.held_out import HeldOutEvaluation, load_split
+from grpo_core.evaluation.held_out import HeldOutEvaluation, SplitRows, load_split
 from grpo_core.grading import Grading
 from grpo_core.hardware.gpus import find_gpus, show_gpus
 from grpo_core.hardware.models import ModelFiles, find_model
@@ -139,14 +139,14 @@ def _run(spec: JobSpec, records: _Records, stop: StopRequest, resume: Path | Non
     _require_known_base(base, engine, context)
     start = saved.progress["start"] if saved else selftest.adapter_checksums(engine.model)
     context.checkpoints.carry("start", lambda: start)
-    held_out = _ask_base(context, engine, rows.held_out)
+    held_out = _ask_base(context, engine, rows)
 
     stop.finish_steps()
     events.phase(Phase.TRAINING)
-    steps = engine.train()
+    steps = engine.train(held_out)
     selftest.require_base_unchanged(base, engine.model)
     selftest.require_adapter_precision(engine.model)
-    if steps < spec.training.steps:
+    if steps < spec.training.steps and not engine.ended_early:
         engine.save_checkpoint()
         return EXIT_CHECKPOINTED
     if spec.kind != "try":
@@ -161,7 +161,7 @@ def _run(spec: JobSpec, records: _Records, stop: StopRequest, resume: Path | Non
     engine.save_adapter()
 
     events.phase(Phase.EVALUATING)
-    if held_out is not None and not held_out.ask_adapter(engine, stop.event):
+    if held_out is not None and not held_out.ask_adapter(engine, stop.event, step=steps):
         return EXIT_CHECKPOINTED
     report = {
         "v": RECORD_VERSION,
@@ -333,12 +333,18 @@ def _writer_of(saved: SavedRun | None, spec: JobSpec) -> EngineName | None:
     return next((name for name in get_args(EngineName) if name == wrote), None)
 
 
-def _ask_base(context: EngineContext, engine: Engine, rows: Sequence[Row]) -> HeldOutEvaluation | None:
+def _ask_base(context: EngineContext, engine: Engine, rows: SplitRows) -> HeldOutEvaluation | None:
     """Put the held-out questions, if there are any, to the base model, or take the answers it gave before."""
-    if not rows:
+    if not rows.held_out:
         return None
     held_out = HeldOutEvaluation(
-        spec=context.spec, rows=rows, folder=context.folder, events=context.events, grading=context.grading
+        spec=context.spec,
+        rows=rows.held_out,
+        folder=context.folder,
+        events=context.events,
+        grading=context.grading,
+        where=rows.where,
+        context_length=getattr(engine.model.config, "max_position_embeddings", None),
     )
     held_out.ask_base(
         engine,
@@ -346,6 +352,7 @@ def _ask_base(context: EngineContext, engine: Engine, rows: Sequence[Row]) -> He
         from_checkpoint=context.saved is None and context.folder.start_checkpoint.is_dir(),
     )
     context.checkpoints.carry("held_out", held_out.state)
+    context.checkpoints.keep(lambda: held_out.curve.best_step)
     return held_out
 
 

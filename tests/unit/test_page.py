@@ -165,7 +165,7 @@ def test_what_the_service_says_of_fields_and_audits_is_said_in_chinese_too() -> 
 
 def test_every_field_of_the_spec_has_a_name_in_words() -> None:
     """The guide to a new job shows no key of the spec."""
-    groups = {"rewards.tags", "rewards.on_error"}
+    groups = {"rewards.tags", "rewards.on_error", "evaluation.stop_when"}
     fields = {pointer[1:].replace("/", ".") for pointer in descriptions(json_schema())} | groups
     answers = {"none", "empty", "yes", "no"}
     named = {key.removeprefix("field.") for key in WORDS["en"] if key.startswith("field.")}

@@ -36,6 +36,7 @@ from grpo_core.engines.trl import TrlEngine, as_dataset, raise_if_module_missing
 from grpo_core.errors import JobFailure, fault
 from grpo_core.estimates import ASIDE_BYTES, LEAST_ROOM_BYTES, USABLE
 from grpo_core.evaluation.generate import Answer
+from grpo_core.evaluation.held_out import HeldOutEvaluation
 from grpo_core.hardware.models import Hardware, ModelFiles
 from grpo_core.reasons import FailureCode, FinishReason
 from grpo_core.selftest.logprob_probes import LogprobProbe, LogProbs
@@ -87,8 +88,8 @@ class NativeEngine(TrlEngine):
         with torch.no_grad():
             return [self._logprobs_of(probe) for probe in probes]
 
-    def train(self) -> int:
-        steps = super().train()
+    def train(self, held_out: HeldOutEvaluation | None = None) -> int:
+        steps = super().train(held_out)
         self._team.leave()
         return steps
 
@@ -118,11 +119,9 @@ class NativeEngine(TrlEngine):
         sampling = self._spec.sampling.model_copy(update={"gradient_accumulation": parts})
         self._spec = self._spec.model_copy(update={"lora": lora, "sampling": sampling})
 
-    def _after_step(self, step: int) -> bool:
+    def _agree(self, flag: bool) -> bool:
         # All ranks stop or none: if one stopped alone, the others would wait for it.
-        stops = self._team.agree(self._context.stop.is_set(), self._modes.adapter.leaves)
-        super()._after_step(step)
-        return stops
+        return self._team.agree(flag, self._modes.adapter.leaves)
 
     def _build_trainer(self) -> RecordingTrainer:
         trainer: Any = super()._build_trainer()

@@ -5,6 +5,7 @@ Most are forked as ranks at once, with the libraries loaded; the last one goes t
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -137,6 +138,30 @@ def test_losses_that_count_otherwise_are_the_same_too(forks: Forks, finish: Call
         assert left["loss"] == pytest.approx(right["loss"], abs=1e-5)
         assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
     assert rollouts_of(one)[:24] == rollouts_of(two)[:24]
+
+
+def test_an_evaluation_that_ends_training_ends_it_on_both_ranks(
+    forks: Forks, finish: Callable[..., Run], tmp_path: Path
+) -> None:
+    """The ranks share the questions; each grades by another reward, and only the first one's decides."""
+    changed = SPEC | {
+        "evaluation": SPEC["evaluation"] | {"every": 1, "metric": "short", "stop_when": {"no_better_for": 1}},
+        "rewards": {
+            "graders": {"short": {"type": "length", "maximum": 1000}},
+            "weights": {"short": 0.0, "correctness": 1.0, "strict_format": 1.0},
+        },
+    }
+    one = finish(tmp_path / "one", changed, epoch=1)
+    assert one.exit_code == 0, (one.folder.root / "stderr.log").read_text("utf-8")
+    assert end(start(forks, tmp_path / "two", 2, changed, epoch=1)) == [0, 0]
+    two = Run(tmp_path / "two", 0)
+    for run in (one, two):
+        assert [line["step"] for line in run.metrics] == [1, 2]
+        found = json.loads(run.folder.report.read_text("utf-8"))["evaluation"]
+        assert (found["stopped"]["reason"], found["best_step"]) == ("no_better", 1)
+        assert [point["step"] for point in found["curve"]] == [0, 1, 2]
+    assert_same_training(two, one)
+    assert [event["type"] for event in two.events] == [event["type"] for event in one.events]
 
 
 def test_one_rank_that_is_asked_to_stop_stops_both_after_the_same_step(forks: Forks, tmp_path: Path) -> None:

@@ -145,7 +145,8 @@ def job(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     if options.cpu:
         spec["model"]["precision"] = "auto"
         spec["sampling"] |= {"prompts_per_step": 8, "gradient_accumulation": 1, "max_completion_tokens": 64}
-        spec["evaluation"] |= {"questions": sum(1 for _ in options.heldout.open()), "max_completion_tokens": 64}
+        questions = sum(1 for _ in options.heldout.open())
+        spec["evaluation"] |= {"questions": questions, "max_completion_tokens": 64, "every": 1, "sample": 1}
         spec["resources"] = {"gpus": 0}
     for given in options.set:
         path, _, value = given.partition("=")

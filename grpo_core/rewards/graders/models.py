@@ -8,7 +8,6 @@ written.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal, Self, cast, get_args
 
@@ -387,8 +386,3 @@ def texts_of(content: Any) -> Iterator[tuple[str, str]]:
         for index, block in enumerate(cast("list[Any]", content)):
             for place, text in texts_of(block):
                 yield f"/{index}{place}", text
-
-
-def is_grader_name(name: str) -> bool:
-    """Whether the characters of this name are allowed for a grader."""
-    return re.fullmatch(GRADER_NAME, name) is not None

@@ -514,6 +514,8 @@ class StepMetrics(JsonObject):
     graders."""
     epoch: int | None
     """The run that trained it."""
+    time: str | None
+    """When the step was logged; absent where only storage has the step."""
 
 
 class StepSeconds(JsonObject):

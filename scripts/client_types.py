@@ -104,6 +104,10 @@ def objects() -> dict[str, Schema]:
             inside = "StepMetrics" if len(one.path) == 1 else "StepSeconds"
             metrics[inside]["properties"][one.path[-1]]["description"] = one.metric.sentence()
         metrics["StepMetrics"]["properties"]["epoch"] = {"type": "integer", "description": "The run that trained it"}
+        metrics["StepMetrics"]["properties"]["time"] = {
+            "type": "string",
+            "description": "When the step was logged; absent where only storage has the step",
+        }
         found |= metrics
         found["MetricList"]["properties"]["data"]["items"] = {"$ref": "#/$defs/StepMetrics"}
     enums = {name: schema for name, schema in found.items() if "enum" in schema}

@@ -2,7 +2,7 @@
 
 Owns how the two are joined. A run that lost its connection to Valkey continues to train and commits. If another run
 resumes from such a commit, or Valkey was lost, those steps have no events, but the checkpoint's `metrics.jsonl` has
-them. Invariant: each logged step occurs once, in order.
+them, without their `time`. Invariant: each logged step occurs once, in order.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ FILE = "metrics.jsonl"
 def join(store: ObjectStore, write_once: WriteOnceStore, record: JobRecord, events: Iterable[Row]) -> list[Row]:
     """Return the metrics of every logged step. For a step that was trained twice, the later run's. Raises
     `Unavailable`."""
-    told = {event["step"]: {**event["data"], "step": event["step"], "epoch": event["epoch"]} for event in events}
+    told = {event["step"]: _row(event) for event in events}
     last = record.total_steps if record.status is JobStatus.SUCCEEDED else max(told, default=0)
     every = record.spec["training"]["log_every"]
     if not all(step in told for step in range(every, last + 1, every)):
         stored = {row["step"]: row for row in _stored(store, write_once, record)}
         told = {step: row for step, row in stored.items() if step % every == 0 or step == record.total_steps} | told
     return [told[step] for step in sorted(told)]
+
+
+def _row(event: Row) -> Row:
+    return {**event["data"], "step": event["step"], "epoch": event["epoch"], "time": event["time"]}
 
 
 def _stored(store: ObjectStore, write_once: WriteOnceStore, record: JobRecord) -> list[Row]:

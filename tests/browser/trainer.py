@@ -1,7 +1,8 @@
 """The launcher of the page's tests: the real training process, or a made-up run where a job's metadata asks for it.
 
 `made_up` is `good` (a run that learns, with held-out questions), `hostile` (completions and questions that try to be
-HTML), `failing` (it diverges in the middle) or `long` (only metrics, many of them). Honours the contract of
+HTML), `failing` (it diverges in the middle), `long` (only metrics, many of them) or `alike` (reward functions that lie
+on each other, and a metric that is measured at every tenth step). Honours the contract of
 docs/reference/run-folder.md without torch; `step_seconds` is the length of a step. Its numbers are invented.
 """
 
@@ -137,6 +138,9 @@ class MadeUpRun:
             "soft_format": min(0.5, max(0.0, 0.1 + 0.4 * min(1, learnt * 1.6) + noise(0.02))),
             "xml_count": min(0.5, 0.05 + 0.43 * min(1, learnt * 1.4) + noise(0.02)),
         }
+        if self.how["made_up"] == "alike":
+            rewards |= {"soft_format": rewards["strict_format"], "xml_count": 0.5 if done > 0.5 else 0.1}
+            rewards["integer"] = 0.5 if done > 0.5 else 0.3
         length = 150 - 60 * learnt + noise(6)
         total = self.seconds or 0.02
         return {
@@ -159,7 +163,7 @@ class MadeUpRun:
             "seconds": {"generation": total * 0.6, "reward": total * 0.02, "update": total * 0.38, "total": total},
             "completions_per_s": PROMPTS * GENERATIONS / total,
             "gpu_memory_gb": None if self.spec["resources"]["gpus"] == 0 else 41.2 + noise(0.2),
-            "logprob_diff_mean": None,
+            "logprob_diff_mean": 0.01 + step / 1e4 if self.how["made_up"] == "alike" and step % 10 == 0 else None,
             "logprob_diff_max": None,
         }
 

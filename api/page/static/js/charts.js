@@ -1,197 +1,189 @@
-// Curves over steps, drawn by uPlot: shared cursor, live data, a click or Enter opens the step. With a summary in
-// words and a table for those who do not see the picture.
+// A chart of one or more runs: the figure with its legend, plot, keyboard, table and summary in words.
+//
+// `lines.js` says what is drawn, `plot.js` how, and the board what was chosen. Invariant: the table, the summary and what
+// is read out are the values as they were measured, whatever smoothing or axis the picture has.
 
 import { append, fill, h, raw } from "./dom.js";
-import { number, t } from "./i18n.js";
+import { duration, moment, number, percent, t } from "./i18n.js";
+import { Board } from "./board.js";
+import { extremes, isMeasured, isSparse, lastAt, measured } from "./curve.js";
+import { linesOf } from "./lines.js";
+import { savePng, saveSvg } from "./picture.js";
+import { colourOf, plotOptions } from "./plot.js";
 
 const SYNC = "steps";
 const TABLE_ROWS = 200;
+const DOUBLE_CLICK_MS = 300;
+const DRAG_PX = 8;
 
-function token(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-}
-
-/** The colour of the nth series; those of a comparison are the first two. */
-export function seriesColour(place) {
-  return token(`--series-${(place % 6) + 1}`);
-}
-
-function withAlpha(colour, alpha) {
-  return `color-mix(in srgb, ${colour} ${alpha * 100}%, transparent)`;
-}
-
-// Canvas knows color-mix only in newer browsers; where it does not, the plain colour with an alpha of the canvas does.
-function canvasAlpha(colour, alpha) {
-  const hex = /^#([0-9a-f]{6})$/i.exec(colour);
-  return hex ? `${colour}${Math.round(alpha * 255).toString(16).padStart(2, "0")}` : withAlpha(colour, alpha);
-}
-
-/**
- * One chart.
- *
- * `series`: [{label, value(metric) -> number, colour?}], the colour as a place among the series' colours, else its own;
- * `band`: {low, high} functions of metrics, around the first series; `marks`: () => [{step, kind}]; `onStep(step)`: what
- * a click opens.
- */
 export class Chart {
   /**
+   * `series` are the lines: `value(row)` of the metrics of run `run`, `key` for what is remembered of it (else its
+   * label), `colour` as a place among the series' colours. `band` are functions of a row, around the first line. `marks`
+   * gives steps that something happened at. `onStep(step)` is what a click opens. Charts with the same `group` hide the
+   * same lines.
+   *
    * @param {{
-   *   title: string, hint?: string, series: any[], band?: {low: Function, high: Function} | null,
-   *   marks?: (() => {step: number, kind: string}[]) | null, onStep?: ((step: number) => void) | null,
-   *   height?: number, format?: (value: any) => string, big?: boolean, range?: any,
+   *   name?: string, title: string, hint?: string, series: any[], band?: {low: Function, high: Function} | null,
+   *   marks?: (() => {step: number, kind: string}[]) | null, onStep?: ((step: number) => void) | null, group?: string,
+   *   height?: number, format?: (value: any) => string, big?: boolean, range?: any, board?: Board,
    * }} how
    */
-  constructor({ title, hint = "", series, band = null, marks = null, onStep = null, height = 180, format = number, big = false, range = null }) {
+  constructor({ title, name = title, hint = "", series, band = null, marks = null, onStep = null, group = name, height = 180, format = number, big = false, range = null, board = new Board() }) {
+    this.definition = { name, series, band, marks, format, range };
     this.title = title;
     this.series = series;
-    this.band = band;
-    this.marks = marks;
     this.onStep = onStep;
+    this.group = group;
     this.height = height;
     this.format = format;
-    this.range = range;
-    this.hidden = new Set();
-    this.data = [[]];
-    this.sources = [];
+    this.board = board;
+    /** @type {any[][]} */
+    this.runs = [[]];
+    /** @type {any} */
+    this.curves = null;
+    /** @type {any} */
+    this.plot = null;
+    /** @type {any[] | null} */
+    this.entries = null;
+    this.shape = "";
+    this.drawElement(hint, big);
+    this.resize = new ResizeObserver(() => this.fit());
+    this.resize.observe(this.canvas);
+    board.charts.add(this);
+  }
+
+  drawElement(hint, big) {
+    const { title } = this;
     this.legend = h("ul", { class: "legend" });
-    this.canvas = h("div", {
-      class: "plot",
-      tabindex: "0",
-      role: "group",
-      "aria-roledescription": t("chart.role"),
-      onkeydown: (event) => this.onKey(event),
-    });
-    this.canvas.style.setProperty("min-height", `${height}px`);
+    this.canvas = h("div", { class: "plot", tabindex: "0", role: "group", "aria-roledescription": t("chart.role"), onkeydown: (event) => this.onKey(event) });
+    this.canvas.style.setProperty("min-height", `${this.height}px`);
+    this.whole = h("button", { type: "button", class: "quiet whole", hidden: true, onclick: () => this.showWhole() }, t("chart.whole"));
+    this.note = h("p", { class: "hint chart-note" });
     this.summary = h("p", { class: "sr-only" });
     this.live = h("p", { class: "sr-only", "aria-live": "polite" });
-    this.table = h("details", { class: "chart-table", ontoggle: () => this.fillTable() }, h("summary", {}, t("chart.table")));
     this.tableBody = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": title });
-    this.table.append(this.tableBody);
+    this.table = h("details", { class: "chart-table", ontoggle: () => this.fillTable() }, h("summary", {}, t("chart.table")), this.tableBody);
+    this.logButton = h("button", { type: "button", class: "quiet", "aria-label": t("chart.log.of", { title }), onclick: () => this.board.toggleLog(this.definition.name) }, t("chart.log"));
+    const save = (kind, call) => h("button", { type: "button", class: "quiet", "aria-label": t("chart.save", { kind, title }), onclick: () => (this.refresh(), call(this)) }, raw(kind));
     this.element = h(
       "figure",
       { class: big ? "chart big" : "chart" },
-      h("figcaption", {}, h("h3", {}, title), hint && h("p", { class: "hint" }, hint)),
+      h("figcaption", {}, h("h3", {}, title), hint && h("p", { class: "hint" }, hint), h("div", { class: "chart-tools" }, this.whole, this.logButton, save("PNG", savePng), save("SVG", saveSvg))),
       this.legend,
       this.canvas,
+      this.note,
       this.summary,
       this.live,
       this.table,
     );
-    this.plot = null;
-    this.resize = new ResizeObserver(() => this.fit());
-    this.resize.observe(this.canvas);
   }
 
-  /** Draw these metrics: one list for each series' source, or one for all. */
+  /** Draw these metrics: the rows of one run, or a list of rows for each run. */
   update(metrics) {
-    this.metrics = metrics;
-    this.data = this.columns(metrics);
-    if (this.plot && this.plot.data.length === this.data.length) this.show();
+    this.runs = Array.isArray(metrics[0]) ? metrics : [metrics];
+    this.refresh();
+  }
+
+  /** Draw again, after metrics or choices have changed. */
+  refresh() {
+    this.curves = linesOf(this.definition, this.runs, this.board, (one) => !this.board.isHidden(this.hiddenKey(one)));
+    const { axis, isLog, lines, isOverlay } = this.curves;
+    const shape = JSON.stringify([axis, isLog, isOverlay, lines.map(({ dash, isShown, isSmoothed }) => [dash, isShown, isSmoothed])]);
+    if (this.plot && shape === this.shape) this.showData();
     else this.draw();
+    this.shape = shape;
     // Drawn once: a button of it that has the keyboard keeps it.
-    if (this.values) this.showAt(this.plot?.cursor.idx ?? null);
-    else this.drawLegend();
+    if (!this.entries) this.drawLegend();
+    this.tellLegend();
+    this.logButton.setAttribute("aria-pressed", String(this.board.isLog(this.definition.name)));
+    this.tellNote();
     this.describe();
   }
 
-  /** A part of the steps that was chosen stays, whatever comes; a double click shows all again. */
-  show() {
-    const [steps] = this.plot.data;
-    const { min, max } = this.plot.scales.x;
-    const isZoomed = steps.length > 1 && (min > steps[0] || max < steps.at(-1));
+  isInView() {
+    const { top, bottom } = this.element.getBoundingClientRect();
+    return bottom > 0 && top < innerHeight;
+  }
+
+  hiddenKey(one) {
+    return `${this.group}/${one.key ?? one.label}`;
+  }
+
+  /** A stretch that was chosen stays, whatever comes. */
+  showData() {
     this.plot.batch(() => {
-      this.plot.setData(this.data);
-      if (isZoomed) this.plot.setScale("x", { min, max });
+      this.plot.setData(this.curves.columns);
+      if (this.board.zoom) this.plot.setScale("x", this.board.zoom);
     });
+    this.whole.hidden = !this.board.zoom;
   }
 
-  columns(metrics) {
-    const steps = metrics.map((metric) => metric.step);
-    const columns = [steps, ...this.series.map((one) => metrics.map((metric) => one.value(metric) ?? null))];
-    const { band } = this;
-    if (band) columns.push(metrics.map((metric) => band.high(metric) ?? null), metrics.map((metric) => band.low(metric) ?? null));
-    return columns;
+  showZoom() {
+    if (this.plot) this.showData();
   }
 
-  isEmpty() {
-    return this.data.slice(1).every((column) => column.every((value) => value === null));
+  showWhole() {
+    this.board.zoomTo(null);
+    this.canvas.focus({ preventScroll: true });
   }
 
   draw() {
     this.plot?.destroy();
     this.plot = null;
     const width = this.canvas.clientWidth;
-    if (!width) return;
-    this.plot = new uPlot(this.options(width), this.data, this.canvas);
-    this.plot.over.addEventListener("click", () => this.openAt(this.plot.cursor.idx));
-  }
-
-  options(width) {
-    const grid = { stroke: token("--grid"), width: 1 };
-    const font = "11px system-ui, sans-serif";
-    const axis = { stroke: token("--muted"), grid, ticks: { show: false }, font };
-    const series = [{}, ...this.series.map((one, place) => this.seriesOptions(one, place))];
-    const bands = [];
-    if (this.band) {
-      const edge = { stroke: "transparent", width: 0, points: { show: false } };
-      series.push(edge, { ...edge });
-      bands.push({ series: [series.length - 2, series.length - 1], fill: canvasAlpha(this.colour(0), 0.14) });
-    }
-    return {
-      width,
-      height: this.height,
-      legend: { show: false },
-      padding: [8, 10, 0, 0],
-      cursor: {
-        sync: { key: SYNC, setSeries: false },
-        points: { size: 7 },
-        drag: { x: true, y: false },
-        y: false,
-        // A click is a click only where nothing was dragged; uPlot zooms otherwise.
-        bind: { dblclick: (u, target, handler) => handler },
-      },
-      scales: { x: { time: false }, y: { range: this.range ?? padded } },
-      axes: [
-        { ...axis, size: 26, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? number(tick) : "")) },
-        { ...axis, size: (_, labels) => Math.max(40, 14 + 6.4 * Math.max(0, ...(labels ?? []).map((label) => label.length))), values: (_, ticks) => ticks.map((tick) => this.format(tick)) },
-      ],
-      series,
-      bands,
-      hooks: { setCursor: [(u) => this.showAt(u.cursor.idx)], drawAxes: [(u) => this.drawMarks(u)] },
+    if (!width || !this.curves) return;
+    const cursor = {
+      sync: { key: SYNC, setSeries: false, filters: { pub: (type) => type === "mousemove" || type === "mouseleave" } },
+      points: { size: 7, show: true },
+      // What is measured at few places only shows the last measurement.
+      hover: { bias: -1, skip: [null] },
+      drag: { x: true, y: false, setScale: false, dist: DRAG_PX },
+      y: false,
+      bind: { dblclick: () => null },
     };
+    const hooks = { setCursor: [() => this.tellValues()], setSelect: [(plot) => this.zoomToSelection(plot)] };
+    this.plot = new uPlot(plotOptions(this.curves, { width, height: this.height, cursor, hooks }), this.curves.columns, this.canvas);
+    this.listen(this.plot.over);
+    if (this.board.zoom) this.plot.setScale("x", this.board.zoom);
+    this.whole.hidden = !this.board.zoom;
   }
 
-  colour(place) {
-    return seriesColour(this.series[place].colour ?? place);
-  }
-
-  seriesOptions(one, place) {
-    return {
-      stroke: this.colour(place),
-      width: 1.75,
-      dash: one.dash,
-      show: !this.hidden.has(one.label),
-      spanGaps: true,
-      points: { show: (u) => u.data[0].length < 3, size: 6 },
+  /** A click opens a step, a double click shows everything again; a finger drags as a mouse does. */
+  listen(over) {
+    /** @type {number | undefined} */
+    let opening;
+    over.addEventListener("click", () => {
+      const place = this.plot.cursor.idx;
+      clearTimeout(opening);
+      opening = setTimeout(() => this.openAt(place), this.board.zoom ? DOUBLE_CLICK_MS : 0);
+    });
+    over.addEventListener("dblclick", () => {
+      clearTimeout(opening);
+      this.board.zoomTo(null);
+    });
+    /** @type {number | null} */
+    let from = null;
+    const select = (event, fire) => {
+      if (from === null) return;
+      const [left, right] = [from, event.offsetX].sort((a, b) => a - b);
+      this.plot.setSelect({ left, width: right - left, top: 0, height: over.clientHeight }, fire);
     };
+    const end = (fire) => (event) => {
+      if (from !== null && !fire) this.plot.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
+      select(event, fire);
+      from = null;
+    };
+    over.addEventListener("pointerdown", (event) => (from = event.pointerType === "mouse" ? null : event.offsetX));
+    over.addEventListener("pointermove", (event) => select(event, false));
+    over.addEventListener("pointerup", end(true));
+    over.addEventListener("pointercancel", end(false));
   }
 
-  drawMarks(u) {
-    const marks = this.marks?.() ?? [];
-    const { ctx } = u;
-    ctx.save();
-    for (const mark of marks) {
-      const x = Math.round(u.valToPos(mark.step, "x", true)) + 0.5;
-      if (x < u.bbox.left || x > u.bbox.left + u.bbox.width) continue;
-      ctx.strokeStyle = canvasAlpha(token(mark.kind === "warning" ? "--warning" : "--muted"), 0.7);
-      ctx.setLineDash([3, 4]);
-      ctx.lineWidth = 1;
-      ctx.beginPath();
-      ctx.moveTo(x, u.bbox.top);
-      ctx.lineTo(x, u.bbox.top + u.bbox.height);
-      ctx.stroke();
-    }
-    ctx.restore();
+  zoomToSelection(plot) {
+    const { left, width } = plot.select;
+    if (width >= DRAG_PX) this.board.zoomTo({ min: plot.posToVal(left, "x"), max: plot.posToVal(left + width, "x") });
+    if (width) plot.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
   }
 
   fit() {
@@ -201,86 +193,135 @@ export class Chart {
     else if (this.plot.width !== width) this.plot.setSize({ width, height: this.height });
   }
 
-  /** The legend shows the values under the cursor, and else those of the last step. */
   drawLegend() {
     fill(this.legend);
-    this.values = this.series.map((one, place) => {
-      const value = raw("", { class: "value" });
-      const isShown = !this.hidden.has(one.label);
-      const label = [h("i", { css: { background: this.colour(place) }, class: one.dash ? "swatch dashed" : "swatch" }), one.text ?? raw(one.label)];
-      const toggle =
-        this.series.length > 1
-          ? h("button", { type: "button", "aria-pressed": String(isShown), onclick: () => this.toggle(place) }, ...label)
-          : h("span", {}, ...label);
-      this.legend.append(h("li", {}, toggle, value));
-      return value;
+    this.entries = this.series.map((one) => {
+      const swatch = h("svg", { class: "swatch-line", width: 22, height: 8, viewBox: "0 0 22 8", "aria-hidden": "true" }, h("line", { x1: 1, x2: 21, y1: 4, y2: 4 }));
+      const label = [swatch, one.text ?? raw(one.label)];
+      const toggle = this.series.length > 1 ? h("button", { type: "button", title: t("chart.toggle"), onclick: () => this.board.toggleHidden(this.hiddenKey(one)) }, ...label) : h("span", {}, ...label);
+      const entry = { swatch, toggle, value: raw("", { class: "value" }), measured: raw("", { class: "measured" }), note: h("span", { class: "note" }) };
+      this.legend.append(h("li", {}, toggle, entry.value, entry.measured, entry.note));
+      return entry;
     });
     this.step = raw("", { class: "step" });
     append(this.legend, [h("li", { class: "at" }, this.step)]);
-    this.showAt(this.plot?.cursor.idx ?? null);
   }
 
-  showAt(place) {
-    const { values } = this;
-    if (!values) return;
-    const at = place ?? this.data[0].length - 1;
-    const step = this.data[0][at];
-    this.step.textContent = step === undefined ? "" : t("chart.step", { step: number(step) });
-    this.series.forEach((_, index) => {
-      values[index].textContent = step === undefined ? "–" : this.format(this.data[index + 1][at]);
+  /** What may change in the legend while it stays: colours, dashes, what is hidden, and which lines lie on each other. */
+  tellLegend() {
+    this.curves.lines.forEach((line, place) => {
+      const { swatch, toggle, note } = /** @type {any[]} */ (this.entries)[place];
+      const stroke = swatch.firstElementChild;
+      stroke.style.setProperty("stroke", colourOf(line.colour));
+      stroke.setAttribute("stroke-dasharray", (line.dash ?? []).map((length) => length / 2.5).join(" "));
+      if (toggle.tagName === "BUTTON") toggle.setAttribute("aria-pressed", String(line.isShown));
+      const same = this.sameAs(line);
+      if (note.textContent !== same) fill(note, same && raw(same, { lang: document.documentElement.lang }));
+    });
+    this.tellValues();
+  }
+
+  sameAs({ overlap }) {
+    if (!overlap) return "";
+    const leader = this.nameOf(this.series[overlap.leader]);
+    return overlap.isEqual ? t("chart.same", { name: leader }) : t("chart.near", { name: leader, share: percent(overlap.share, 0) });
+  }
+
+  nameOf(one) {
+    return one.name ?? one.label;
+  }
+
+  /** The legend has the values under the cursor, and else the last ones. */
+  tellValues() {
+    const { entries, curves } = this;
+    if (!entries) return;
+    const xs = curves.columns[0];
+    const at = this.plot?.cursor.idx ?? xs.length - 1;
+    this.step.textContent = xs.length ? this.placeWords(at) : "";
+    entries.forEach((entry, line) => {
+      const index = lastAt(curves.raw[line], at);
+      const [value, drawn] = index < 0 ? [null, null] : [curves.raw[line][index], curves.drawn[line][index]];
+      entry.value.textContent = this.format(drawn);
+      entry.measured.textContent = [curves.lines[line].isSmoothed ? this.format(value) : "", this.sinceWords(line, index, at)].filter(Boolean).map((text) => `(${text})`).join(" ");
     });
   }
 
-  toggle(place) {
-    const { label } = this.series[place];
-    if (this.hidden.has(label)) this.hidden.delete(label);
-    else this.hidden.add(label);
-    this.plot?.setSeries(place + 1, { show: !this.hidden.has(label) });
-    this.drawLegend();
-    this.legend.querySelectorAll("button")[place]?.focus();
+  /** Whose value is shown where none was measured: of a run that has ended, or of what is measured now and then. */
+  sinceWords(line, index, at) {
+    if (index < 0 || index === at) return "";
+    const { axis, isOverlay, raw: columns } = this.curves;
+    // Several runs on an axis of time have no places in common: there a value holds until the run's next one.
+    const isBetween = isOverlay && axis !== "step" && lastAt(columns[line], Infinity) !== index;
+    return isBetween ? "" : this.placeWords(index);
+  }
+
+  /** Where a place is, in words: its step, and the time on an axis of time. */
+  placeWords(index) {
+    const x = this.curves.columns[0][index];
+    if (x === undefined) return "";
+    const step = this.curves.rows?.[index]?.step ?? (this.curves.axis === "step" ? x : null);
+    const time = { step: "", minutes: duration(x * 60), clock: moment(x, 1) }[this.curves.axis];
+    return [step === null ? "" : t("chart.step", { step: number(step) }), time].filter(Boolean).join(" · ");
+  }
+
+  tellNote() {
+    const { isLog, leftOut } = this.curves;
+    const isAsked = this.board.isLog(this.definition.name);
+    this.note.textContent = isLog && leftOut.count ? t("chart.log.left", { n: leftOut.count }) : isAsked && !isLog ? t("chart.log.none") : "";
   }
 
   openAt(place) {
     if (place === null || place === undefined || !this.onStep) return;
-    const step = this.data[0][place];
-    if (step !== undefined) this.onStep(step);
+    const row = this.curves.rows?.[place];
+    if (row) this.onStep(row.step);
   }
 
   onKey(event) {
-    const last = this.data[0].length - 1;
-    if (!this.plot || last < 0) return;
+    const xs = this.curves?.columns[0] ?? [];
+    const last = xs.length - 1;
+    if (!this.plot || last < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
     const at = this.plot.cursor.idx ?? last;
     const stride = event.shiftKey ? Math.max(1, Math.round(last / 20)) : 1;
     const moves = { ArrowLeft: at - stride, ArrowRight: at + stride, Home: 0, End: last };
-    if (event.key === "Enter") {
-      event.preventDefault();
-      this.openAt(at);
+    const acts = { Enter: () => this.openAt(at), "+": () => this.magnify(xs[at], 0.5), "=": () => this.magnify(xs[at], 0.5), "-": () => this.magnify(xs[at], 2) };
+    if (!(event.key in moves) && !(event.key in acts)) return;
+    event.preventDefault();
+    if (event.key in acts) {
+      acts[event.key]();
       return;
     }
-    if (!(event.key in moves)) return;
-    event.preventDefault();
     const next = Math.min(last, Math.max(0, moves[event.key]));
-    this.plot.setCursor({ left: this.plot.valToPos(this.data[0][next], "x"), top: 10 });
-    const values = this.series.map((one, place) => `${one.name ?? one.label} ${this.format(this.data[place + 1][next])}`);
-    this.live.textContent = `${t("chart.step", { step: number(this.data[0][next]) })}: ${values.join(", ")}`;
+    this.plot.setCursor({ left: this.plot.valToPos(xs[next], "x"), top: 10 });
+    const values = this.series.map((one, line) => {
+      const index = lastAt(this.curves.raw[line], next);
+      const since = this.sinceWords(line, index, next);
+      return `${this.nameOf(one)} ${this.format(index < 0 ? null : this.curves.raw[line][index])}${since && ` (${since})`}`;
+    });
+    this.live.textContent = `${this.placeWords(next)}: ${values.join(", ")}`;
+  }
+
+  /** Half or double the stretch that is shown, around a place. */
+  magnify(around, factor) {
+    const xs = this.curves.columns[0];
+    const { min, max } = this.plot.scales.x;
+    const [first, last] = [xs[0], xs.at(-1)];
+    const width = (max - min) * factor;
+    const low = Math.min(Math.max(first, around - width / 2), last - width);
+    if (width > 0) this.board.zoomTo(width >= last - first ? null : { min: low, max: low + width });
   }
 
   describe() {
-    const steps = this.data[0];
-    this.canvas.setAttribute("aria-label", this.onStep ? t("chart.label", { title: this.title }) : this.title);
+    this.canvas.setAttribute("aria-label", t(this.onStep ? "chart.label" : "chart.label.only", { title: this.title }));
     const sentences = this.series.map((one, place) => {
-      const values = this.data[place + 1].filter((value) => value !== null);
-      if (!values.length) return t("chart.none", { name: one.name ?? one.label });
-      const [low, high] = extremes(values);
-      return t("chart.summary", {
-        name: one.name ?? one.label,
-        first: this.format(values[0]),
-        from: number(steps[0]),
-        last: this.format(values.at(-1)),
-        to: number(steps.at(-1)),
-        low: this.format(low),
-        high: this.format(high),
-      });
+      const name = this.nameOf(one);
+      const rows = this.runs[one.run ?? 0].filter((row) => isMeasured(measured(one.value(row))));
+      const range = extremes(rows.map(one.value));
+      if (!range) return t("chart.none", { name });
+      const [low, high] = range;
+      const [first, last] = [rows[0], rows[rows.length - 1]];
+      const told = t("chart.summary", { name, first: this.format(one.value(first)), from: number(first.step), last: this.format(one.value(last)), to: number(last.step), low: this.format(low), high: this.format(high) });
+      const same = this.sameAs(this.curves.lines[place]);
+      return same ? `${told} ${t("chart.about", { name, what: same })}` : told;
     });
     this.summary.textContent = sentences.join(" ");
     if (this.table.open) this.fillTable();
@@ -288,65 +329,46 @@ export class Chart {
 
   fillTable() {
     if (!this.table.open) return;
-    const steps = this.data[0];
-    const stride = Math.ceil(steps.length / TABLE_ROWS) || 1;
-    const rows = steps.map((_, place) => place).filter((place) => place % stride === 0 || place === steps.length - 1);
     const head = h("tr", {}, h("th", { scope: "col", class: "number" }, t("metric.step")), this.series.map((one) => h("th", { scope: "col", class: "number" }, one.name ?? raw(one.label))));
-    const body = rows.map((place) =>
+    const body = this.tableRows().map(([step, values]) =>
       h(
         "tr",
         {},
-        h("th", { scope: "row", class: "number", translate: "no" }, number(steps[place])),
-        this.series.map((_, index) => h("td", { class: "number", translate: "no" }, this.format(this.data[index + 1][place]))),
+        h("th", { scope: "row", class: "number", translate: "no" }, number(step)),
+        values.map((value) => h("td", { class: "number", translate: "no" }, this.format(value))),
       ),
     );
     fill(this.tableBody, h("table", { class: "plain" }, h("thead", {}, head), h("tbody", {}, body)));
+  }
+
+  /** Steps of all runs with the values of each line; of many steps every nth, with those of what is measured at few. */
+  tableRows() {
+    const bySteps = this.runs.map((rows) => new Map(rows.map((row) => [row.step, row])));
+    const steps = [...new Set(this.runs.flatMap((rows) => rows.map((row) => row.step)))].sort((a, b) => a - b);
+    const valuesAt = (step) => this.series.map((one) => {
+      const row = bySteps[one.run ?? 0].get(step);
+      return row ? measured(one.value(row)) : undefined;
+    });
+    const rows = steps.map((step) => /** @type {[number, (number | undefined)[]]} */ ([step, valuesAt(step)]));
+    const stride = Math.ceil(rows.length / TABLE_ROWS) || 1;
+    const sparse = this.series.map((_, place) => place).filter((place) => this.isFew(rows.map(([, values]) => values[place])));
+    return rows.filter(([, values], index) => index % stride === 0 || index === rows.length - 1 || sparse.some((place) => isMeasured(values[place])));
+  }
+
+  isFew(values) {
+    return isSparse(values) && values.filter(isMeasured).length <= TABLE_ROWS;
   }
 
   /** After a change of colours. */
   repaint() {
     if (!this.plot) return;
     this.draw();
-    this.drawLegend();
+    this.tellLegend();
   }
 
   destroy() {
+    this.board.charts.delete(this);
     this.resize.disconnect();
     this.plot?.destroy();
   }
-}
-
-function extremes(values) {
-  let low = Infinity;
-  let high = -Infinity;
-  for (const value of values) {
-    if (value < low) low = value;
-    if (value > high) high = value;
-  }
-  return [low, high];
-}
-
-function padded(_, low, high) {
-  if (low === null || high === null) return [0, 1];
-  const room = high > low ? (high - low) * 0.08 : Math.abs(high) * 0.1 || 0.5;
-  // A share or a length that touches zero should not show a negative axis.
-  return [low >= 0 && low - room < 0 ? 0 : low - room, high + room];
-}
-
-/** A small curve of [step, value] pairs, with its meaning in words. */
-export function sparkline(points, { width = 96, height = 26 } = {}) {
-  if (!points || points.length < 2) return h("span", { class: "spark empty", "aria-hidden": "true" });
-  const values = points.map(([, value]) => value);
-  const [low, high] = extremes(values);
-  const [first, last] = [points[0][0], points.at(-1)[0]];
-  const x = (step) => 2 + ((step - first) / (last - first || 1)) * (width - 6);
-  const y = (value) => height - 3 - ((value - low) / (high - low || 1)) * (height - 6);
-  const path = points.map(([step, value], place) => `${place ? "L" : "M"}${x(step).toFixed(1)} ${y(value).toFixed(1)}`).join("");
-  const label = t("jobs.spark", { first: number(values[0], 3), last: number(values.at(-1), 3) });
-  return h(
-    "svg",
-    { class: "spark", viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label },
-    h("path", { d: path, class: "line" }),
-    h("circle", { cx: x(last).toFixed(1), cy: y(values.at(-1)).toFixed(1), r: 2.2, class: "end" }),
-  );
 }

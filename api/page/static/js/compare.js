@@ -3,8 +3,9 @@
 import { Asking, get, query as queryString } from "./api.js";
 import { fill, h, raw, redraw } from "./dom.js";
 import { duration, fixed, number, percent, t } from "./i18n.js";
+import { Board } from "./board.js";
 import { Chart } from "./charts.js";
-import { drawable } from "./metrics.js";
+import { overlaid } from "./metrics.js";
 import { badge, busy, empty, jobName, problemCard } from "./parts.js";
 import { flatten, isSame, keysOf, shown } from "./spec.js";
 
@@ -12,7 +13,10 @@ const IGNORED = new Set(["/name", "/schema_version"]);
 
 export async function compareView(_, query) {
   const list = await get("/jobs?limit=100");
+  /** @type {Chart[]} */
   let charts = [];
+  /** @type {Board | null} */
+  let board = null;
   const body = h("div", {});
   const form = h("div", { class: "filters compare-picks" });
   const element = h("div", {}, h("h1", { tabindex: "-1" }, t("compare.title")), form, body);
@@ -45,21 +49,25 @@ export async function compareView(_, query) {
   }
 
   function draw(sides) {
-    charts = overlays(sides).map((definition) => new Chart(definition));
+    const shared = new Board({ name: sides.map(({ job }) => jobName(job)).join(", ") });
+    shared.allowClock(sides.some((one) => one.metrics.some((metric) => metric.time)));
+    board = shared;
+    charts = overlays(sides).map((definition) => new Chart({ ...definition, board: shared }));
     fill(
       body,
       results(sides),
       differences(sides),
       h("h2", {}, t("tab.curves")),
-      h("div", { class: "charts" }, charts.map((chart) => chart.element)),
+      h("div", { class: "charts" }, shared.element, charts.map((chart) => chart.element)),
     );
-    const merged = merge(sides);
-    charts.forEach((chart) => chart.update(merged));
+    charts.forEach((chart) => chart.update(sides.map((one) => one.metrics)));
   }
 
   function clear() {
     charts.forEach((chart) => chart.destroy());
     charts = [];
+    board?.close();
+    board = null;
   }
 
   load();
@@ -87,30 +95,10 @@ async function side(id) {
   return { job, metrics: metrics.data, evaluation: report?.evaluation ?? null };
 }
 
-/** One row for each step of either job: `{step, sides: [metric, metric]}`. */
-function merge(sides) {
-  const rows = new Map();
-  sides.forEach((one, place) => {
-    for (const metric of one.metrics) {
-      if (!rows.has(metric.step)) rows.set(metric.step, { step: metric.step, sides: [null, null] });
-      rows.get(metric.step).sides[place] = metric;
-    }
-  });
-  return [...rows.values()].sort((a, b) => a.step - b.step);
-}
-
+/** The curves of the jobs laid over each other; each job's colour is the one beside its name above. */
 function overlays(sides) {
-  const names = sides.map((one, place) => `${place ? "B" : "A"} · ${jobName(one.job)}`);
-  const both = (read) => names.map((label, place) => ({ label, colour: place * 2, value: (row) => (row.sides[place] ? read(row.sides[place]) : null) }));
-  const all = drawable(sides.flatMap((one) => one.metrics));
-  return all.flatMap(({ name, title, format, isByName, series }) =>
-    (isByName ? series : series.slice(0, 1)).map(({ label, value }) => ({
-      title: isByName ? t("compare.reward.of", { name: label }) : title,
-      format,
-      ...(name === "reward" ? { big: true, height: 260 } : {}),
-      series: both(value),
-    })),
-  );
+  const runs = sides.map((one, place) => ({ key: one.job.id, label: `${place ? "B" : "A"} · ${jobName(one.job)}`, rows: one.metrics, colour: place * 2 }));
+  return overlaid(runs).map((definition) => (definition.name === "reward" ? { ...definition, big: true, height: 260 } : definition));
 }
 
 function results(sides) {

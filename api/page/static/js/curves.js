@@ -2,23 +2,25 @@
 
 import { fill, h } from "./dom.js";
 import { t } from "./i18n.js";
+import { Board } from "./board.js";
 import { Chart } from "./charts.js";
 import { drawable } from "./metrics.js";
-import { empty } from "./parts.js";
+import { empty, jobName } from "./parts.js";
 
 const BIG = { reward: { big: true, height: 280 }, rewards: { big: true, height: 220 } };
 
 export function curvesTab(feed, _query, go) {
   const element = h("div", { class: "charts" });
   const onStep = (step) => go("rollouts", { step });
+  const board = new Board({ name: jobName(feed.job), hint: t("curves.hint") });
   const marks = () => feed.events.filter((event) => event.step > 0 && (event.type === "warning" || event.data.code === "resumed")).map((event) => ({ step: event.step, kind: event.type }));
   let charts = [];
   let shape = "";
 
   function build(definitions) {
     charts.forEach((chart) => chart.destroy());
-    charts = definitions.map((one) => new Chart({ ...one, ...BIG[one.name], marks, onStep }));
-    fill(element, h("p", { class: "hint chart-hint" }, t("curves.hint")), charts.map((chart) => chart.element));
+    charts = definitions.map((one) => new Chart({ ...one, ...BIG[one.name], marks, onStep, board }));
+    fill(element, board.element, charts.map((chart) => chart.element));
   }
 
   return {
@@ -36,9 +38,13 @@ export function curvesTab(feed, _query, go) {
         shape = now;
         build(definitions);
       }
+      board.allowClock(feed.metrics.some((metric) => metric.time));
       for (const chart of charts) chart.update(feed.metrics);
     },
     repaint: () => charts.forEach((chart) => chart.repaint()),
-    close: () => charts.forEach((chart) => chart.destroy()),
+    close() {
+      charts.forEach((chart) => chart.destroy());
+      board.close();
+    },
   };
 }

@@ -1,7 +1,7 @@
 // Makes elements. Text goes in as text nodes only: nothing here, or anywhere on the page, parses HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
-const SVG_TAGS = new Set(["svg", "path", "line", "rect", "circle", "g", "polyline", "title"]);
+const SVG_TAGS = new Set(["svg", "path", "line", "rect", "circle", "g", "polyline", "text", "title"]);
 
 /** An element. `on*` are listeners, `css` custom properties and styles, `data` a dataset; null and false are left out. */
 export function h(tag, attributes = {}, ...children) {

@@ -101,7 +101,7 @@ export class JobFeed {
   }
 
   takeMetric(event) {
-    const metric = { ...event.data, step: event.step, epoch: event.epoch };
+    const metric = { ...event.data, step: event.step, epoch: event.epoch, time: event.time };
     const last = this.metrics.at(-1);
     this.steps.set(metric.step, metric);
     if (!last || metric.step > last.step) this.metrics.push(metric);

@@ -178,6 +178,13 @@ export function refreshTimes() {
   }
 }
 
+/** A moment on an axis whose labels are so many seconds apart; with the date where they are hours apart. */
+export function moment(seconds, apart) {
+  /** @type {Intl.DateTimeFormatOptions} */
+  const options = apart >= 86400 ? { month: "short", day: "numeric" } : apart >= 3600 ? { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" } : apart >= 60 ? { hour: "2-digit", minute: "2-digit" } : { hour: "2-digit", minute: "2-digit", second: "2-digit", ...(apart < 1 ? { fractionalSecondDigits: 2 } : {}) };
+  return new Intl.DateTimeFormat(language, { ...options, hourCycle: "h23" }).format(new Date(1000 * seconds));
+}
+
 /** The time of day, with the date where it is not today. */
 export function clock(iso) {
   const date = new Date(iso);

@@ -3,7 +3,7 @@
 import { Asking, get, query as queryString, Problem } from "./api.js";
 import { fill, h, raw, redraw } from "./dom.js";
 import { duration, fixed, has, t, time } from "./i18n.js";
-import { sparkline } from "./charts.js";
+import { sparkline } from "./sparkline.js";
 import { badge, busy, empty, jobName, problemCard, progressBar } from "./parts.js";
 
 const POLL_MS = 4000;

@@ -15,11 +15,34 @@ const FORMATS = {
 /** The charts of these metrics: a CPU has no GPU memory, a run without KL term no KL. */
 export function drawable(metrics) {
   const sample = metrics.length > 2 * SAMPLED ? [...metrics.slice(0, SAMPLED), ...metrics.slice(-SAMPLED)] : metrics;
-  return charts.map((one) => chart(one, sample)).filter(({ series }) => series.some(({ value }) => sample.some((metric) => Number.isFinite(value(metric)))));
+  // What is measured at few steps may be in none of the sample.
+  return charts.map((one) => chart(one, sample)).filter(({ series }) => series.some(({ value }) => metrics.some((metric) => Number.isFinite(value(metric)))));
+}
+
+/**
+ * The charts of several runs laid over each other: a line for each run, and a chart for each reward function.
+ *
+ * @param {{key: string, label: string, rows: any[], colour?: number}[]} runs
+ */
+export function overlaid(runs) {
+  const lines = (value) => runs.map(({ key, label, colour }, run) => ({ key, label, colour, run, value }));
+  return drawable(runs.flatMap(({ rows }) => rows)).flatMap(({ name, title, format, range, isByName, series }) =>
+    (isByName ? series : series.slice(0, 1)).map(({ label, value }) => ({
+      name: isByName ? `${name}.${label}` : name,
+      title: isByName ? t("compare.reward.of", { name: label }) : title,
+      format,
+      range,
+      group: "runs",
+      series: lines(value),
+    })),
+  );
 }
 
 function chart({ name, unit, by_name: isByName, lines, band }, sample) {
-  const read = (field) => (metric) => field.split(".").reduce((value, key) => value?.[key], metric);
+  const read = (field) => {
+    const path = field.split(".");
+    return (metric) => path.reduce((value, key) => value?.[key], metric);
+  };
   const short = (field) => t(`metric.${field}.short`);
   const hint = t(`metric.${name}.hint`);
   return {

@@ -82,9 +82,8 @@ def private_uses(tree: ast.Module, ours: set[str]) -> Iterator[str]:
             origin = getattr(node, "module", None) or ""
             if any(is_private(part) for name in [origin, *names] for part in name.split(".")):
                 yield origin or names[0]
-        elif isinstance(node, ast.Attribute) and is_private(node.attr):
-            text = ast.unparse(node)
-            if text not in PUBLIC and node.attr not in ours:
+        elif isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in ours:
+            if (text := ast.unparse(node)) not in PUBLIC:
                 yield text
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "hasattr"):
             name = node.args[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -227,10 +228,20 @@ MATH = {"type": "math", "input": "{{sample.output_text}}", "reference": "{{item.
 
 @pytest.fixture(scope="module")
 def math_grader() -> Iterator[Any]:
-    limits = GraderLimits(step_seconds=4.0, row_seconds=2.0)
-    grader = make_grader(MODELS.validate_python(MATH), GraderContext(name="m", limits=limits, environment={}))
-    yield grader
-    grader.close()
+    with closing(make_math_grader(step_seconds=4.0, row_seconds=2.0)) as grader:
+        yield grader
+
+
+@pytest.fixture(scope="module")
+def patient_math_grader() -> Iterator[Any]:
+    """For expressions that it reads: how long that takes is not what is tested."""
+    with closing(make_math_grader(step_seconds=patience(20.0), row_seconds=patience(4.0))) as grader:
+        yield grader
+
+
+def make_math_grader(**limits: float) -> Any:
+    context = GraderContext(name="m", limits=GraderLimits.model_validate(limits), environment={})
+    return make_grader(MODELS.validate_python(MATH), context)
 
 
 def math_rows(*pairs: tuple[str, str]) -> list[GraderRow]:
@@ -238,7 +249,7 @@ def math_rows(*pairs: tuple[str, str]) -> list[GraderRow]:
 
 
 @needs_confinement
-def test_math_reads_what_models_write(math_grader: Any) -> None:
+def test_math_reads_what_models_write(patient_math_grader: Any) -> None:
     right = [
         ("答案是72", "72"), ("<answer>72个</answer>", "72"), ("<answer>1,200元</answer>", "1200"), ("５", "5"),
         ("<answer>3/4</answer>", "0.75"), ("\\boxed{\\frac{3}{4}}", "0.75"), ("\\boxed{\\sqrt{8}}", "2\\sqrt{2}"),
@@ -251,10 +262,10 @@ def test_math_reads_what_models_write(math_grader: Any) -> None:
         ("<answer>x+1</answer>", "1"), ("<answer>2x</answer>", "2"), ("\\boxed{\\sqrt{x^2}}", "x"),
         ("\\boxed{\\sin x}", "\\cos x"), ("\\boxed{y=\\sin x}", "y=\\sin x+1"), ("\\boxed{\\log x}", "\\log|x|"),
     ]  # fmt: skip
-    assert [(p, g.score) for p, g in zip(right, math_grader.grade(math_rows(*right)), strict=True)] == [
+    assert [(p, g.score) for p, g in zip(right, patient_math_grader.grade(math_rows(*right)), strict=True)] == [
         (pair, 1.0) for pair in right
     ]
-    assert [g.score for g in math_grader.grade(math_rows(*wrong))] == [0.0] * len(wrong)
+    assert [g.score for g in patient_math_grader.grade(math_rows(*wrong))] == [0.0] * len(wrong)
 
 
 HOSTILE = ["9^{9^{9^9}}", "10^{10^{10}}", "100000000!", "\\sum_{k=1}^{10000000} k", "2^{2^{40}}", "(" * 900 + "1"]
@@ -271,7 +282,7 @@ def test_no_completion_holds_a_step_longer_than_its_limit(math_grader: Any) -> N
 
 
 @needs_confinement
-def test_expressions_are_read_alike_by_both_stages_of_the_parser(math_grader: Any) -> None:
+def test_expressions_are_read_alike_by_both_stages_of_the_parser(patient_math_grader: Any) -> None:
     """Intervals, sets and tuples are what the fast stage cannot read."""
     pairs = [
         ("\\boxed{[1, 2)}", "[1,2)"),
@@ -280,7 +291,7 @@ def test_expressions_are_read_alike_by_both_stages_of_the_parser(math_grader: An
         ("\\boxed{x(x+1)}", "x^2+x"),
         ("\\boxed{(-\\infty,3]\\cup[5,\\infty)}", "(-\\infty,3]\\cup[5,\\infty)"),
     ]
-    grades = math_grader.grade(math_rows(*pairs, *((given, "7") for given, _ in pairs)))
+    grades = patient_math_grader.grade(math_rows(*pairs, *((given, "7") for given, _ in pairs)))
     assert [grade.score for grade in grades] == [1.0] * 5 + [0.0] * 5
 
 

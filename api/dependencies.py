@@ -1,4 +1,4 @@
-"""What handlers are given by name: the job service behind the application, and the owner of the caller's key."""
+"""What handlers are given by name: the job service behind the application, and the owner and id of the caller's key."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from jobs.service import JobService
 # Not validated, so that tests may inject another object with the same methods.
 Service = NamedDependency[SkipValidation[JobService]]
 Owner = NamedDependency[str]
+KeyId = NamedDependency[str]
 
 
 def service_of(state: State) -> Any:
@@ -28,7 +29,13 @@ def owner_of(request: Request[KeyRecord, Any, Any]) -> str:
     return request.user.owner
 
 
+def key_id_of(request: Request[KeyRecord, Any, Any]) -> str:
+    """The id of the caller's key."""
+    return request.user.id
+
+
 PROVIDERS: Dependencies = {
     "service": Provide(service_of, sync_to_thread=False),
     "owner": Provide(owner_of, sync_to_thread=False),
+    "key_id": Provide(key_id_of, sync_to_thread=False),
 }

@@ -404,8 +404,8 @@ class GraderRunMetadata(Struct, frozen=True, kw_only=True):
     errors: GraderErrorFlags
     execution_time: Annotated[float, Meta(description="Seconds, without starting the process")]
     scores: Annotated[dict[str, Any], Meta(description="With `multi`: the score of each member")]
-    token_usage: Annotated[int | None, Meta(description="Always null: judges run on workers")] = None
-    sampled_model_name: Annotated[str | None, Meta(description="Always null: judges run on workers")] = None
+    token_usage: Annotated[int | None, Meta(description="Tokens that judges used; null without one")] = None
+    sampled_model_name: Annotated[str | None, Meta(description="The model that judged; null without a judge")] = None
     messages: Annotated[list[str], Meta(description="Each error in words; not a field of OpenAI's")]
     printed: Annotated[str, Meta(description="What a `python` grader printed, cut off; not a field of OpenAI's")]
 

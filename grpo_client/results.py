@@ -209,9 +209,9 @@ class GraderRunMetadata(JsonObject):
     scores: dict[str, Any]
     """With `multi`: the score of each member."""
     token_usage: int | None
-    """Always None: judges run on workers."""
+    """Tokens that judges used; null without one."""
     sampled_model_name: str | None
-    """Always None: judges run on workers."""
+    """The model that judged; null without a judge."""
     messages: list[str]
     """Each error in words; not a field of OpenAI's."""
     printed: str

@@ -92,6 +92,8 @@ class ServiceSettings(BaseSettings):
     """Requests per second of one API key, on average; 0 means no limit."""
     requests_burst: int = Field(default=1000, ge=1, le=1_000_000, validation_alias="GRPO_REQUESTS_BURST")
     """Number of requests that a key may send at once after a pause."""
+    judged_runs_per_minute: int = Field(default=20, ge=0, le=100_000, validation_alias="GRPO_JUDGED_RUNS_PER_MINUTE")
+    """Requests per minute and key that try graders with a judge or an endpoint; 0 means no limit."""
     session_hours: float = Field(default=12, gt=0, le=24 * 90, validation_alias="GRPO_SESSION_HOURS")
     """Hours for which a browser stays logged in."""
 
@@ -179,6 +181,14 @@ class JobService:
             rate=per_minute / 60,
             burst=max(1, per_minute),
             refusal=f"You may send {per_minute} commands per minute (GRPO_ORDERS_PER_MINUTE), and have sent more.",
+        )
+        per_minute = self._settings.judged_runs_per_minute
+        self._judged_rates = RateLimiter(
+            self.job_store,
+            rate=per_minute / 60,
+            burst=max(1, per_minute),
+            refusal=f"A key may try graders that ask judges or endpoints {per_minute} times per minute "
+            "(GRPO_JUDGED_RUNS_PER_MINUTE), and this one has done so more often.",
         )
         self._scrapers = ScraperKeys(self.keys, self.job_store, self._rates)
         self.workers = WorkerRegistry(self.job_store)
@@ -400,6 +410,10 @@ class JobService:
         size = sum(item.size for item in self.store.list(object_keys.folder(job_id)))
         with self._census.change(owner, object_keys.folder(job_id), before=size, after=0):
             self._deletion.erase_job(record)
+
+    def count_judged_run(self, key_id: str) -> None:
+        """Count a request of a key that asks judges or endpoints. Raises `RateLimited` and `Unavailable`."""
+        self._judged_rates.take(f"judged:{key_id}")
 
     def _command(self, job_id: str, owner: str, order: Command) -> JobRecord:
         self._order_rates.take(f"orders:{owner}")

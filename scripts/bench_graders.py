@@ -103,7 +103,7 @@ def hostile_cost() -> Cost:
 
 
 def python_cost(graders: int = 3) -> Cost:
-    """Steps of completions of 800 characters, graded by so many `python` graders."""
+    """Steps of completions of 800 characters, graded by this number of `python` graders."""
     source = "def grade(sample, item):\n    return float(len(sample['output_text']) > 700 and item['gold'] != '{n}')"
     models = {f"g{n}": {"type": "python", "source": source.replace("{n}", f"a{n}")} for n in range(graders)}
     letters = random.Random(0)  # noqa: S311 - the texts of a measurement

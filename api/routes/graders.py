@@ -18,7 +18,7 @@ from litestar.params import SkipValidation
 
 from api.auth import scope
 from api.bodies import JSON_ERRORS, MAX_VALUES, read_json
-from api.dependencies import Owner
+from api.dependencies import KeyId, Owner, Service
 from api.places import Places
 from api.problems import ApiError, responses
 from api.schemas import (
@@ -33,7 +33,8 @@ from api.schemas import (
     ValidatedGrader,
 )
 from grpo_core.reasons import FailureCode
-from grpo_core.rewards.graders.operator import unregistered
+from grpo_core.rewards.graders.models import LabelModel, ScoreModel, members_of
+from grpo_core.rewards.graders.operator import calls_servers, unregistered
 from grpo_core.scoring.process import score_apart
 from grpo_core.scoring.requests import GRADER, ScoreRequest, read_rows, read_run, read_validation
 from grpo_core.spec import JobSpec, SpecError
@@ -86,11 +87,10 @@ async def read_rows_body(request: Request[Any, Any, Any]) -> ScoreRequest:
     responses=responses(*_ERRORS, "grader_unavailable"),
     sync_to_thread=True,
 )
-def run_grader(request_: Request_, owner: Owner, runs: Runs) -> GraderRun:
-    """Score `model_sample` against `item` with one grader: OpenAI's request and answer. Judges and endpoints run on
-    workers only (409 `grader_unavailable`)."""
-    with runs.take(owner):
-        found = score_apart(request_.spec, request_.rows)
+def run_grader(request_: Request_, owner: Owner, key_id: KeyId, runs: Runs, service: Service) -> GraderRun:
+    """Score `model_sample` against `item` with one grader: OpenAI's request and answer. Judges and endpoints run
+    if the operator has set the API up for it (otherwise 409 `grader_unavailable`)."""
+    found = _scored(request_, owner, key_id, runs, service)
     _require_available(found)
     return _run_of(request_.spec, found)
 
@@ -133,11 +133,10 @@ def validate_grader(spec: GraderSpec, owner: Owner, runs: Runs) -> ValidatedGrad
     responses=responses(*_ERRORS),
     sync_to_thread=True,
 )
-def score_rows(request_: Request_, owner: Owner, runs: Runs) -> RowScores:
+def score_rows(request_: Request_, owner: Owner, key_id: KeyId, runs: Runs, service: Service) -> RowScores:
     """Score up to 200 rows, each a completion (`model_sample`) and the data set's columns (`item`), with the rewards of
     a spec, which may lack all other sections."""
-    with runs.take(owner):
-        found = score_apart(request_.spec, request_.rows)
+    found = _scored(request_, owner, key_id, runs, service)
     return RowScores(
         data=[
             RowScore(
@@ -154,6 +153,14 @@ def score_rows(request_: Request_, owner: Owner, runs: Runs) -> RowScores:
         execution_time=found["execution_time"],
         printed=found["printed"],
     )
+
+
+def _scored(request_: ScoreRequest, owner: str, key_id: str, runs: Places, service: Any) -> dict[str, Any]:
+    """What the graders say, counted where they ask others."""
+    with runs.take(owner):
+        if calls_servers(request_.spec.rewards.graders):
+            service.count_judged_run(key_id)
+        return score_apart(request_.spec, request_.rows)
 
 
 async def _read(
@@ -202,7 +209,10 @@ def _run_of(spec: JobSpec, found: dict[str, Any]) -> GraderRun:
     """OpenAI's answer for the only row."""
     grader = spec.rewards.graders[GRADER]
     (row,) = found["rows"]
-    scores: dict[str, Any] = row["details"].get(GRADER, {}).get("scores", {})
+    details: dict[str, dict[str, Any]] = row["details"]
+    scores: dict[str, Any] = details.get(GRADER, {}).get("scores", {})
+    usage = _usage(spec, details)
+    asked = [one["model"] for one in details.values() if "tokens" in one and "model" in one]
     return GraderRun(
         reward=row["rewards"][GRADER] or 0.0,
         metadata=GraderRunMetadata(
@@ -211,11 +221,24 @@ def _run_of(spec: JobSpec, found: dict[str, Any]) -> GraderRun:
             errors=_flags(row["errors"]),
             execution_time=found["execution_time"],
             scores=scores,
+            token_usage=sum(one["total_tokens"] for one in usage.values()) if usage else None,
+            sampled_model_name=asked[0] if asked else None,
             messages=[error["message"] for error in row["errors"].values()],
             printed="\n".join(found["printed"].values()),
         ),
         sub_rewards=scores,
+        model_grader_token_usage_per_model=usage,
     )
+
+
+def _usage(spec: JobSpec, details: dict[str, dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Tokens of each judge, by the name in the grader."""
+    usage: dict[str, dict[str, int]] = {}
+    for name, leaf in members_of(GRADER, spec.rewards.graders[GRADER]).items():
+        if isinstance(leaf, ScoreModel | LabelModel) and name in details:
+            spent = usage.setdefault(leaf.model, {"total_tokens": 0})
+            spent["total_tokens"] += int(details[name].get("tokens", 0))
+    return usage
 
 
 def _flags(errors: dict[str, dict[str, Any]]) -> GraderErrorFlags:

@@ -1,8 +1,9 @@
 """`python -m grpo_core.scoring`: scores the rows that standard input names, and answers on standard output.
 
 It takes its own rights away before it reads a row: it can open no file but those of Python and its packages, connect to
-nothing, and hold little memory. `python` and `math` graders run in further processes, confined more narrowly. Owns the
-form of the answer. Invariant: a grader that cannot run here is named with a remedy, and all others score.
+nothing but the judges and endpoints of the request, and hold little memory. `python` and `math` graders run in further
+processes, confined more narrowly. Owns the form of the answer. Invariants: a process serves one request; a grader that
+cannot run here is named with a remedy, and all others score.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from grpo_core import egress
 from grpo_core.confinement import landlock, rights
 from grpo_core.grading import Graded, Grading, Payment
 from grpo_core.reasons import FailureCode
@@ -30,9 +32,11 @@ from grpo_core.rewards.graders.models import (
     ScoreModel,
     members_of,
 )
+from grpo_core.rewards.graders.operator import BadRegistration, hosts_for, judges, may_call
 from grpo_core.rewards.graders.packages import PYTHON
 from grpo_core.rewards.graders.protocol import Grader, GraderContext
 from grpo_core.rewards.graders.registry import GraderUnavailable, make_grader
+from grpo_core.scoring.process import CALLS
 from grpo_core.spec import JobSpec, parse_spec
 
 MEMORY_BYTES: Final = 4 * 1024**3
@@ -45,13 +49,12 @@ GRADERS_MEMORY_MB: Final = 1024
 ROW_SECONDS: Final = 5.0
 STEP_SECONDS: Final = 10.0
 START_SECONDS: Final = 10.0
+CALLS_SECONDS: Final = 20.0
+"""For all requests to one judge or endpoint."""
+BUDGET_TOKENS: Final = 50_000
+"""Of one judge, for one request."""
 _NICE: Final = 10
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
-
-_ON_WORKERS: Final = (
-    FailureCode.RUNS_ON_WORKERS,
-    "Try it with grpo try, which runs the graders on a worker, or leave it out here.",
-)
 
 
 def main() -> int:
@@ -59,9 +62,13 @@ def main() -> int:
     rights.bind_to(os.getppid())
     os.nice(_NICE)
     _be_ended_first()
-    _confine()
+    calls = sys.stdin.buffer.readline() == CALLS
+    _confine(connects=calls)
     order = json.loads(sys.stdin.buffer.read())
+    os.environ.update(order["environment"])
     spec = parse_spec(order["spec"])
+    if calls:
+        egress.install(hosts_for(spec.rewards.graders, os.environ))
     began = time.perf_counter()
     with closing(Grading(spec, os.environ, make=_makes(spec, order["not_confined"]), lenient=True)) as grading:
         loaded = time.perf_counter()
@@ -103,17 +110,38 @@ def _makes(spec: JobSpec, not_confined: str) -> Callable[[AnyGrader, GraderConte
     def make(model: AnyGrader, context: GraderContext) -> Grader:
         nonlocal started
         if isinstance(model, ScoreModel | LabelModel | Endpoint):
-            what = "calls your server" if isinstance(model, Endpoint) else "asks a judge"
-            code, remedy = _ON_WORKERS
-            raise GraderUnavailable(code, f"The grader {context.name} {what}, which only workers may do.", remedy)
+            _require_server(model, context)
         if isinstance(model, Python | Math):
             started += 1
             _require_process(context.name, started, not_confined)
         return make_grader(
-            model, replace(context, limits=_capped(context.limits, memory_mb), start_seconds=START_SECONDS)
+            model, replace(context, limits=_capped(model, context.limits, memory_mb), start_seconds=START_SECONDS)
         )
 
     return make
+
+
+def _require_server(model: ScoreModel | LabelModel | Endpoint, context: GraderContext) -> None:
+    """The operator may let the service ask judges and endpoints, by the settings that workers have."""
+    try:
+        if isinstance(model, Endpoint):
+            what, is_known = "calls your server", may_call(model.url, context.environment)
+            setting = "GRPO_GRADER_ENDPOINT_HOSTS with its host"
+        else:
+            registered = judges(context.environment).get(model.model)
+            what, setting = f"asks the judge {model.model!r}", "GRPO_JUDGES with this judge"
+            is_known = registered is not None
+            if registered is not None and registered.key and not context.environment.get(registered.key):
+                is_known, setting = False, f"{registered.key}, the judge's key"
+    except BadRegistration as error:
+        raise GraderUnavailable(FailureCode.BAD_REGISTRATION, str(error), "Ask the operator to correct it.") from error
+    if not is_known:
+        raise GraderUnavailable(
+            FailureCode.RUNS_ON_WORKERS,
+            f"The grader {context.name} {what}, which only workers may do: the service itself is not set up for it.",
+            "Try it with grpo try, which runs the graders on a worker, or leave it out here. To have the service call "
+            f"it, the operator sets {setting} for the API.",
+        )
 
 
 def _require_process(name: str, started: int, not_confined: str) -> None:
@@ -132,12 +160,14 @@ def _require_process(name: str, started: int, not_confined: str) -> None:
         )
 
 
-def _capped(limits: GraderLimits, memory_mb: int) -> GraderLimits:
+def _capped(model: AnyGrader, limits: GraderLimits, memory_mb: int) -> GraderLimits:
     """A grader's limits, at most those of this process."""
+    seconds = CALLS_SECONDS if isinstance(model, ScoreModel | LabelModel | Endpoint) else STEP_SECONDS
     return limits.model_copy(
         update={
             "row_seconds": min(limits.row_seconds, ROW_SECONDS),
-            "step_seconds": min(limits.step_seconds or STEP_SECONDS, STEP_SECONDS),
+            "step_seconds": min(limits.step_seconds or seconds, seconds),
+            "budget_tokens": min(limits.budget_tokens or BUDGET_TOKENS, BUDGET_TOKENS),
             "memory_mb": min(limits.memory_mb, memory_mb),
         }
     )
@@ -149,8 +179,11 @@ def _be_ended_first() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
-def _confine() -> None:
-    """Give up what no grader needs. Without Landlock, files and the network stay open to our own code alone."""
+def _confine(*, connects: bool) -> None:
+    """Give up what no grader needs; with `connects`, keep the network and what finding a server needs.
+
+    Without Landlock, files and the network stay open to our own code alone.
+    """
     rights.limit(memory_bytes=MEMORY_BYTES, open_files=OPEN_FILES)
     rights.hide_memory()
     if os.geteuid() == 0:
@@ -159,11 +192,25 @@ def _confine() -> None:
     rights.forbid_new_privileges()
     if landlock.version() < landlock.OLDEST:
         return
-    rules = landlock.RuleSet(connects=False)
-    rules.allow(_readable(os.environ), rights=landlock.READ)
+    rules = landlock.RuleSet(connects=connects)
+    rules.allow((*_readable(os.environ), *(_FOR_CONNECTING if connects else ())), rights=landlock.READ)
     rules.allow((str(_PACKAGE.parent),), rights=landlock.LIST)
     rules.allow(("/dev/null",), rights=landlock.USE)
     rules.enforce()
+
+
+_FOR_CONNECTING: Final = (
+    *(
+        "/etc/resolv.conf",
+        "/etc/hosts",
+        "/etc/nsswitch.conf",
+        "/etc/gai.conf",
+        "/etc/host.conf",
+        "/run/systemd/resolve",
+    ),
+    *("/etc/ssl", "/etc/pki", "/usr/share/ca-certificates", "/usr/local/share/ca-certificates"),
+)
+"""Names of hosts, and the certificates of the system."""
 
 
 def _readable(environment: Mapping[str, str]) -> Sequence[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from grpo_core.scoring.process import ScoringFailed, score_apart
 from grpo_core.scoring.requests import MAX_ROWS, read_rows, read_run
 from grpo_core.spec import SpecError
 from tests.grader_attacks import ATTACKS, bait, got_through
+from tests.integration.test_judges import KEY, Server, judge, serving
+from tests.integration.test_judges import environment as judge_environment
 from tests.unit.fakes import ALICE, READER, FakeJobService, bearer
 
 Client = TestClient[Litestar]
@@ -60,6 +63,11 @@ def _app() -> Iterator[tuple[Client, FakeJobService]]:
 @pytest.fixture
 def client(_app: tuple[Client, FakeJobService]) -> Client:
     return _app[0]
+
+
+@pytest.fixture
+def service(_app: tuple[Client, FakeJobService]) -> FakeJobService:
+    return _app[1]
 
 
 def python(body: str, head: str = "") -> dict[str, Any]:
@@ -141,6 +149,67 @@ def test_judges_are_refused_with_a_remedy(client: Client) -> None:
     (problem,) = answer.json()["errors"]
     assert (problem["pointer"], problem["code"]) == ("/grader", "runs_on_workers")
     assert "grpo try" in problem["remedy"]
+
+
+@pytest.fixture
+def judges(service: FakeJobService, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A judge and an endpoint, registered for the API as for a worker."""
+    service.judged_runs.clear()
+    with serving() as server:
+        for name, value in judge_environment(server).items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+def test_a_registered_judge_is_asked(client: Client, judges: Server) -> None:
+    body = {"grader": judge(), "model_sample": "right"}
+    found = client.post("/graders/run", json=body).json()
+    assert (found["reward"], found["metadata"]["token_usage"]) == (7.0, 100)
+    assert found["metadata"]["sampled_model_name"] == "m-1"
+    assert found["model_grader_token_usage_per_model"] == {"judge-main": {"total_tokens": 100}}
+    ((path, _, key),) = judges.seen
+    assert (path, key) == ("/v1/chat/completions", f"Bearer {KEY}")
+    assert KEY not in json.dumps(found)
+
+
+def test_a_registered_endpoint_is_called_and_code_beside_it_stays_confined(client: Client, judges: Server) -> None:
+    curious = python("import os\nreturn float(any('KEY' in name or 'JUDGE' in name for name in os.environ))")
+    graders = {"e": {"type": "endpoint", "url": f"{judges.url}/score"}, "j": judge(), "curious": curious}
+    for name, attack in {"t": "connect by TCP", "p": "read its supervisor's memory"}.items():
+        graders[name] = {"type": "python", "source": ATTACKS[attack].source}
+    rows = [{"item": {"answer_only": "1", "port": judges.server_address[1]}, "model_sample": "four"}]
+    found = client.post("/graders/score", json={"spec": {"rewards": {"graders": graders}}, "rows": rows}).json()
+    scores = found["data"][0]["rewards"]
+    assert [scores[name] for name in ("e", "j", "curious", "t", "p")] == [4.0, 3.0, 0.0, None, None]
+    assert len(judges.seen) == 2
+
+
+def test_a_judge_is_asked_within_a_budget_and_a_rate(
+    client: Client, judges: Server, service: FakeJobService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "most_judged_runs", 2)
+    spec = {"rewards": {"graders": {"j": judge()}, "limits": {"j": {"budget_tokens": 150}}}}
+    rows = [{"item": {"answer_only": "1"}, "model_sample": f"text {n}"} for n in range(200)]
+    found = client.post("/graders/score", json={"spec": spec, "rows": rows}).json()
+    assert len(judges.seen) < 60, "calls that were under way when it was spent are the only ones beyond it"
+    assert any("budget" in row["errors"]["j"]["message"] for row in found["data"] if row["errors"])
+    assert client.post("/graders/run", json={"grader": judge(), "model_sample": "x"}).status_code == 200
+    answer = client.post("/graders/run", json={"grader": judge(), "model_sample": "x"})
+    assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
+    assert client.post("/graders/run", json={"grader": EXACT, "item": {"answer": ""}, "model_sample": ""}).is_success
+
+
+def test_what_the_operator_has_not_set_is_named(
+    client: Client, judges: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JUDGE_KEY")
+    answer = client.post("/graders/run", json={"grader": judge(), "model_sample": "x"}).json()
+    assert (answer["code"], answer["errors"][0]["code"]) == ("grader_unavailable", "runs_on_workers")
+    assert "JUDGE_KEY" in answer["errors"][0]["remedy"]
+    elsewhere = {"type": "endpoint", "url": "https://elsewhere.example/score"}
+    answer = client.post("/graders/run", json={"grader": elsewhere, "model_sample": "x"}).json()
+    assert "GRPO_GRADER_ENDPOINT_HOSTS" in answer["errors"][0]["remedy"]
+    assert not judges.seen
 
 
 def test_without_confinement_no_code_of_a_grader_runs(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,6 +328,34 @@ def test_the_process_gets_nothing_of_the_environment(monkeypatch: pytest.MonkeyP
         *("PATH", "LANG", "GRPO_GRADER_PYTHON"),
         *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONDONTWRITEBYTECODE"),
     }
+
+
+def test_a_process_serves_one_request_and_another_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    original = process._start
+
+    def start() -> process.Process:
+        started.append((made := original()).pid)
+        return made
+
+    processes = process._Processes()
+    monkeypatch.setattr(process, "_start", start)
+    monkeypatch.setattr(process, "_PROCESSES", processes)
+    request = read_run({"grader": EXACT, "item": {"answer": ""}, "model_sample": ""})
+    try:
+        for number in range(1, 4):
+            score_apart(request.spec, request.rows)
+            assert processes._ahead is not None
+            processes._ahead.result()
+            assert len(started) == number + 1
+            assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == started[-1:], "the one that waits"
+        assert processes._ahead is not None
+        os.kill(started[-1], signal.SIGKILL)
+        processes._ahead.result().wait()
+        assert score_apart(request.spec, request.rows)["rows"]
+    finally:
+        processes.close()
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
 
 
 NAMES = [name for name, attack in ATTACKS.items() if not attack.at_load]

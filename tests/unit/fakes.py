@@ -19,6 +19,7 @@ from grpo_core.datasets.preview import records_of
 from grpo_core.estimates import SpecWarning, estimate
 from grpo_core.spec import SPEC_FORMAT, JobSpec, Problem
 from jobs.auth.api_keys import SCOPES, KeyRecord
+from jobs.auth.rate_limit import RateLimited
 from jobs.auth.sessions import Session, TooManyAttempts
 from jobs.errors import Conflict, NotFound, Rejected
 from jobs.lifecycle.admission import KeyReused, RequestKey
@@ -53,6 +54,8 @@ class FakeJobService:
     """Keeps everything in dictionaries; `fail` makes every call raise what it holds."""
 
     def __init__(self) -> None:
+        self.judged_runs: list[str] = []
+        self.most_judged_runs = 100
         self.jobs: dict[str, JobRecord] = {}
         self.uploads: dict[str, tuple[DatasetRecord, bytes]] = {}
         self.once: dict[tuple[str, str], tuple[str, str]] = {}
@@ -295,6 +298,11 @@ class FakeJobService:
     def rollout_steps(self, job_id: str, owner: str) -> list[RolloutStep]:
         self.get(job_id, owner)
         return []
+
+    def count_judged_run(self, key_id: str) -> None:
+        self.judged_runs.append(key_id)
+        if len(self.judged_runs) > self.most_judged_runs:
+            raise RateLimited("Too many.", 3.0)
 
     def telemetry(self) -> Telemetry:
         self._check()

@@ -38,7 +38,7 @@ _SPACES: Final = re.compile(r"\\[ ,;:!]|[\s$~]|\\(?:left|right|displaystyle|quad
 _NAMES: Final = {"cdot": "*", "times": "*", "div": "/", "frac": "frac", "dfrac": "frac", "tfrac": "frac"}
 _NAMES_OF_ATOMS: Final = {"pi": "π", "sqrt": "√"}
 _NO_LETTERS: Final = frozenset("eijdfghEI")
-"""Letters with a meaning of their own: numbers, a differential, and functions."""
+"""Letters that mean a number, a differential or a function."""
 _NO_FUNCTIONS: Final = frozenset("abckmnrstxyz")
 """Letters that are a factor before a bracket."""
 _STARTS: Final = frozenset({"number", "letter", "(", "frac", "√", "π"})

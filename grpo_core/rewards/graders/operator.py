@@ -115,6 +115,11 @@ def _environment_for(graders: Mapping[str, AnyGrader], environment: Mapping[str,
     return chosen
 
 
+def calls_servers(graders: Mapping[str, AnyGrader]) -> bool:
+    """Whether one of them asks a judge or an endpoint."""
+    return any(isinstance(leaf, ScoreModel | LabelModel | Endpoint) for leaf in _leaves(graders))
+
+
 def hosts_for(graders: Mapping[str, AnyGrader], environment: Mapping[str, str]) -> list[Host]:
     """Return the hosts that a job's graders connect to: those of its judges, and of its endpoints if allowed."""
     found: list[Host | None] = []

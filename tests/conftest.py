@@ -29,8 +29,11 @@ LONGEST_FILES = ("test_long_outages.py", "test_soak.py", "test_worker.py", "test
 SLOWEST_FOLDERS = ("acceptance", "integration", "unit")
 NEED_TORCH = (
     "unit/native",
+    "unit/test_compat.py",
     "unit/test_logprobs.py",
+    "unit/test_settings_translation.py",
     "unit/test_tensor_tree.py",
+    "unit/test_tiny_model.py",
     "unit/test_unsloth_engine.py",
     "integration/test_selftest.py",
 )

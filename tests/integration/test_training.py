@@ -142,8 +142,8 @@ def train_the_base() -> None:
 
     train = TrlEngine.train
 
-    def train_and_touch(self: Any) -> int:
-        steps = train(self)
+    def train_and_touch(self: Any, *given: Any) -> int:
+        steps = train(self, *given)
         weight = next(p for name, p in self.model.named_parameters() if "norm" in name)
         weight.data[0] += 1e-6
         return steps

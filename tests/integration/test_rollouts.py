@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_client import GrpoClient, ProblemError
@@ -186,14 +186,16 @@ FILTERS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(filters=FILTERS, limit=st.sampled_from([1, 7, 50, 500]))
-def test_every_query_finds_what_a_plain_search_finds_page_by_page(
-    job: Job, filters: dict[str, Any], limit: int
-) -> None:
-    wanted = oracle(job.rows, RolloutQuery(**filters))
-    limit = max(limit, len(wanted) // 20)  # at most some twenty pages
-    assert job.find(limit, **filters) == wanted
+@pytest.mark.parametrize("examples", [25, pytest.param(100, marks=pytest.mark.long)])
+def test_every_query_finds_what_a_plain_search_finds_page_by_page(job: Job, examples: int) -> None:
+    @settings(max_examples=examples, deadline=None)
+    @given(filters=FILTERS, limit=st.sampled_from([1, 7, 50, 500]))
+    def compare(filters: dict[str, Any], limit: int) -> None:
+        wanted = oracle(job.rows, RolloutQuery(**filters))
+        limit = max(limit, len(wanted) // 20)  # at most some twenty pages
+        assert job.find(limit, **filters) == wanted
+
+    compare()
 
 
 def test_a_cache_too_small_for_anything_changes_no_answer(job: Job, storage_settings: StorageSettings) -> None:

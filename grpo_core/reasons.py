@@ -161,7 +161,7 @@ class FailureCode(StrEnum):
 
 
 class FetchFailure(Reason):
-    """What could not be fetched, by the code of the failure: it is told so, and not as a failure of a process."""
+    """What could not be fetched, by the code of the failure: it is shown so, and not as a failure of a process."""
 
     HUB_UNREACHABLE = (
         "hub_unreachable",

@@ -74,7 +74,7 @@ class Engine(CheckedEngine, Protocol):
         """Train until the last step, or until `stop` is set or an evaluation ends training. Returns the number of
         steps, including earlier runs.
 
-        After each step `held_out` is asked whether an evaluation is due. The best step so far gets a checkpoint.
+        After each step `held_out` says whether an evaluation is due. The best step so far gets a checkpoint.
         """
         ...
 

@@ -28,13 +28,13 @@ LEAST_STEPS: Final = 20
 MEASURED_STEPS: Final = 3
 """Steps after which the duration of a step is known; the first one, which compiles and warms up, is left out."""
 ACCURACY: Final = "strict_accuracy"
-"""The metric of a job without rewards of its own: right, and in the required format."""
+"""The metric of a job that defines no rewards: right, and in the required format."""
 
 StopReason = Literal["target_reached", "no_better"]
 
 
 def sample_size(spec: JobSpec, questions: int) -> int:
-    """How many of a job's questions are asked during training."""
+    """How many of a job's questions an evaluation during training has."""
     return min(questions, spec.evaluation.sample or SAMPLE)
 
 

@@ -47,7 +47,7 @@ METRIC: Final = "metric"
 AUTOMATIC_SHARE: Final = 10
 """With `evaluation.automatic`, at most one row of this number is held out of training."""
 LEAST_AUTOMATIC: Final = 10
-"""Smallest number of questions with `evaluation.automatic`: fewer show nothing, and none is asked."""
+"""Smallest number of questions with `evaluation.automatic`: fewer show nothing, and there is no evaluation."""
 
 Stage = Literal["before", "start", "during", "after"]
 """The base model; the adapter that training starts from, if the job names a checkpoint; the adapter in training; the
@@ -142,7 +142,7 @@ class HeldOutEvaluation:
             self._limit = max(1, min(self._limit, context_length - spec.sampling.max_prompt_tokens))
         self.curve = Curve(spec)
         self._sample: list[int] = []
-        """Places of the questions that are asked during training."""
+        """Places of the questions that evaluations during training have."""
         self._metric = spec.evaluation.metric or (TOTAL if spec.rewards.is_own else None)
         """The reward whose mean is the verdict; None: the accuracy of answers."""
         self._given = len(rows)

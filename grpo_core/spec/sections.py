@@ -445,7 +445,7 @@ class EvaluationSection(Section):
     """Number of steps between two evaluations during training; 0 is none. null: up to 10 evaluations, as many as cost
     at most 5 % of training; with `stop_when`, a tenth of the steps."""
     sample: Annotated[int | None, Since(2)] = Field(default=None, ge=1, le=10_000)
-    """Number of the questions that are asked during training, spread evenly; null is all, at most 128."""
+    """Number of the questions that evaluations during training have, spread evenly; null is all, at most 128."""
     stop_when: Annotated[StopWhen, Since(2)] = StopWhen()
 
 

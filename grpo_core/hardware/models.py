@@ -235,6 +235,12 @@ def _model_dir() -> str:
 def _count_checked(folder: Path, name: str) -> int:
     try:
         return count_parameters(folder)
+    except PermissionError as error:
+        raise _bad_model(
+            FailureCode.MODEL_UNREADABLE,
+            f"A file of the weights of {name!r} may not be read by training processes.",
+            "Make the model's files readable by everyone on the worker's machine: chmod -R a+rX FOLDER.",
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise _bad_model(
             FailureCode.MODEL_UNREADABLE,

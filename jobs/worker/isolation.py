@@ -47,6 +47,8 @@ _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where libraries pass tensors between
 _DEVICES = ("nvidia[0-9]*", "nvidiactl", "nvidia-uvm", "dri/render*", "kfd")
 """Devices for computing; the driver has further files that only root can open."""
 _FOLDERS_NAMED = ("GRPO_MODEL_DIR", "GRPO_DATASET_DIR", "VIRTUAL_ENV", "CUDA_HOME", "CUDA_PATH", "XDG_DATA_HOME")
+_PROGRAMS_NAMED = ("CC", "CXX", "CUDAHOSTCXX")
+"""Compilers, which Triton starts: they read what is installed beside them."""
 _FILES_NAMED = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _PATHS_NAMED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LIBRARY_PATH")
 _OTHER_CACHES = (
@@ -136,8 +138,9 @@ def code_folders(launcher: Sequence[str], environment: Mapping[str, str]) -> lis
         if path.is_absolute() and path.is_file():
             found += [str(path.parent), str(path.resolve().parent)]
     found += [environment[name] for name in (*_FOLDERS_NAMED, *_FILES_NAMED) if environment.get(name)]
-    if graders := environment.get("GRPO_GRADER_PYTHON"):
-        found += [str(Path(graders).parent.parent), str(Path(graders).resolve().parent.parent)]
+    for name in (*_PROGRAMS_NAMED, "GRPO_GRADER_PYTHON"):
+        if program := shutil.which(environment.get(name, "")):
+            found += [str(Path(program).parent.parent), str(Path(program).resolve().parent.parent)]
     for name in _PATHS_NAMED:
         found += environment.get(name, "").split(os.pathsep)
     ours = {path for path in found if (Path(path) / "grpo_core").is_dir()}  # such as a folder with a whole stack in it

@@ -25,6 +25,14 @@ def test_of_opt_only_what_is_used_is_readable() -> None:
     assert "/opt/cuda" in readable({"CUDA_HOME": "/opt/cuda"})
 
 
+def test_a_compiler_can_read_what_is_installed_beside_it(tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "gcc"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    assert str(tmp_path) in readable({"CC": str(program)})
+    assert str(tmp_path) not in readable({"CC": str(tmp_path / "bin" / "none")})
+
+
 def test_a_work_folder_that_every_run_may_read_is_told(tmp_path: Path) -> None:
     asked = Isolation(landlock=True, caches=tmp_path / "caches", readable=(str(tmp_path / "models"),))
     inside, outside = tmp_path / "models" / "work", tmp_path / "work"

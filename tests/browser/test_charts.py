@@ -184,6 +184,9 @@ def test_the_last_value_of_the_shorter_run_is_shown(visit: Visit, stack: Stack, 
     assert f"{last:.2f} (step 40)" in figure.locator("[aria-live]").inner_text()
     page.locator("#axis").select_option("minutes")
     visitor.wait(lambda: "step" not in figure.locator(".legend .at").inner_text())
+    page.locator("#smoothing").fill("0.5")
+    visitor.wait(lambda: f"({last:.2f})" in entry.inner_text(), trouble="each run is smoothed on its own")
+    page.locator("#smoothing").fill("0")
     figure.get_by_role("button", name="B · cooler").click()
     hidden = page.get_by_role("button", name="B · cooler")
     visitor.wait(lambda: hidden.nth(3).get_attribute("aria-pressed") == "false")
@@ -228,6 +231,29 @@ def test_what_is_measured_at_few_steps_is_points_and_a_line(visit: Visit, alike:
         page.keyboard.press("ArrowLeft")
     assert figure.locator("[aria-live]").inner_text() == "step 55: mean 0.015 (step 50)"
     assert "(step 50)" in figure.locator(".legend").inner_text()
+
+
+def test_evaluations_are_a_curve_with_the_best_step(visit: Visit, alike: str, job: str) -> None:
+    visitor = opened(visit, f"/jobs/{alike}")
+    page = visitor.page
+    figure = chart(page, "Held-out questions")
+    assert "100 questions" in figure.locator("figcaption").inner_text()
+    assert "Best at step 48" in figure.locator(".chart-note").inner_text()
+    svg = picture(page, figure)
+    assert len(svg.findall(f".//{SVG}circle")) == 2 * (1 + STEPS // 12)
+    figure.get_by_text("As a table").click()
+    figure.locator("tbody tr").first.wait_for()
+    assert figure.locator("tbody th").all_inner_texts() == ["0", "12", "24", "36", "48", "60"]
+    assert figure.locator("tbody tr").nth(4).locator("td").all_inner_texts() == ["52.0%", "64.0%"]
+    page.locator("#axis").select_option("minutes")
+    visitor.wait(lambda: "·" in figure.locator(".legend .at").inner_text())
+    visitor.go(f"/jobs/{job}")
+    chart(page, "Entropy").wait_for()
+    assert chart(page, "Held-out questions").count() == 0, "its worker told of no curve"
+    visitor.go(f"/compare?a={alike}&b={job}")
+    chart(page, "Held-out questions: Lenient accuracy").wait_for()
+    figure = chart(page, "Held-out questions: Strict accuracy")
+    assert re.search(r"A · alike\s*50.0%", figure.locator(".legend").inner_text())
 
 
 def test_a_picture_is_light_and_says_what_it_shows(visit: Visit, job: str) -> None:

@@ -2,7 +2,7 @@
 
 `made_up` is `good` (a run that learns, with held-out questions), `hostile` (completions and questions that try to be
 HTML), `failing` (it diverges in the middle), `long` (only metrics, many of them) or `alike` (reward functions that lie
-on each other, and a metric that is measured at every tenth step). Honours the contract of
+on each other, a metric that is measured at every tenth step, and evaluations at every twelfth). Honours the contract of
 docs/reference/run-folder.md without torch; `step_seconds` is the length of a step. Its numbers are invented.
 """
 
@@ -65,7 +65,7 @@ class MadeUpRun:
         self.event("status", {"phase": "loading"})
         first = self._resumed() + 1
         self.event("status", {"phase": "evaluating"})
-        self.event("evaluation", {"stage": "before", **self._side(0.31, 0.52, 0.43)})
+        self.event("evaluation", {"stage": "before", **self._side(0.31, 0.52, 0.43), **self._curve(0)})
         self.event("status", {"phase": "training"})
         for step in range(first, self.steps + 1):
             time.sleep(self.seconds)
@@ -100,6 +100,8 @@ class MadeUpRun:
                 self._warn(step)
         if step % self.spec["training"]["checkpoint_every"] == 0:
             self._checkpoint(step)
+        if step % 12 == 0 and (curve := self._curve(step)):
+            self.event("evaluation", {"stage": "during", **self._side(0.4, 0.5, 0.5), **curve, "best_step": 48}, step)
 
     def _diverge(self, step: int) -> int:
         error = {
@@ -213,6 +215,16 @@ class MadeUpRun:
             "finish_reason": "length" if is_cut else "stop",
             "adapter_version": step - 1,
         }
+
+    def _curve(self, step: int) -> dict[str, Any]:
+        """A point of the curve of evaluations, which workers of the last release do not send."""
+        if self.how["made_up"] != "alike":
+            return {}
+        strict, lenient = 0.2 + step / 150 - 0.1 * (step > 48), 0.4 + step / 200
+        interval = (strict - 0.1, strict + 0.1)
+        accuracy = {"strict_accuracy": strict, "strict_interval": interval, "lenient_accuracy": lenient}
+        shown = {"step": step, "questions": 100, "metric": "strict_accuracy", "value": strict, "interval": interval}
+        return {"curve": {**shown, **accuracy, "lenient_interval": (lenient - 0.1, lenient + 0.1)}}
 
     def _checkpoint(self, step: int) -> None:
         folder = f"checkpoints/step-{step:06d}"

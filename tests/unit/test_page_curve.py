@@ -105,3 +105,8 @@ def test_a_thinned_line_keeps_the_extremes_of_each_pixel() -> None:
     assert max(point["y"] for point in kept) == 99
     assert [kept[0]["x"], kept[-1]["x"]] == [0, 9.99]
     assert [point["x"] for point in kept] == sorted(point["x"] for point in kept)
+
+
+def test_an_evaluation_between_logged_steps_adds_no_minutes() -> None:
+    rows = "[{step: 10, seconds: {total: 6}}, {step: 15}, {step: 20, seconds: {total: 6}}]"
+    assert js(f"axisValues({rows}, 'minutes')") == [1, 1, 2]

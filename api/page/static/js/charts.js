@@ -21,15 +21,15 @@ export class Chart {
    * `series` are the lines: `value(row)` of the metrics of run `run`, `key` for what is remembered of it (else its
    * label), `colour` as a place among the series' colours. `band` are functions of a row, around the first line. `marks`
    * gives steps that something happened at. `onStep(step)` is what a click opens. Charts with the same `group` hide the
-   * same lines.
+   * same lines. `remark` gives a sentence below the plot.
    *
    * @param {{
    *   name?: string, title: string, hint?: string, series: any[], band?: {low: Function, high: Function} | null,
    *   marks?: (() => {step: number, kind: string}[]) | null, onStep?: ((step: number) => void) | null, group?: string,
-   *   height?: number, format?: (value: any) => string, big?: boolean, range?: any, board?: Board,
+   *   height?: number, format?: (value: any) => string, big?: boolean, range?: any, board?: Board, remark?: () => string,
    * }} how
    */
-  constructor({ title, name = title, hint = "", series, band = null, marks = null, onStep = null, group = name, height = 180, format = number, big = false, range = null, board = new Board() }) {
+  constructor({ title, name = title, hint = "", series, band = null, marks = null, onStep = null, group = name, height = 180, format = number, big = false, range = null, board = new Board(), remark = () => "" }) {
     this.definition = { name, series, band, marks, format, range };
     this.title = title;
     this.series = series;
@@ -38,6 +38,7 @@ export class Chart {
     this.height = height;
     this.format = format;
     this.board = board;
+    this.remark = remark;
     /** @type {any[][]} */
     this.runs = [[]];
     /** @type {any} */
@@ -267,7 +268,8 @@ export class Chart {
   tellNote() {
     const { isLog, leftOut } = this.curves;
     const isAsked = this.board.isLog(this.definition.name);
-    this.note.textContent = isLog && leftOut.count ? t("chart.log.left", { n: leftOut.count }) : isAsked && !isLog ? t("chart.log.none") : "";
+    const scale = isLog && leftOut.count ? t("chart.log.left", { n: leftOut.count }) : isAsked && !isLog ? t("chart.log.none") : "";
+    this.note.textContent = [this.remark(), scale].filter(Boolean).join(" ");
   }
 
   openAt(place) {
@@ -341,7 +343,7 @@ export class Chart {
     fill(this.tableBody, h("table", { class: "plain" }, h("thead", {}, head), h("tbody", {}, body)));
   }
 
-  /** Steps of all runs with the values of each line; of many steps every nth, with those of what is measured at few. */
+  /** Steps that have values, of all runs; of many steps every nth, with those of what is measured at few. */
   tableRows() {
     const bySteps = this.runs.map((rows) => new Map(rows.map((row) => [row.step, row])));
     const steps = [...new Set(this.runs.flatMap((rows) => rows.map((row) => row.step)))].sort((a, b) => a - b);
@@ -349,7 +351,7 @@ export class Chart {
       const row = bySteps[one.run ?? 0].get(step);
       return row ? measured(one.value(row)) : undefined;
     });
-    const rows = steps.map((step) => /** @type {[number, (number | undefined)[]]} */ ([step, valuesAt(step)]));
+    const rows = steps.map((step) => /** @type {[number, (number | undefined)[]]} */ ([step, valuesAt(step)])).filter(([, values]) => values.some(isMeasured));
     const stride = Math.ceil(rows.length / TABLE_ROWS) || 1;
     const sparse = this.series.map((_, place) => place).filter((place) => this.isFew(rows.map(([, values]) => values[place])));
     return rows.filter(([, values], index) => index % stride === 0 || index === rows.length - 1 || sparse.some((place) => isMeasured(values[place])));

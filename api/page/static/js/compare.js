@@ -5,6 +5,7 @@ import { fill, h, raw, redraw } from "./dom.js";
 import { duration, fixed, number, percent, t } from "./i18n.js";
 import { Board } from "./board.js";
 import { Chart } from "./charts.js";
+import { withEvaluations } from "./evaluations.js";
 import { overlaid } from "./metrics.js";
 import { badge, busy, empty, jobName, problemCard } from "./parts.js";
 import { flatten, isSame, keysOf, shown } from "./spec.js";
@@ -60,7 +61,7 @@ export async function compareView(_, query) {
       h("h2", {}, t("tab.curves")),
       h("div", { class: "charts" }, shared.element, charts.map((chart) => chart.element)),
     );
-    charts.forEach((chart) => chart.update(sides.map((one) => one.metrics)));
+    charts.forEach((chart) => chart.update(sides.map((one) => one.rows)));
   }
 
   function clear() {
@@ -91,13 +92,14 @@ function idsIn(query) {
 }
 
 async function side(id) {
-  const [job, metrics, report] = await Promise.all([get(`/jobs/${id}`), get(`/jobs/${id}/metrics`), get(`/page/reports/${id}`)]);
-  return { job, metrics: metrics.data, evaluation: report?.evaluation ?? null };
+  const evaluations = `/jobs/${id}/events${queryString({ type: "evaluation", limit: 1000 })}`;
+  const [job, metrics, report, events] = await Promise.all([get(`/jobs/${id}`), get(`/jobs/${id}/metrics`), get(`/page/reports/${id}`), get(evaluations)]);
+  return { job, metrics: metrics.data, rows: withEvaluations(metrics.data, events.data), evaluation: report?.evaluation ?? null };
 }
 
 /** The curves of the jobs laid over each other; each job's colour is the one beside its name above. */
 function overlays(sides) {
-  const runs = sides.map((one, place) => ({ key: one.job.id, label: `${place ? "B" : "A"} · ${jobName(one.job)}`, rows: one.metrics, colour: place * 2 }));
+  const runs = sides.map((one, place) => ({ key: one.job.id, label: `${place ? "B" : "A"} · ${jobName(one.job)}`, rows: one.rows, colour: place * 2 }));
   return overlaid(runs).map((definition) => (definition.name === "reward" ? { ...definition, big: true, height: 260 } : definition));
 }
 

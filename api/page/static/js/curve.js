@@ -45,7 +45,10 @@ export function axisValues(rows, axis) {
   let seconds = 0;
   let step = 0;
   return rows.map((row) => {
-    seconds += (measured(row.seconds?.total) ?? 0) * Math.max(1, row.step - step);
+    const length = measured(row.seconds?.total);
+    // A row without a duration is an evaluation of a step that was not logged.
+    if (length === undefined) return seconds / 60;
+    seconds += length * Math.max(1, row.step - step);
     step = row.step;
     return seconds / 60;
   });

@@ -16,9 +16,11 @@ export function linesOf(definition, runs, board, isShown) {
   const { series, band, format, range } = definition;
   const lanes = runs.map((rows) => lane(rows, board.axis));
   const isOverlay = runs.length > 1;
-  const { xs, columns } = aligned(series, lanes);
-  const raw = columns;
-  const isSmoothed = raw.map((column) => board.smoothing > 0 && !isSparse(column));
+  const values = series.map((one) => lanes[one.run ?? 0].rows.map((row) => measured(one.value(row))));
+  // Of a run's own rows: beside those of other runs each has few.
+  const isFew = values.map(isSparse);
+  const isSmoothed = isFew.map((few) => board.smoothing > 0 && !few);
+  const { xs, columns: raw } = aligned(series, lanes, values);
   const smoothed = (column, place) => (isSmoothed[place] ? smooth(column, board.smoothing) : column);
   const drawn = raw.map(smoothed);
   const overlaps = overlapsOf(drawn.map((column, place) => (isShown(series[place]) ? column : [])), isOverlay);
@@ -29,6 +31,7 @@ export function linesOf(definition, runs, board, isShown) {
     dash: dash[place] ?? (one.colour === undefined && place >= COLOURS ? [8, 4] : undefined),
     overlap: overlaps[place] ?? null,
     isShown: isShown(one),
+    isSparse: isFew[place],
     isSmoothed: isSmoothed[place],
   }));
   const out = leftOut(raw.filter((_, place) => lines[place].isShown));
@@ -59,8 +62,7 @@ function overlapsOf(columns, isOverlay) {
 }
 
 /** One list of places for all runs; where a run has no row of its own, nothing was measured. */
-function aligned(series, lanes) {
-  const values = series.map((one) => lanes[one.run ?? 0].rows.map((row) => measured(one.value(row))));
+function aligned(series, lanes, values) {
   if (lanes.length === 1) return { xs: lanes[0].xs, columns: values };
   const places = lanes.map((_, run) => series.map((__, place) => place).filter((place) => (series[place].run ?? 0) === run));
   const [xs, ...joined] = uPlot.join(lanes.map(({ xs: own }, run) => [own, ...places[run].map((place) => values[place])]));

@@ -6,7 +6,7 @@
 import { h } from "./dom.js";
 import { fixed, t } from "./i18n.js";
 import { isMeasured, thinned } from "./curve.js";
-import { colourOf, drawnPlace, endsOf, hasPoints, plotOptions, rawPlace, token } from "./plot.js";
+import { colourOf, drawnPlace, endsOf, hasPoints, markColour, plotOptions, rawPlace, token } from "./plot.js";
 
 const WIDTH = 960;
 const PLOT_HEIGHT = 420;
@@ -72,7 +72,7 @@ function drawing(chart, plot, ticks, look) {
   const xTicks = within(ticks.x.map(({ at, text }) => ({ at: plot.valToPos(at, "x"), text }))).filter(({ at }) => at <= box.width + 0.5);
   const yTicks = within(ticks.y.map(({ at, text }) => ({ at: plot.valToPos(at, "y"), text }))).filter(({ at }) => at <= box.height + 0.5);
   const grid = { stroke: token("--grid", look), "stroke-width": 1 };
-  const settings = [board.smoothing ? t("chart.picture.smoothing", { weight: fixed(board.smoothing, 2) }) : "", curves.isLog ? t("chart.picture.log") : ""].filter(Boolean).join(" · ");
+  const settings = [curves.lines.some((line) => line.isShown && line.isSmoothed) ? t("chart.picture.smoothing", { weight: fixed(board.smoothing, 2) }) : "", curves.isLog ? t("chart.picture.log") : ""].filter(Boolean).join(" · ");
   return h(
     "svg",
     { width: WIDTH, height, viewBox: `0 0 ${WIDTH} ${height}`, "font-family": FONT },
@@ -125,11 +125,11 @@ function linesIn(curves, plot, box, look) {
     band,
     curves.marks.map(({ x, kind }) => {
       const at = plot.valToPos(x, "x");
-      return h("line", { x1: at, x2: at, y1: 0, y2: box.height, stroke: token(kind === "warning" ? "--warning" : "--muted", look), "stroke-opacity": 0.7, "stroke-dasharray": "3 4" });
+      return h("line", { x1: at, x2: at, y1: 0, y2: box.height, stroke: markColour({ kind }, look), "stroke-opacity": 0.7, "stroke-dasharray": "3 4" });
     }),
     shown.filter((one) => one.isSmoothed).map((one) => line(rawPlace(one.place), { stroke: colourOf(one.colour, look), "stroke-opacity": 0.28 })),
     shown.map((one) => line(drawnPlace(curves, one.place), { stroke: colourOf(one.colour, look), "stroke-width": 1.75, "stroke-dasharray": one.dash?.join(" ") })),
-    shown.map((one) => dotsIn(plot, drawnPlace(curves, one.place), colourOf(one.colour, look))),
+    shown.map((one) => dotsIn(plot, drawnPlace(curves, one.place), one.isSparse, colourOf(one.colour, look))),
   ];
 }
 
@@ -163,9 +163,9 @@ function bandIn(plot, [high, low], colour) {
   return h("path", { d: `${pathText(above)}${pathText([...below].reverse()).replace("M", "L")}Z`, fill: colour, "fill-opacity": 0.14 });
 }
 
-function dotsIn(plot, place, colour) {
+function dotsIn(plot, place, isSparse, colour) {
   const [first, last] = plot.series[0].idxs;
-  if (!hasPoints(plot, place, first, last)) return [];
+  if (!hasPoints(plot, place, first, last, isSparse)) return [];
   return segments(plot, plot.data[place]).flat().map(({ x, y }) => h("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: 3, fill: colour }));
 }
 

@@ -4,7 +4,7 @@
 // measured values of each line, the drawn values of each line, then the band's upper and lower edge.
 
 import { moment, number } from "./i18n.js";
-import { isMeasured, isSparse, lastAt } from "./curve.js";
+import { isMeasured, lastAt } from "./curve.js";
 
 const COLOURS = 6;
 const POINT_PX = 40;
@@ -71,16 +71,16 @@ function seriesOf(curves, look) {
     dash: line.dash,
     show: line.isShown,
     // Few measurements are points joined by lines; many are a line.
-    points: { show: (plot, place, first, last) => hasPoints(plot, place, first, last), size: 6 },
+    points: { show: (plot, place, first, last) => hasPoints(plot, place, first, last, line.isSparse), size: 6 },
   });
   const edge = { stroke: "transparent", width: 0, points: { show: false }, show: curves.lines[0]?.isShown };
   return [{}, ...curves.lines.map(raw), ...curves.lines.map(drawn), ...(curves.hasBand ? [edge, { ...edge }] : [])];
 }
 
 /** Whether there is room for a point at each measurement between two places: more so where most places have none. */
-export function hasPoints(plot, place, first, last) {
+export function hasPoints(plot, place, first, last, isSparse) {
   const values = plot.data[place];
-  const most = plot.bbox.width / devicePixelRatio / (isSparse(values) ? SPARSE_PX : POINT_PX);
+  const most = plot.bbox.width / devicePixelRatio / (isSparse ? SPARSE_PX : POINT_PX);
   let count = 0;
   for (let index = first; index <= last && count <= most; index += 1) if (isMeasured(values[index])) count += 1;
   return count <= most;
@@ -94,8 +94,17 @@ function padded(_, low, high) {
   return [low >= 0 && low - room < 0 ? 0 : low - room, high + room];
 }
 
+/** A range for shares: from 0, with room above the highest. */
+export function shares(_, low, high) {
+  return [0, Math.max(0.1, Math.min(1, (high ?? 0) * 1.15))];
+}
+
 function magnitudes(_, low, high) {
   return low === null || high === null ? [0.1, 1] : uPlot.rangeLog(low, high, 10, false);
+}
+
+export function markColour({ kind }, look) {
+  return token({ warning: "--warning", best: "--good" }[kind] ?? "--muted", look);
 }
 
 function drawMarks(plot, curves, look) {
@@ -104,7 +113,7 @@ function drawMarks(plot, curves, look) {
   for (const mark of curves.marks) {
     const x = Math.round(plot.valToPos(mark.x, "x", true)) + 0.5;
     if (x < bbox.left || x > bbox.left + bbox.width) continue;
-    ctx.strokeStyle = faint(token(mark.kind === "warning" ? "--warning" : "--muted", look), 0.7);
+    ctx.strokeStyle = faint(markColour(mark, look), 0.7);
     ctx.setLineDash([3, 4]);
     ctx.lineWidth = 1;
     ctx.beginPath();

@@ -44,7 +44,7 @@ class RunningApi:
             yield
         finally:
             self.server.should_exit = True
-            self.thread.join(timeout=20)
+            self.thread.join(timeout=patience(20))
         assert not self.thread.is_alive()
 
 

@@ -146,7 +146,7 @@ def test_a_success_whose_answer_is_lost_is_never_shown_as_cancelled(
     context.begin()
     ends = threading.Thread(target=lambda: Finalizer(context).write(RunResult(status="succeeded")))
     ends.start()
-    assert store.asked.wait(20)
+    assert store.asked.wait(patience(20))
     if when == "cancel after":
         with pytest.raises(Conflict, match="succeeded"):
             service.cancel(job.id, "ann")
@@ -158,7 +158,7 @@ def test_a_success_whose_answer_is_lost_is_never_shown_as_cancelled(
         outcome = Outcome(job=job.id, status="succeeded", epoch=1, time=now_iso(), by="w")
         assert service.write_once.put_outcome(outcome) == outcome
     store.speaks.set()
-    ends.join(30)
+    ends.join(patience(30))
     context.end()
     assert not ends.is_alive()
     standing = service.write_once.outcome(job.id)
@@ -186,7 +186,7 @@ def test_a_sweeper_ends_a_cancelled_job_whose_worker_does_not_reach_storage(
     until(lambda: sweeper.take_over_expired() or service.get(job.id, "ann").status in TERMINAL, "nobody ended it")
     ended = service.get(job.id, "ann")
     store.speaks.set()
-    ends.join(30)
+    ends.join(patience(30))
     context.end()
     outcome = service.write_once.outcome(job.id)
     assert outcome is not None

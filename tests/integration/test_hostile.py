@@ -14,6 +14,7 @@ from deploy.local.ports import pick_port
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
 from scripts.bench_hostile import measure
+from tests.clock import patience
 from tests.integration.running import wait_until
 
 
@@ -38,7 +39,7 @@ def url(storage_settings: StorageSettings, queue_settings: QueueSettings) -> Ite
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        assert process.wait(timeout=30) in (0, -15), "it ends in order after the attack too"
+        assert process.wait(timeout=patience(30)) in (0, -15), "it ends in order after the attack too"
 
 
 def _is_ready(url: str) -> bool:

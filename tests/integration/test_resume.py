@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from grpo_core.run_dir.records import read_rollouts
+from tests.clock import patience
 from tests.integration.children import Run, assert_whole, spawn, spec_with, wait_for
 
 pytestmark = [pytest.mark.timeout(300)]
@@ -291,7 +292,7 @@ def test_usr1_shows_every_stack_and_changes_nothing(forks: Fork, tmp_path: Path)
     done = len(run.metrics)
     wait_for(lambda: len(run.metrics) > done, process)
     os.kill(process.pid, signal.SIGTERM)
-    process.join(30)
+    process.join(patience(30))
     assert process.exitcode == 75
 
 

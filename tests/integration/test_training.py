@@ -27,6 +27,7 @@ from grpo_core.evaluation.generate import Sampling, evaluate, is_right_leniently
 from grpo_core.rewards import REWARD_NAMES, get_rewards, scorers
 from grpo_core.run_dir.records import read_jsonl, read_rollouts
 from grpo_core.spec import DataSection
+from tests.clock import patience
 from tests.integration.children import (
     ENGINES,
     EVALUATION,
@@ -468,7 +469,7 @@ def test_term_finishes_the_step_and_writes_a_checkpoint(
     wait_for(lambda: len(list(read_jsonl(root / "metrics.jsonl"))) >= 2, process)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
-    process.join(30)
+    process.join(patience(30))
     run = Run(root, process.exitcode or 0)
     assert run.exit_code == 75
     last = run.metrics[-1]["step"]
@@ -484,7 +485,7 @@ def test_term_before_the_first_step_ends_at_once(tmp_path: Path) -> None:
         lambda: "loading" in [e["data"].get("phase") for e in read_jsonl(tmp_path / "run" / "events.jsonl")], process
     )
     process.terminate()
-    assert process.wait(20) == 75
+    assert process.wait(patience(20)) == 75
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 

@@ -25,7 +25,7 @@ from api.page import assets, curves, guide, report, session
 from api.places import Places
 from api.problems import handle
 from api.queries import check_query
-from api.routes import datasets, graders, health, jobs, metrics, rewards, rollouts, schema, usage
+from api.routes import datasets, graders, groups, health, jobs, metrics, rewards, rollouts, schema, usage
 from api.routes.rollouts import MAX_WAITING_READS, READS_AT_ONCE
 from api.settings import ApiSettings
 from api.streams import EventStreams
@@ -50,6 +50,8 @@ def create_app(
     app = Litestar(
         route_handlers=[
             jobs.ROUTER,
+            groups.ROUTER,
+            groups.compare_jobs,
             rollouts.ROUTER,
             datasets.router(settings.max_dataset_bytes),
             rewards.list_rewards,

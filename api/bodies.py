@@ -25,6 +25,7 @@ from grpo_core.datasets import DatasetSummary, DatasetTooLargeError, JsonlChecke
 from grpo_core.datasets.convert import convert_apart
 from grpo_core.datasets.files import Kind
 from grpo_core.spec import JobSpec, Problem, SpecError, parse_spec
+from grpo_core.spec.sweep import parse_sweep
 
 T = TypeVar("T")
 
@@ -61,6 +62,13 @@ async def read_spec(request: Request[Any, Any, Any]) -> JobSpec:
     """Dependency: the body as a job spec."""
     return await read_json(
         request, parse_spec, expected="A job spec is expected in the body. Send {} for the recipe as it is."
+    )
+
+
+async def read_sweep(request: Request[Any, Any, Any]) -> list[JobSpec]:
+    """Dependency: the body as the specs of a sweep."""
+    return await read_json(
+        request, parse_sweep, expected='A sweep is expected in the body: {"spec": {...}, "grid": {...}, "repeat": 3}.'
     )
 
 

@@ -39,7 +39,12 @@ SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
 
 PREVIEW = "/v1"
 """Where the routes are served too, under the promises of docs/reference/stability.md."""
-VERSIONED = frozenset({"datasets", "graders", "healthz", "jobs", "metrics", "readyz", "rewards", "schema", "usage"})
+VERSIONED = frozenset(
+    {
+        *("comparison", "datasets", "graders", "groups", "healthz", "jobs", "metrics", "readyz", "rewards", "schema"),
+        "usage",
+    }
+)
 """First parts of the paths that are; other paths below `PREVIEW` are separate routes."""
 
 _QUIET = frozenset({"/healthz", "/readyz"})

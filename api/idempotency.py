@@ -37,6 +37,20 @@ async def submission_key(request: Request[Any, Any, Any], spec: NamedDependency[
     return await sync_to_thread(lambda: RequestKey.of("submitJob", key, strict_json.canonical(strict_json.loads(body))))
 
 
+async def group_key(
+    request: Request[Any, Any, Any],
+    sweep: NamedDependency[SkipValidation[list[JobSpec]]],  # noqa: ARG001 - read first
+) -> Any:
+    """Dependency: the same for a group of jobs."""
+    key = _read(request)
+    if key is None:
+        return None
+    body = await request.body()
+    return await sync_to_thread(
+        lambda: RequestKey.of("submitGroup", key, strict_json.canonical(strict_json.loads(body)))
+    )
+
+
 def upload_key(request: Request[Any, Any, Any], upload: NamedDependency[SkipValidation[Upload]]) -> Any:
     """Dependency: the key of an upload, if it has one, with the file's hash and label."""
     key = _read(request)

@@ -20,6 +20,7 @@ from grpo_core.rewards import RewardInfo
 from grpo_core.run_dir.records import Rollout
 from grpo_core.shown import Shown, shown_fields
 from grpo_core.spec import JobSpec
+from jobs.read.groups import GroupSummary
 from jobs.read.queue_position import QueuePosition as Place
 from jobs.read.queue_position import WaitReason
 from jobs.read.rollouts import RolloutStep
@@ -36,6 +37,7 @@ else:
     EventWord = Literal[tuple(map(str, EventType))]
     FinishWord = Literal[tuple(map(str, FinishReason))]
 
+GROUP_ID = "^group-[0-9A-HJKMNP-TV-Z]{26}$"
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -161,6 +163,49 @@ class JobList(Struct, frozen=True, kw_only=True):
     next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")]
 
 
+class Spread(Struct, frozen=True, kw_only=True):
+    """A figure over the repeats of one setting."""
+
+    n: Annotated[int, Meta(ge=1, description="Number of jobs that have it")]
+    mean: float
+    sd: Annotated[float | None, Meta(description="Standard deviation of the sample; null: of one job")]
+    least: float
+    most: float
+
+
+class GroupRow(Struct, frozen=True, kw_only=True):
+    """The repeats of one setting."""
+
+    settings: Annotated[dict[str, Any], Meta(description="The fields that differ within the group, with their values")]
+    jobs: list[Job]
+    figures: Annotated[
+        dict[str, Spread],
+        Meta(
+            description="`reward` of the last step; after training `strict_accuracy`, `strict_change` from the base, "
+            "`lenient_accuracy`; `metric`, with rewards of your own"
+        ),
+    ]
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    """Jobs as a table."""
+
+    object: Literal["comparison"] = "comparison"
+    fields: Annotated[list[str], Meta(description="The fields of the spec that differ, besides the seed")]
+    rows: list[GroupRow]
+    cautions: Annotated[list[str], Meta(description="What to know before comparing the figures")]
+
+
+class Group(Struct, frozen=True, kw_only=True):
+    """Jobs that were submitted together, as a table."""
+
+    id: str
+    object: Literal["group"] = "group"
+    fields: Annotated[list[str], Meta(description="The fields of the spec that differ, besides the seed")]
+    rows: list[GroupRow]
+    cautions: Annotated[list[str], Meta(description="What to know before comparing the figures")]
+
+
 class Warning(Struct, frozen=True, kw_only=True):  # noqa: A001 - the name in the OpenAPI document
     """A warning about a spec that will be accepted."""
 
@@ -174,6 +219,15 @@ class SubmittedJob(Job):
     """A job that was just accepted."""
 
     warnings: Annotated[list[Warning], Shown("Warnings, as in a dry run")]
+
+
+class SubmittedGroup(Struct, frozen=True, kw_only=True):
+    """The jobs of a group, in the order of their submission."""
+
+    id: str
+    object: Literal["group"] = "group"
+    data: list[Job]
+    warnings: Annotated[list[Warning], Meta(description="Warnings about the first job, as in a dry run")]
 
 
 class DryRun(Struct, frozen=True, kw_only=True):
@@ -493,6 +547,27 @@ def job_of(record: JobRecord) -> Job:
         error=_error_of(record.error),
         links=JobLinks(self=here, **{name: f"{here}/{name}" for name in JobLinks.__struct_fields__ if name != "self"}),
     )
+
+
+def comparison_of(summary: GroupSummary) -> Comparison:
+    """Build the table of some jobs."""
+    return Comparison(fields=summary.fields, rows=_rows_of(summary), cautions=summary.cautions)
+
+
+def group_of(group: str, summary: GroupSummary) -> Group:
+    """Build the table of a group."""
+    return Group(id=group, fields=summary.fields, rows=_rows_of(summary), cautions=summary.cautions)
+
+
+def _rows_of(summary: GroupSummary) -> list[GroupRow]:
+    return [
+        GroupRow(
+            settings=row.settings,
+            jobs=[job_of(record) for record in row.jobs],
+            figures={name: Spread(**vars(spread)) for name, spread in row.figures.items()},
+        )
+        for row in summary.rows
+    ]
 
 
 def submitted_job(record: JobRecord, warnings: list[SpecWarning]) -> SubmittedJob:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import builtins
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypedDict, Unpack
@@ -94,10 +94,28 @@ class GrpoClient:
         A request whose answer is lost is sent again, under a key that makes it one job however often it is sent. The
         key is a new one, unless you give your own to repeat a submission of an earlier process.
         """
+        return results.SubmittedJob(self._submit("/jobs", spec, idempotency_key))
+
+    def submit_group(
+        self,
+        spec: Mapping[str, Any],
+        *,
+        grid: Mapping[str, Sequence[Any]] | None = None,
+        repeat: int = 1,
+        idempotency_key: str | None = None,
+    ) -> results.SubmittedGroup:
+        """Submit a sweep: a job for each combination of the grid's values, each `repeat` times with another seed.
+
+        All of them are accepted, or none. Sent again under the same key, it stays one group.
+        """
+        sweep = {"spec": spec, "grid": dict(grid or {}), "repeat": repeat}
+        return results.SubmittedGroup(self._submit("/groups", sweep, idempotency_key))
+
+    def _submit(self, path: str, body: Mapping[str, Any], idempotency_key: str | None) -> dict[str, Any]:
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         for delay in RETRY_DELAYS:
             try:
-                return results.SubmittedJob(self._connection.json("POST", "/jobs", json=spec, headers=headers))
+                return self._connection.json("POST", path, json=body, headers=headers)
             except UnreachableError as error:
                 if not error.may_pass:
                     raise
@@ -105,7 +123,19 @@ class GrpoClient:
                 if error.code not in PASSING:
                     raise
             time.sleep(delay)
-        return results.SubmittedJob(self._connection.json("POST", "/jobs", json=spec, headers=headers))
+        return self._connection.json("POST", path, json=body, headers=headers)
+
+    def group(self, group: str) -> results.Group:
+        """The jobs of a group as a table, with mean and spread over the repeats of each setting."""
+        return results.Group(self._connection.json("GET", _group(group)))
+
+    def cancel_group(self, group: str) -> results.SubmittedGroup:
+        """Cancel every job of a group that has not ended; returns all its jobs."""
+        return results.SubmittedGroup(self._connection.json("POST", _group(group, "cancel")))
+
+    def compare(self, job_ids: Collection[str]) -> results.Comparison:
+        """Any jobs as a table; those that differ by the seed only are repeats, and one row."""
+        return results.Comparison(self._connection.json("GET", "/comparison", params={"job": builtins.list(job_ids)}))
 
     def dry_run(self, spec: Mapping[str, Any]) -> results.DryRun:
         """What a spec would become, with every warning; nothing is stored."""
@@ -122,10 +152,11 @@ class GrpoClient:
         cursor: str | None = None,
         status: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        group: str | None = None,
     ) -> results.JobList:
         """A page of jobs, newest first; its `next_cursor` leads to the next."""
         pairs = {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
-        params = {**pairs, **_given(limit=limit, cursor=cursor, status=status)}
+        params = {**pairs, **_given(limit=limit, cursor=cursor, status=status, group=group)}
         return results.JobList(self._connection.json("GET", "/jobs", params=params))
 
     def cancel(self, job_id: str) -> results.Job:
@@ -314,6 +345,10 @@ class GrpoClient:
     ) -> Iterable[results.Event]:
         path = _job(job_id, "events")
         return EventStream(self._connection, path, after=after, pause=poll, patience=patience, deadline=deadline)
+
+
+def _group(group: str, *more: str) -> str:
+    return "/".join(("/groups", quote(group, safe=""), *more))
 
 
 def _job(job_id: str, *rest: str) -> str:

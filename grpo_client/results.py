@@ -51,6 +51,17 @@ class CheckpointList(JsonObject):
     data: list[Checkpoint]
 
 
+class Comparison(JsonObject):
+    """Jobs as a table."""
+
+    object: str
+    fields: list[str]
+    """The fields of the spec that differ, besides the seed."""
+    rows: list[GroupRow]
+    cautions: list[str]
+    """What to know before comparing the figures."""
+
+
 class Dataset(JsonObject):
     """An uploaded data set."""
 
@@ -218,6 +229,29 @@ class GraderRunMetadata(JsonObject):
     """What a `python` grader printed, cut off; not a field of OpenAI's."""
 
 
+class Group(JsonObject):
+    """Jobs that were submitted together, as a table."""
+
+    id: str
+    object: str
+    fields: list[str]
+    """The fields of the spec that differ, besides the seed."""
+    rows: list[GroupRow]
+    cautions: list[str]
+    """What to know before comparing the figures."""
+
+
+class GroupRow(JsonObject):
+    """The repeats of one setting."""
+
+    settings: dict[str, Any]
+    """The fields that differ within the group, with their values."""
+    jobs: list[Job]
+    figures: dict[str, Spread]
+    """`reward` of the last step; after training `strict_accuracy`, `strict_change` from the base,
+    `lenient_accuracy`; `metric`, with rewards of your own."""
+
+
 class Job(JsonObject):
     """A job as its owner sees it."""
 
@@ -252,6 +286,8 @@ class Job(JsonObject):
     updated_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    group: str | None
+    """The group that it was submitted with, a sweep; None: alone."""
     error: JobError | None
     links: JobLinks
 
@@ -462,6 +498,18 @@ class ScoreError(JsonObject):
     """The completion is at fault, so that it scores 0; otherwise its score is unknown."""
 
 
+class Spread(JsonObject):
+    """A figure over the repeats of one setting."""
+
+    n: int
+    """Number of jobs that have it."""
+    mean: float
+    sd: float | None
+    """Standard deviation of the sample; None: of one job."""
+    least: float
+    most: float
+
+
 class StepMetrics(JsonObject):
     """One optimizer step: a line of `metrics.jsonl` and the data of a `metric` event."""
 
@@ -539,6 +587,16 @@ class StorageUsage(JsonObject):
     """None: any number."""
     measured_at: datetime | None
     """Time of the last full count; later uploads and deletions are included."""
+
+
+class SubmittedGroup(JsonObject):
+    """The jobs of a group, in the order of their submission."""
+
+    id: str
+    object: str
+    data: list[Job]
+    warnings: list[SpecWarning]
+    """Warnings about the first job, as in a dry run."""
 
 
 class Trial(JsonObject):

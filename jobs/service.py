@@ -6,10 +6,11 @@ bucket before it is in the job store, and in the job store before the client get
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,11 +25,12 @@ from grpo_core.estimates import Estimate, SpecWarning, estimate
 from grpo_core.estimates import warnings as suspicious_settings
 from grpo_core.row_warnings import warnings_of_lines
 from grpo_core.spec import JobSpec
+from grpo_core.spec.sweep import MAX_JOBS
 from jobs.auth.api_keys import KeyRecord, KeyStore
 from jobs.auth.rate_limit import RateLimiter
 from jobs.auth.scraper_keys import ScraperKeys
 from jobs.auth.sessions import Session, SessionStore
-from jobs.errors import JobsError, NotFound, Unavailable, UnsafeStorage
+from jobs.errors import Conflict, JobsError, NotFound, Unavailable, UnsafeStorage
 from jobs.lifecycle.admission import Admission, RequestKey
 from jobs.lifecycle.celery_app import WakeupSender
 from jobs.lifecycle.commands import Commands, conflict
@@ -42,6 +44,7 @@ from jobs.lifecycle.valkey_recovery import ValkeyRecovery
 from jobs.lifecycle.wakeups import WakeupPublisher
 from jobs.read import metrics
 from jobs.read.events import EventPage, EventPages
+from jobs.read.groups import GroupSummary, summarise
 from jobs.read.queue_position import QueuePosition, WaitReason, queue_position_of, workers_for
 from jobs.read.readiness import Readiness
 from jobs.read.rollout_query import RolloutQuery, decode_cursor, encode_cursor
@@ -71,6 +74,8 @@ FIRST_ANSWER_SECONDS = 5.0
 BACKLOG_SECONDS = 15.0
 """Largest age of the number of records to retire, whose computation sends a request for each owner."""
 """How long a start waits for the servers to answer before it continues without them."""
+
+_EVALUATION: Collection[str] = ("evaluation",)
 
 T = TypeVar("T")
 
@@ -295,6 +300,48 @@ class JobService:
         self._require_servers()
         return self._submission.submit(spec, owner, request)
 
+    def submit_group(
+        self, specs: Sequence[JobSpec], owner: str, request: RequestKey | None = None
+    ) -> tuple[str, list[JobRecord], bool]:
+        """Accept jobs together, all or none. Returns the id of their group, them in order, and whether it was known.
+
+        Raises what `submit_once` raises. Without a `request`, it cannot be repeated safely after `Unavailable`.
+        """
+        self._require_servers()
+        return self._submission.submit_group(specs, owner, request)
+
+    def group(self, group: str, owner: str) -> list[JobRecord]:
+        """Return the jobs of a group in the order of their submission. Raises `NotFound`."""
+        records = self.job_store.get_many(self.job_store.list_ids(owner, limit=MAX_JOBS, group=group)[::-1])
+        if not records and self._valkey_recovery.ensure_soon():
+            records = self.job_store.get_many(self.job_store.list_ids(owner, limit=MAX_JOBS, group=group)[::-1])
+        if not records:
+            raise NotFound("group", group)
+        return records
+
+    def summarise(self, records: Sequence[JobRecord]) -> GroupSummary:
+        """Return an owner's jobs as a table, with the mean and spread of each setting's repeats."""
+        after = {
+            record.id: next(
+                (e["data"] for e in self.events(record.id, record.owner, types=_EVALUATION) if "paired" in e["data"]),
+                None,
+            )
+            for record in records
+            if record.status is JobStatus.SUCCEEDED
+        }
+        return summarise(records, after)
+
+    def cancel_group(self, group: str, owner: str) -> list[JobRecord]:
+        """Cancel every job of a group that has not ended, and return all its jobs. Raises `NotFound`."""
+        self._order_rates.take(f"orders:{owner}")
+        self._require_servers()
+        records = self.group(group, owner)
+        for record in records:
+            if record.status not in TERMINAL:
+                with contextlib.suppress(Conflict):  # it has ended meanwhile
+                    self._commands.give(record.id, "cancel")
+        return self.group(group, owner)
+
     def preview(self, spec: JobSpec, owner: str) -> Preview:
         """Return the result of a dry run. Raises `Rejected` as `submit` does."""
         upload = self._reference_checks.check(spec, owner)
@@ -362,15 +409,29 @@ class JobService:
         cursor: str | None = None,
         status: JobStatus | None = None,
         metadata: dict[str, str] | None = None,
+        group: str | None = None,
     ) -> Page[JobRecord]:
         """Return a page of an owner's jobs, newest first. The cursor is the last id of the previous page."""
-        if metadata:
+        if group:
+            ids, before = self._of_group(owner, group, cursor, status, metadata or {}), None
+        elif metadata:
             ids, before = self._search(owner, limit, cursor, status, metadata)
         else:
             ids, before = self.job_store.list_ids(owner, limit=limit + 1, before=cursor, status=status), None
         if len(ids) > limit:
             ids, before = ids[:limit], ids[limit - 1]
         return Page(items=self.job_store.get_many(ids), next_cursor=before)
+
+    def _of_group(
+        self, owner: str, group: str, cursor: str | None, status: JobStatus | None, metadata: dict[str, str]
+    ) -> list[str]:
+        """Return the ids of a group's jobs that fit, newest first; there are few."""
+        records = self.job_store.get_many(self.job_store.list_ids(owner, limit=MAX_JOBS, before=cursor, group=group))
+        return [
+            record.id
+            for record in records
+            if (status is None or record.status is status) and metadata.items() <= record.metadata.items()
+        ]
 
     def _search(
         self, owner: str, limit: int, cursor: str | None, status: JobStatus | None, metadata: dict[str, str]

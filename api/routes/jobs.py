@@ -32,6 +32,7 @@ from api.places import Places
 from api.problems import ApiError, bad_parameter, responses
 from api.queries import Metadata, bad_query, metadata_filter
 from api.schemas import (
+    GROUP_ID,
     ArtifactList,
     CheckpointList,
     DryRun,
@@ -152,12 +153,17 @@ def list_jobs(
         str | None, QueryParameter(description="`next_cursor` of the previous page", schema_extra={"pattern": JOB_ID})
     ] = None,
     status: FromQuery[JobStatus | None] = None,
+    group: Annotated[
+        str | None, QueryParameter(description="Only the jobs of this group", schema_extra={"pattern": GROUP_ID})
+    ] = None,
 ) -> JobList:
     """One page of the caller's jobs."""
     if cursor is not None and not re.fullmatch(JOB_ID, cursor):
         raise bad_query(bad_parameter("cursor", "is not a cursor", "Send the next_cursor of the previous page."))
-    with searches.take(owner) if metadata else nullcontext():
-        page = service.list_jobs(owner, limit=limit, cursor=cursor, status=status, metadata=metadata)
+    if group is not None and not re.fullmatch(GROUP_ID, group):
+        raise bad_query(bad_parameter("group", "is not the id of a group", "Send the group of one of your jobs."))
+    with searches.take(owner) if metadata and not group else nullcontext():
+        page = service.list_jobs(owner, limit=limit, cursor=cursor, status=status, metadata=metadata, group=group)
     return JobList(
         data=[job_of(record) for record in page.items],
         has_more=page.next_cursor is not None,

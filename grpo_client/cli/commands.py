@@ -59,12 +59,12 @@ CLIENT = CommandSet(
     title="Jobs and data",
     groups=(("datasets", "Manage data sets."), ("graders", "Try graders before a job uses them.")),
     commands=(
-        Command("submit", "grpo_client.cli.submit:submit", "Submit a job, and follow it with --wait."),
+        Command("submit", "grpo_client.cli.submit:submit", "Submit a job, and follow it with --wait; or a sweep."),
         Command("try", "grpo_client.cli.trial:run_trial", "See whether a job would learn anything, before training."),
         Command("list", "grpo_client.cli.jobs:list_jobs", "List your jobs, newest first."),
         Command("show", "grpo_client.cli.jobs:show", "Show one job."),
         Command("watch", "grpo_client.cli.watch:watch", "Follow a job to its end."),
-        Command("cancel", "grpo_client.cli.jobs:cancel", "Cancel a job."),
+        Command("cancel", "grpo_client.cli.jobs:cancel", "Cancel a job, or a group."),
         Command("pause", "grpo_client.cli.jobs:pause", "Pause a job: it saves a checkpoint and frees its GPU."),
         Command("resume", "grpo_client.cli.jobs:resume", "Queue a paused job again."),
         Command("usage", "grpo_client.cli.usage:usage", "Show your GPU-hours, storage and jobs, and their limits."),
@@ -81,7 +81,7 @@ CLIENT = CommandSet(
         Command(
             "compare",
             "grpo_client.cli.compare:compare",
-            "Compare two jobs: settings, rewards, results, and whether they can be compared.",
+            "Compare jobs, or the jobs of a group: settings, rewards, results, mean and spread.",
         ),
         Command(
             "report",

@@ -1,4 +1,4 @@
-"""`grpo compare`: two jobs side by side, and whether they can be compared.
+"""`grpo compare`: two jobs side by side, and whether they can be compared; any other number as a table.
 
 Owns what makes two results comparable, and the test of their difference. Invariant: it shows no difference in accuracy
 for jobs with different questions.
@@ -11,7 +11,8 @@ import statistics
 from json import dumps
 from typing import Any
 
-from grpo_client.cli.output import AsJson, connected, print_json, say
+from grpo_client.cli.groups import say_table
+from grpo_client.cli.output import EXIT_REFUSED, AsJson, CommandError, connected, print_json, say
 from grpo_client.cli.text import count, printable, sparkline
 
 Json = dict[str, Any]
@@ -23,9 +24,28 @@ _SAME_QUESTIONS = ("source", "dataset", "subset", "revision", "question_column",
 _SAME_ASKING = ("system_prompt", "examples")
 
 
-def compare(a: str, b: str, /, *, json: AsJson = False) -> None:
-    """Compare two jobs: settings that differ, rewards side by side, final results with intervals, and whether they can
-    be compared at all."""
+def compare(*job_ids: str, group: str | None = None, json: AsJson = False) -> None:
+    """Compare jobs.
+
+    Two: settings that differ, rewards side by side, final results with intervals, and whether they can be compared at
+    all. More, or a group: a table of their settings, with mean and spread over jobs that differ by the seed only.
+
+    Parameters
+    ----------
+    group
+        Compare the jobs of this group.
+    """
+    if bool(job_ids) == bool(group) or len(job_ids) == 1:
+        raise CommandError("Name two jobs or more, or --group and a group.", EXIT_REFUSED)
+    if group or len(job_ids) > 2:
+        with connected() as client:
+            table = client.group(group) if group else client.compare(job_ids)
+        if json:
+            print_json(table)
+        else:
+            say_table(table)
+        return
+    a, b = list(job_ids)
     with connected() as client:
         jobs = [client.get(job_id).raw for job_id in (a, b)]
         metrics = [[step.raw for step in client.metrics(job_id)] for job_id in (a, b)]

@@ -45,6 +45,7 @@ def list_jobs(
     cursor: str | None = None,
     status: str | None = None,
     metadata: Pairs = None,
+    group: str | None = None,
     json: AsJson = False,
 ) -> None:
     """List your jobs, newest first.
@@ -57,15 +58,17 @@ def list_jobs(
         Where the next page starts, as printed by the previous one.
     status
         Only jobs with this status.
+    group
+        Only jobs of this group.
     """
     wanted = dict(_pair(text) for text in metadata or [])
     with connected() as client:
-        page = client.list(limit=limit, cursor=cursor, status=status, metadata=wanted)
+        page = client.list(limit=limit, cursor=cursor, status=status, metadata=wanted, group=group)
     if json:
         print_json(page)
         return
     if not page.data:
-        note("No such job." if status or metadata or cursor else "No jobs yet: submit one with grpo submit.")
+        note("No such job." if status or metadata or group or cursor else "No jobs yet: submit one with grpo submit.")
     for job in page.data:
         created = f"{job.created_at:%Y-%m-%d %H:%M}"
         numbers = f"{_steps(job):>11}  {_reward(job):>7}"
@@ -84,11 +87,26 @@ def show(job_id: str, /, *, json: AsJson = False) -> None:
     say_job(job)
 
 
-def cancel(job_id: str, /, *, json: AsJson = False) -> None:
-    """Cancel a job. A running one stops within seconds."""
+def cancel(job_id: str | None = None, /, *, group: str | None = None, json: AsJson = False) -> None:
+    """Cancel a job, or every job of a group that has not ended. A running one stops within seconds.
+
+    Parameters
+    ----------
+    group
+        The group whose jobs to cancel.
+    """
+    if (job_id is None) == (group is None):
+        raise CommandError("Name a job, or --group and a group.", EXIT_REFUSED)
     with connected() as client:
-        job = client.cancel(job_id)
-    _say_status(job, as_json=json)
+        if job_id is not None:
+            _say_status(client.cancel(job_id), as_json=json)
+        elif group is not None:
+            cancelled = client.cancel_group(group)
+            if json:
+                print_json(cancelled)
+                return
+            for job in cancelled.data:
+                _say_status(job, as_json=False)
 
 
 def pause(job_id: str, /, *, json: AsJson = False) -> None:
@@ -150,6 +168,7 @@ def say_job(job: JobDetail) -> None:
         "step": _steps(job),
         "saved": f"step {job.checkpoint_step}" if job.checkpoint_step else None,
         "reward": _reward(job),
+        "group": job.raw.get("group"),
         "model": job.spec["model"]["name"],
         "data": job.spec["data"]["dataset"],
         "created": job["created_at"],

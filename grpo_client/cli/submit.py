@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from grpo_client.cli.output import AsJson, InputFile, connected, note, print_json, say
+from grpo_client.cli.groups import read_grid
+from grpo_client.cli.output import EXIT_REFUSED, AsJson, CommandError, InputFile, connected, note, print_json, say
 from grpo_client.cli.spec_file import read_spec
 from grpo_client.cli.text import count
 from grpo_client.cli.watch import EXIT_CODES, follow
@@ -19,23 +20,36 @@ Changes = Annotated[
     ),
 ]
 
+Grid = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--grid", negative="", help="Values of a field to try, such as lr=1e-5,3e-5. Repeatable: all combinations."
+    ),
+]
+
 
 def submit(
     file: InputFile,
     /,
     *,
     set: Changes = None,  # noqa: A002 - the option's name
+    grid: Grid = None,
+    repeat: int = 1,
     wait: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     idempotency_key: str | None = None,
     json: AsJson = False,
 ) -> int:
-    """Submit a job. Exits 0 if it was accepted; with --wait: 0 succeeded, 1 failed, 2 refused, 3 cancelled.
+    """Submit a job, or with --grid or --repeat a group of jobs.
+
+    Exits 0 if it was accepted; with --wait: 0 succeeded, 1 failed, 2 refused, 3 cancelled.
 
     Parameters
     ----------
     file
         The spec as JSON; - is standard input.
+    repeat
+        Submit each combination this number of times; repeats differ by training.seed only.
     wait
         Follow the job to its end.
     dry_run
@@ -44,6 +58,11 @@ def submit(
         Your own key, which makes this command safe to repeat: the same key and spec are one job for 48 hours.
     """
     spec = read_spec(file, set or [])
+    if grid or repeat != 1:
+        if wait or dry_run:
+            raise CommandError("--wait and --dry-run are for one job: leave out --grid and --repeat.", EXIT_REFUSED)
+        _submit_group(spec, read_grid(grid or []), repeat, idempotency_key, as_json=json)
+        return 0
     with connected() as client:
         if dry_run:
             _show_dry_run(client.dry_run(spec), as_json=json)
@@ -58,6 +77,21 @@ def submit(
     if json:
         print_json(ended)
     return EXIT_CODES[ended.status]
+
+
+def _submit_group(
+    spec: Any, grid: dict[str, list[Any]], repeat: int, idempotency_key: str | None, *, as_json: bool
+) -> None:
+    with connected() as client:
+        group = client.submit_group(spec, grid=grid, repeat=repeat, idempotency_key=idempotency_key)
+    for warning in group.warnings:
+        note(warned(warning))
+    if as_json:
+        print_json(group)
+        return
+    for job in group.data:
+        say(f"{job.id}: {job.status}")
+    say(f"{group.id}: {count(len(group.data), 'job')}. Their table: grpo compare --group {group.id}")
 
 
 def _show_accepted(job: SubmittedJob, *, as_json: bool) -> None:

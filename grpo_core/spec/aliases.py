@@ -195,6 +195,11 @@ def meant_by(path: Path) -> str:
     return meant or (f"Remove it; the fields here are {', '.join(siblings)}." if siblings else "Remove it.")
 
 
+def field_of(name: str) -> str:
+    """The dotted field that a name of another tool means, such as `lr`; any other name as it is."""
+    return name if name in _all_fields() else _other_names().get(_plain(name), name)
+
+
 def closest(name: str, names: tuple[str, ...]) -> str:
     """Which of `names` was intended, in one sentence."""
     close = difflib.get_close_matches(name, names, n=1, cutoff=_SIBLING_LIKENESS)

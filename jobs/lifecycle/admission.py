@@ -24,7 +24,7 @@ import hashlib
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from grpo_core import strict_json
@@ -79,6 +79,8 @@ class Ticket:
     state: Literal["new", "resumed", "done"]
     """`resumed`: an earlier attempt may have written parts of it. `done`: it was created before."""
     key: str | None
+    members: int = 1
+    """Number of jobs; more than 1 only for a group, and `id` is then the group's."""
 
 
 class Admission:
@@ -103,6 +105,11 @@ class Admission:
         limits = {"queued": self._max_queued or None, "owned": self._max_owned or None}
         return self._admit(owner, job_id, request, job=True, **limits)
 
+    def admit_group(self, owner: str, group_id: str, members: int, request: RequestKey | None = None) -> Ticket:
+        """Admit a group of jobs: all of them within the limits, or none."""
+        limits = {"queued": self._max_queued or None, "owned": self._max_owned or None}
+        return self._admit(owner, group_id, request, members=members, **limits)
+
     def admit(self, owner: str, new_id: str, request: RequestKey) -> Ticket:
         """Admit an upload, which takes no place in the queue."""
         return self._admit(owner, new_id, request)
@@ -122,6 +129,13 @@ class Admission:
                 raise KeyReused
             case "busy":
                 raise InProgress(int(wait_ms) / 1000)
+            case "queue_full" | "owner_full" if (members := limits.get("members") or 1) > 1:
+                limit = self._max_queued if verdict == "queue_full" else self._max_owned
+                whose = "queued jobs in this service" if verdict == "queue_full" else "unfinished jobs of yours"
+                raise TooManyJobs(
+                    f"With these {members} jobs there would be more than {limit} {whose}, which is the limit. None was "
+                    "accepted. Submit fewer, or again when some have ended."
+                )
             case "queue_full":
                 raise TooManyJobs(
                     f"{self._max_queued} jobs are queued, which is the limit of this service. Submit again when some "
@@ -134,10 +148,11 @@ class Admission:
                 )
             case _:
                 key = request.digest if request else None
-                return Ticket(id=found_id, owner=owner, holder=holder, state=verdict, key=key)
+                members = limits.get("members") or 1
+                return Ticket(id=found_id, owner=owner, holder=holder, state=verdict, key=key, members=members)
 
     def finish(self, ticket: Ticket) -> None:
-        """Mark the key of an upload as done; for a job, creating its record does that."""
+        """Mark the key of an upload or a group as done; for a job, creating its record does that."""
         name = f"{self._job_store.prefix}:idempotency:{ticket.owner}:{ticket.key}"
 
         def write() -> None:
@@ -154,8 +169,15 @@ class Admission:
         Never raises: a ticket that cannot be returned expires.
         """
         order = {"owner": ticket.owner, "holder": ticket.holder, "key": ticket.key, "forget": forget}
+        order |= {"members": ticket.members}
         with suppress(Unavailable):
             self._run("withdraw", ticket.id, order)
+
+    def finish_group(self, ticket: Ticket) -> None:
+        """Give back what a group's jobs, which have records now, took of the limits; and mark its key as done."""
+        if ticket.key is not None:
+            self.finish(ticket)
+        self.withdraw(replace(ticket, key=None), forget=False)
 
     def _run(self, script: str, subject: str, order: dict[str, Any]) -> Any:
         present = {name: value for name, value in order.items() if value is not None}

@@ -7,6 +7,8 @@ client got. So a refusal frees the Idempotency-Key, and after an outage the key 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +18,7 @@ from jobs.lifecycle.admission import REMEMBER_SECONDS, Admission, RequestKey, Ti
 from jobs.lifecycle.deletion import Deletion, used_by
 from jobs.lifecycle.reference_checks import ReferenceChecks
 from jobs.lifecycle.wakeups import WakeupPublisher
-from jobs.store.job import JobRecord, new_job_id, record_of
+from jobs.store.job import JobRecord, member_ids, new_group_id, new_job_id, record_of
 from jobs.store.job_store import JobStore
 from jobs.store.queues import queue_for
 from jobs.store.retired import Retired
@@ -75,13 +77,62 @@ class Submission:
         self._wakeups.add(record.id, record.queue)
         return record, False
 
-    def _write_down(self, ticket: Ticket, spec: JobSpec, request: RequestKey | None) -> JobRecord:
-        """Write `job.json`, unless an earlier attempt has: then that one is valid."""
+    def submit_group(
+        self, specs: Sequence[JobSpec], owner: str, request: RequestKey | None = None
+    ) -> tuple[str, list[JobRecord], bool]:
+        """Accept jobs together, all or none: returns the id of their group, them in order, and whether it was known.
+
+        Each `job.json` names the group, and their ids follow from it, so that a repeated submission finds the same
+        jobs and adds those that are missing. Raises what `submit` raises.
+        """
+        ticket = self._admission.admit_group(owner, new_group_id(), len(specs), request)
+        tickets = [replace(ticket, id=job_id, key=None) for job_id in member_ids(ticket.id, len(specs))]
+        if ticket.state == "done":
+            return ticket.id, [self._as_accepted(one) for one in tickets if not self._deletion.is_erased(one.id)], True
+        written: list[JobRecord] = []
+        try:
+            left = [one for one in zip(tickets, specs, strict=True) if not self._deletion.is_erased(one[0].id)]
+            self._check_group(ticket, left)
+            for one, spec in left:
+                record = self._write_down(one, spec, request, group=ticket.id)
+                written.append(record)
+                self._job_store.create(record)
+                self._wakeups.add(record.id, record.queue)
+            self._admission.finish_group(ticket)
+        except (Rejected, GpuQuotaUsedUp, StorageQuotaUsedUp):
+            self._admission.withdraw(ticket, forget=ticket.state == "new")
+            raise
+        except Unavailable:
+            self._admission.withdraw(ticket, forget=False)
+            raise
+        return ticket.id, written, False
+
+    def _check_group(self, ticket: Ticket, jobs: Sequence[tuple[Ticket, JobSpec]]) -> None:
+        """Refuse all of them before any is written."""
+        missing = [(one, spec) for one, spec in jobs if ticket.state == "new" or self._write_once.job(one.id) is None]
+        try:
+            if missing:
+                self._quotas.check_job(ticket.owner)
+            for one, spec in missing:
+                self._job_store.begin("submitting", one.id)
+                self._check_references(one, spec)
+        except (Rejected, GpuQuotaUsedUp, StorageQuotaUsedUp):
+            for one, _ in missing:
+                self._job_store.end("submitting", one.id)
+            raise
+
+    def _write_down(
+        self, ticket: Ticket, spec: JobSpec, request: RequestKey | None, *, group: str | None = None
+    ) -> JobRecord:
+        """Write `job.json`, unless an earlier attempt has: then that one is valid. A group was checked as a whole."""
         asked = self._write_once.job(ticket.id) if ticket.state == "resumed" else None
         if asked is None:
-            self._quotas.check_job(ticket.owner)
-            self._check_references(ticket, spec)
+            if group is None:
+                self._quotas.check_job(ticket.owner)
+                self._check_references(ticket, spec)
             asked = self._as_asked(ticket, spec)
+            if group is not None:
+                asked["group"] = group
             if request is not None:
                 asked["request"] = {"key": request.digest, "print": request.fingerprint}
             if not self._write_once.put_job(ticket.id, asked):

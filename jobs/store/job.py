@@ -6,6 +6,7 @@ Only an outcome, which is authoritative, may end a job from any state.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -85,6 +86,7 @@ class JobView(JobState):
     updated_at: Annotated[datetime, Shown()]
     started_at: Annotated[datetime | None, Shown()] = None
     finished_at: Annotated[datetime | None, Shown()] = None
+    group: Annotated[str | None, Shown("The group that it was submitted with, a sweep; null: alone")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +148,7 @@ def record_of(asked: dict[str, Any]) -> JobRecord:
         queue=asked["queue"],
         spec_format=asked.get("spec_format", 1),
         requested_spec=asked.get("requested_spec"),
+        group=asked.get("group"),
         name=spec["name"],
         metadata=spec["metadata"],
         total_steps=spec["training"]["steps"],
@@ -155,6 +158,21 @@ def record_of(asked: dict[str, Any]) -> JobRecord:
 def new_job_id() -> str:
     """Return a new job id: random, and later ids sort after earlier ones."""
     return f"job-{ULID()}"
+
+
+def new_group_id() -> str:
+    """Return a new id of a group of jobs."""
+    return f"group-{ULID()}"
+
+
+def member_ids(group: str, count: int) -> list[str]:
+    """Return the ids of a group's jobs: always the same, so that a repeated submission makes no second set.
+
+    They have the group's time and then their place, so they sort in the order of the group.
+    """
+    time = ULID.from_str(group.removeprefix("group-")).bytes[:6]
+    places = [place.to_bytes(2, "big") for place in range(count)]
+    return [f"job-{ULID(time + at + hashlib.sha256(group.encode() + at).digest()[:8])}" for at in places]
 
 
 def utc(milliseconds: int) -> datetime:

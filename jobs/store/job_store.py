@@ -319,10 +319,17 @@ class JobStore:
         return self.change(job_id, from_statuses=HELD, epoch=epoch, lease_seconds=lease_seconds)
 
     def list_ids(
-        self, owner: str, *, limit: int, before: str | None = None, status: JobStatus | None = None
+        self,
+        owner: str,
+        *,
+        limit: int,
+        before: str | None = None,
+        status: JobStatus | None = None,
+        group: str | None = None,
     ) -> list[str]:
-        """Return the ids of an owner's jobs, newest first, starting after `before`."""
-        key = f"{self.prefix}:owner:{owner}" + (f":{status.value}" if status else "")
+        """Return the ids of an owner's jobs, newest first, starting after `before`; of one status, or one group."""
+        part = group or (status.value if status else "")
+        key = f"{self.prefix}:owner:{owner}" + (f":{part}" if part else "")
         top = f"({before}" if before else "+"
         ids: list[str] = self._call(lambda: self.client.zrevrangebylex(key, top, "-", start=0, num=limit))
         return ids

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,14 @@ from jobs.auth.sessions import Session, TooManyAttempts
 from jobs.errors import Conflict, NotFound, Rejected
 from jobs.lifecycle.admission import KeyReused, RequestKey
 from jobs.read.events import EventPage
+from jobs.read.groups import GroupSummary, summarise
 from jobs.read.queue_position import QueuePosition, WaitReason
 from jobs.read.rollout_query import RolloutQuery, decode_cursor
 from jobs.read.rollouts import Rollout, RolloutStep
 from jobs.read.telemetry import QueueState, Telemetry
 from jobs.service import Artifact, LinkedCheckpoint, Page, Preview
 from jobs.store.datasets import DatasetRecord
-from jobs.store.job import TERMINAL, JobRecord, JobStatus, new_job_id
+from jobs.store.job import TERMINAL, JobRecord, JobStatus, member_ids, new_group_id, new_job_id
 from jobs.usage.quotas import Usage
 from jobs.usage.stored_bytes import Stored
 
@@ -125,6 +127,47 @@ class FakeJobService:
             raise KeyReused
         return self.jobs[known[1]], True
 
+    def submit_group(
+        self, specs: Sequence[JobSpec], owner: str, request: RequestKey | None = None
+    ) -> tuple[str, list[JobRecord], bool]:
+        self._check()
+        known = self.once.get((owner, request.digest)) if request else None
+        if known and request and known[0] != request.fingerprint:
+            raise KeyReused
+        if known:
+            return known[1], self.group(known[1], owner), True
+        group = new_group_id()
+        records = [self.submit(spec, owner) for spec in specs]
+        for record, job_id in zip(records, member_ids(group, len(records)), strict=True):
+            del self.jobs[record.id]
+            self.jobs[job_id] = replace(record, id=job_id, group=group)
+        if request:
+            self.once[owner, request.digest] = (request.fingerprint, group)
+        return group, self.group(group, owner), False
+
+    def group(self, group: str, owner: str) -> list[JobRecord]:
+        self._check()
+        records = [record for record in self.jobs.values() if (record.group, record.owner) == (group, owner)]
+        if not records:
+            raise NotFound("group", group)
+        return sorted(records, key=lambda record: record.id)
+
+    def summarise(self, records: Sequence[JobRecord]) -> GroupSummary:
+        events = {record.id: self.job_events.get(record.id, []) for record in records}
+        return summarise(
+            records,
+            {
+                job_id: next((e["data"] for e in told if e["type"] == "evaluation" and "paired" in e["data"]), None)
+                for job_id, told in events.items()
+            },
+        )
+
+    def cancel_group(self, group: str, owner: str) -> list[JobRecord]:
+        for record in self.group(group, owner):
+            if record.status not in TERMINAL:
+                self.cancel(record.id, owner)
+        return self.group(group, owner)
+
     def warnings(self, _spec: JobSpec) -> list[SpecWarning]:
         self._check()
         return [SpecWarning(pointer="/resources", code="no_worker", message="No worker is connected.")]
@@ -173,7 +216,14 @@ class FakeJobService:
         return next((event["data"]["result"] for event in events if event["data"].get("code") == "trial"), None)
 
     def list_jobs(
-        self, owner: str, *, limit: int, cursor: str | None, status: JobStatus | None, metadata: dict[str, str]
+        self,
+        owner: str,
+        *,
+        limit: int,
+        cursor: str | None,
+        status: JobStatus | None,
+        metadata: dict[str, str],
+        group: str | None = None,
     ) -> Page[JobRecord]:
         self._check()
         mine = [
@@ -183,6 +233,7 @@ class FakeJobService:
             and (cursor is None or record.id < cursor)
             and (status is None or record.status is status)
             and metadata.items() <= record.metadata.items()
+            and group in (None, record.group)
         ]
         return Page(items=mine[:limit], next_cursor=mine[limit - 1].id if len(mine) > limit else None)
 

@@ -808,3 +808,56 @@ def test_a_trial_is_submitted_and_its_result_shown(
     assert f"grpo rollouts {record.id}" in result.out
     assert "Yes: it learns." in run("show", record.id).out
     assert run("try", spec, "--no-wait").out.endswith("queued\n")
+
+
+def test_a_sweep_is_submitted_listed_compared_and_cancelled_as_one(run: Run, online: FakeJobService, spec: str) -> None:
+    words = ("--repeat", "3", "--grid", "lr=1e-5,3e-5", "--idempotency-key", "mine")
+    out = run("submit", spec, *words).out
+    group = re.findall(r"(group-\w+): 6 jobs", out)[0]
+    assert run("submit", spec, *words).out == out, "sent again, it stays one group"
+    assert len(online.jobs) == 6
+    listed = run("list", "--group", group, "--json").json["data"]
+    assert [job["group"] for job in listed] == [group] * 6
+    assert run("list", "--group", "group-01ARZ3NDEKTSV4RRFFQ69G5FAV").out == ""
+
+    for place, record in enumerate(online.group(group, "alice")[:5]):
+        online.put(record, status=JobStatus.SUCCEEDED)
+        share = 0.5 + place / 10
+        strict = {"after": share, "difference": share - 0.25, "verdict": "It rose."}
+        online.add_event(record.id, "evaluation", stage="after", paired={"strict": strict})
+    table = run("compare", "--group", group).out.splitlines()
+    assert table[0].split("  ")[0] == "optimizer.learning_rate"
+    assert "60.0% ± 10.0%" in table[1]
+    assert "85.0% ± 7.1% (2)" in table[2]
+    assert "Careful: 1 of 6 have not ended." in table
+    ids = [job["id"] for job in listed]
+    assert "strict after" in run("compare", *ids[:3]).out
+    assert len(run("compare", *ids[:3], "--json").json["rows"]) == 1
+
+    cancelled = run("cancel", "--group", group).out
+    assert cancelled.count("succeeded") == 5
+    assert cancelled.count("cancelled") == 1
+    assert f"group     {group}" in run("show", ids[0]).out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("submit", "SPEC", "--grid", "lr"),
+        ("submit", "SPEC", "--grid", "lr="),
+        ("submit", "SPEC", "--grid", "lr=[1e-5"),
+        ("submit", "SPEC", "--grid", "lr=1", "--grid", "lr=2"),
+        ("submit", "SPEC", "--grid", "lr=1e-5", "--wait"),
+        ("submit", "SPEC", "--grid", "no.such=1"),
+        ("submit", "SPEC", "--repeat", "0"),
+        ("compare",),
+        ("compare", "job-01ARZ3NDEKTSV4RRFFQ69G5FAV"),
+        ("cancel",),
+        ("cancel", "job-01ARZ3NDEKTSV4RRFFQ69G5FAV", "--group", "group-01ARZ3NDEKTSV4RRFFQ69G5FAV"),
+        ("cancel", "--group", "group-01ARZ3NDEKTSV4RRFFQ69G5FAV"),
+        ("cancel", "--group", "../jobs"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused(run: Run, online: FakeJobService, spec: str, words: tuple[str, ...]) -> None:
+    assert run(*(spec if word == "SPEC" else word for word in words)).code == 2
+    assert not online.jobs

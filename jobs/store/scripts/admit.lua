@@ -5,6 +5,7 @@
 --   job             true for a job: one without a record is found by this mark (jobs/lifecycle/recovery.py)
 --   careful         true if a server that may have lost the key must not check it
 --   queued, owned   limits of queued jobs in total, and of one owner's unfinished jobs; both may be missing
+--   members         how many jobs are submitted together, under the id of their group; missing for one job
 -- Returns {verdict, id, ms to wait}: new, resumed (an attempt died: its id is used again), done, busy, reused,
 -- queue_full, owner_full or forgot.
 local order = cjson.decode(ARGV[2])
@@ -29,25 +30,28 @@ end
 
 -- Admitted submissions without a record count too, so that concurrent ones cannot exceed the limit. This submission itself
 -- does not count: it may be repeated after its first answer was lost.
+local members = order.members or 1
+-- Jobs of a group that an earlier attempt created are counted by their status.
+local left = members - redis.call('ZCARD', prefix .. ':owner:' .. order.owner .. ':' .. id)
 local function admitted(set)
-  redis.call('ZREM', set, id)
+  for place = 1, members do redis.call('ZREM', set, place_of(place)) end
   redis.call('ZREMRANGEBYSCORE', set, 0, now)
   return redis.call('ZCARD', set)
 end
 local all, mine = prefix .. ':admitted', prefix .. ':admitted:' .. order.owner
-if order.queued and redis.call('ZCARD', prefix .. ':queued') + admitted(all) >= order.queued then
+if left > 0 and order.queued and redis.call('ZCARD', prefix .. ':queued') + admitted(all) + left > order.queued then
   return { 'queue_full', id, 0 }
 end
-if order.owned then
+if left > 0 and order.owned then
   local count = admitted(mine)
   for _, status in ipairs({ 'queued', 'running', 'pausing', 'paused', 'cancelling' }) do
     count = count + redis.call('ZCARD', prefix .. ':owner:' .. order.owner .. ':' .. status)
   end
-  if count >= order.owned then return { 'owner_full', id, 0 } end
+  if count + left > order.owned then return { 'owner_full', id, 0 } end
 end
 if order.queued or order.owned then
   for _, set in ipairs({ all, mine }) do
-    redis.call('ZADD', set, now + order.hold, id)
+    for place = 1, members do redis.call('ZADD', set, now + order.hold, place_of(place)) end
     redis.call('PEXPIRE', set, order.hold)
   end
 end

@@ -16,7 +16,7 @@ end
 if redis.call('EXISTS', job) == 1 then return 0 end
 for name, value in pairs(fields) do redis.call('HSET', job, name, value) end
 redis.call('HSET', job, 'created_at', fields.created_at or now, 'updated_at', now)
-redis.call('ZADD', prefix .. ':owner:' .. fields.owner, 0, id)
+add_to_lists(fields.owner, fields.group)
 set_status(now, fields.owner, nil, fields.status)
 emit(now, fields.epoch, 'status', '0', '{"status":"' .. fields.status .. '"}')
 return 1

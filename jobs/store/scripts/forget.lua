@@ -6,6 +6,8 @@ local status = redis.call('HGET', job, 'status')
 local list = prefix .. ':owner:' .. owner
 redis.call('ZREM', list, id)
 redis.call('ZREM', list .. ':' .. status, id)
+local group = redis.call('HGET', job, 'group')
+if group and group ~= '' then redis.call('ZREM', list .. ':' .. group, id) end
 redis.call('ZREM', prefix .. ':ended:' .. owner, id)
 redis.call('ZREM', prefix .. ':queued', id)
 redis.call('ZREM', prefix .. ':leases', id)

@@ -109,6 +109,18 @@ local function note_ended(owner, at)
   redis.call('ZADD', prefix .. ':ended:' .. owner, at, id)
 end
 
+-- The name of a job among those admitted with it; of a single one, its id.
+local function place_of(place)
+  return place == 1 and id or id .. ':' .. place
+end
+
+-- The lists of an owner's jobs: of all, and of the group it was submitted with.
+local function add_to_lists(owner, group)
+  local list = prefix .. ':owner:' .. owner
+  redis.call('ZADD', list, 0, id)
+  if group and group ~= '' then redis.call('ZADD', list .. ':' .. group, 0, id) end
+end
+
 local function set_status(now, owner, old, new)
   count(now, old, new)
   local list = prefix .. ':owner:' .. owner

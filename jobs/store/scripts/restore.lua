@@ -5,16 +5,19 @@ local fields = cjson.decode(ARGV[2])
 local now = now_ms()
 local memory = prefix .. ':idempotency:' .. fields.owner .. ':' .. ARGV[4]
 if ARGV[4] ~= '' and tonumber(ARGV[6]) > 0 then
-  redis.call('HSETNX', memory, 'id', id)
+  local named = fields.group ~= '' and fields.group or id
+  redis.call('HSETNX', memory, 'id', named)
   -- It may be reserved for this very job: that it was accepted is what was forgotten.
-  if redis.call('HGET', memory, 'id') == id then
-    redis.call('HSET', memory, 'print', ARGV[5], 'done', 1)
+  if redis.call('HGET', memory, 'id') == named then
+    -- Of a group other jobs may be missing: the next attempt looks at each.
+    if named == id then redis.call('HSET', memory, 'done', 1) else redis.call('HSETNX', memory, 'until', 0) end
+    redis.call('HSET', memory, 'print', ARGV[5])
     redis.call('PEXPIRE', memory, ARGV[6])
   end
 end
 if redis.call('EXISTS', job) == 1 then return 0 end
 redis.call('ZREM', prefix .. ':submitting', id)
-redis.call('ZADD', prefix .. ':owner:' .. fields.owner, 0, id)
+add_to_lists(fields.owner, fields.group)
 for name, value in pairs(fields) do redis.call('HSET', job, name, value) end
 set_status(now, fields.owner, nil, fields.status)
 redis.call('HSET', job, 'updated_at', now)

@@ -174,9 +174,13 @@ def engine(request: pytest.FixtureRequest) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def done(engine: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The real command, to its end."""
+def done(engine: dict[str, str], finish: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The real command, to its end; of the second engine the same `main`, forked, which saves the imports."""
     root = tmp_path_factory.mktemp("done") / "run"
+    if engine["engine"] != ENGINES[0]:
+        run = finish(root, SPEC | engine, epoch=2, log="../run.log")
+        assert run.exit_code == 0, root.with_name("run.log").read_text("utf-8")
+        return run
     process = spawn(root, SPEC | engine)
     assert process.wait() == 0, root.with_name("run.log").read_text("utf-8")
     return Run(root, 0)

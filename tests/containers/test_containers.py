@@ -50,11 +50,15 @@ def test_the_worker_image_has_the_locked_torch_and_a_compiler(podman: Podman, im
     assert compiler == "/usr/bin/g++"
 
 
-def test_hostile_graders_are_held_in_the_workers_image(podman: Podman, images: dict[str, str]) -> None:
-    """Without a capability, as the image's user, on a root that nobody can write to."""
+@pytest.mark.parametrize("target", OURS)
+def test_hostile_graders_are_held_in_an_image(podman: Podman, images: dict[str, str], target: str) -> None:
+    """A worker runs a job's graders, the API those that are tried.
+
+    Without a capability, as the image's user, on a root that nobody can write to.
+    """
     attacks = f"{ROOT}/tests/grader_attacks.py:/attacks.py:ro"
     hardened = ("--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only", "--tmpfs=/tmp")
-    said = podman("run", "--rm", *hardened, "--volume", attacks, images["worker"], "python", "/attacks.py")
+    said = podman("run", "--rm", *hardened, "--volume", attacks, images[target], "python", "/attacks.py")
     assert said.splitlines()[-1].endswith("attacks were held")
     assert "GOT THROUGH" not in said
 

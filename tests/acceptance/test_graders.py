@@ -105,6 +105,36 @@ def test_a_trial_says_whether_a_job_would_learn(
 
 
 @pytest.mark.timeout(900)
+def test_a_trial_that_was_paused_goes_on_and_concludes(
+    service: JobService, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    spec = json.loads((ROOT / "examples/tiny/job.json").read_text("utf-8"))
+    spec |= {"kind": "try", "trial": {"rows": 160}}
+    spec["data"]["dataset"] = stored_rows(service, tmp_path)
+    asked = parse_spec(spec)
+    waiting = service.submit(asked, OWNER)
+    assert service.pause(waiting.id, OWNER).status is JobStatus.PAUSED
+    service.cancel(waiting.id, OWNER)
+    record = service.submit(asked, OWNER)
+    start_real_worker(start_worker)
+    wait_for(service, record.id, JobStatus.RUNNING, seconds=300)
+    while service.get(record.id, OWNER).step == 0:
+        time.sleep(0.05)
+    service.pause(record.id, OWNER)
+    paused = wait_for(service, record.id, JobStatus.PAUSED, seconds=120)
+    assert 0 < paused.step < asked.training.steps
+    assert service.trial_result(paused) is None
+    service.resume(record.id, OWNER)
+    done = wait_for(service, record.id, seconds=600)
+    assert (done.status, done.epoch) == (JobStatus.SUCCEEDED, 2), done.error
+    result = service.trial_result(done)
+    assert result is not None
+    assert result["prompts"] == asked.training.steps * asked.sampling.prompts_per_step
+    lines = [strict_json.loads(line) for line in artifact(service, done, "metrics.jsonl").splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, asked.training.steps + 1))
+
+
+@pytest.mark.timeout(900)
 def test_a_running_trial_is_cancelled(
     service: JobService, start_worker: Callable[..., WorkerProcess], tmp_path: Path
 ) -> None:

@@ -129,6 +129,7 @@ class Estimate(JsonObject):
     step_seconds: float | None
     training_seconds: float | None
     peak_memory_bytes: int | None
+    gpus: list[GpuEstimate]
     detectable_difference: float | None
 
 
@@ -164,6 +165,18 @@ class FieldProblem(JsonObject):
     remedy: str
     parameter: str | None
     """Name of the query parameter, if one is invalid."""
+
+
+class GpuEstimate(JsonObject):
+    """What a job costs on one kind of GPU, about."""
+
+    gpu: str
+    has_worker: bool
+    fits: bool
+    precision: str | None
+    step_seconds: float | None
+    training_seconds: float | None
+    peak_memory_bytes: int | None
 
 
 class GpuUsage(JsonObject):

@@ -7,6 +7,7 @@ engine, has no estimate.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,6 +46,18 @@ GPUS: Final = (
     _H200,
 )
 """By size. The last two were measured; the others follow from their data sheets."""
+_FURTHER: Final = (
+    Gpu(name="L4 24 GB", memory_gb=24, bandwidth=0.3, arithmetic=121),
+    Gpu(name="RTX 3090 24 GB", memory_gb=24, bandwidth=0.936, arithmetic=71),
+    Gpu(name="RTX 4090 24 GB", memory_gb=24, bandwidth=1.008, arithmetic=165),
+    Gpu(name="RTX 5090 32 GB", memory_gb=32, bandwidth=1.792, arithmetic=210),
+    Gpu(name="A100 40 GB", memory_gb=40, bandwidth=1.555, arithmetic=312),
+    Gpu(name="A40 48 GB", memory_gb=48, bandwidth=0.696, arithmetic=150),
+    Gpu(name="RTX A6000 48 GB", memory_gb=48, bandwidth=0.768, arithmetic=155),
+    Gpu(name="A100 80 GB", memory_gb=80, bandwidth=2.0, arithmetic=312),
+    Gpu(name="B200 180 GB", memory_gb=180, bandwidth=8.0, arithmetic=2250),
+)
+"""GPUs that a worker may have beside those, by their data sheets."""
 USUAL: Final = _H100
 """For a job that any GPU may get."""
 
@@ -92,6 +105,14 @@ def gpu_for(spec: JobSpec) -> Gpu | None:
     if spec.resources.gpus == 0:
         return None
     return USUAL if least is None else next((gpu for gpu in GPUS if gpu.memory_gb >= least), None)
+
+
+def gpu_of(device: str) -> Gpu | None:
+    """The GPU that a worker announces, such as `NVIDIA A100-SXM4-80GB`; None for a CPU and one that is not known."""
+    words = set(re.findall(r"[A-Z0-9]+", re.sub(r"(\d)\s+GB", r"\1GB", device.upper())))
+    found = [gpu for gpu in (*GPUS, *_FURTHER) if set(gpu.name.split()[:-2]) <= words]
+    exact = [gpu for gpu in found if f"{gpu.memory_gb}GB" in words]
+    return max(exact or found[:1], key=lambda gpu: len(gpu.name), default=None)
 
 
 def step_seconds(spec: JobSpec, gpu: Gpu, parameters: int, precision: str) -> float | None:

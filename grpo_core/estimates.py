@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -45,6 +45,22 @@ _CHARACTERS_PER_TOKEN = 6
 
 
 @dataclass(frozen=True, kw_only=True)
+class GpuEstimate:
+    """What a job costs on one kind of GPU, about."""
+
+    gpu: str
+    has_worker: bool
+    """Whether a connected worker has one."""
+    fits: bool
+    """Whether the model trains on it, and the job allows its size."""
+    precision: str | None
+    """The precision of the weights there; null where it does not fit."""
+    step_seconds: float | None
+    training_seconds: float | None
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """The size of a job. Tokens are upper bounds: completions may end early, prompts may be shorter."""
 
@@ -77,6 +93,9 @@ class Estimate:
     """All steps, about, on that GPU; without loading and evaluation."""
     peak_memory_bytes: int | None
     """Peak memory of each such GPU, about."""
+    gpus: list[GpuEstimate]
+    """The same for the GPUs of connected workers and for some common ones, smallest first; empty on a CPU, with engine
+    `trl` and where the model's size is not known."""
     detectable_difference: float | None
     """The smallest change in held-out accuracy that such a run finds in 8 of 10 cases, if one answer in ten flips;
     null without held-out questions."""
@@ -91,8 +110,8 @@ class SpecWarning:
     message: str
 
 
-def estimate(spec: JobSpec, *, rows: int | None = None) -> Estimate:
-    """The numbers of a job; `rows` is the size of its data set, where known."""
+def estimate(spec: JobSpec, *, rows: int | None = None, devices: Iterable[str] = ()) -> Estimate:
+    """The numbers of a job; `rows` is the size of its data set, where known, and `devices` are those of workers."""
     sampling = spec.sampling
     # A batch of completions serves `iterations` optimizer steps.
     batches = -(-spec.training.steps // spec.loss.iterations)
@@ -123,7 +142,36 @@ def estimate(spec: JobSpec, *, rows: int | None = None) -> Estimate:
         step_seconds=seconds,
         training_seconds=None if seconds is None else round(seconds * spec.training.steps, 1),
         peak_memory_bytes=peak,
+        gpus=[] if parameters is None else _by_gpu(spec, parameters, devices),
         detectable_difference=detectable_difference(spec.evaluation.questions),
+    )
+
+
+def _by_gpu(spec: JobSpec, parameters: int, devices: Iterable[str]) -> list[GpuEstimate]:
+    """The estimate for each GPU of the workers, and the common ones."""
+    if spec.resources.gpus == 0 or spec.engine == "trl":
+        return []
+    here = {gpu for device in devices if (gpu := cost.gpu_of(device)) is not None}
+    all_of_them = sorted({*here, *cost.GPUS}, key=lambda gpu: (gpu.memory_gb, gpu.bandwidth))
+    return [_on_gpu(spec, parameters, gpu, has_worker=gpu in here) for gpu in all_of_them]
+
+
+def _on_gpu(spec: JobSpec, parameters: int, gpu: cost.Gpu, *, has_worker: bool) -> GpuEstimate:
+    precision = precision_on(spec, parameters, gpu.memory_bytes)
+    is_native = spec.engine == "native"
+    fits = least_gpu_memory(parameters, precision, native=is_native) <= gpu.memory_bytes
+    fits = fits and gpu.memory_gb >= (spec.resources.min_gpu_memory_gb or 0)
+    seconds = cost.step_seconds(spec, gpu, parameters, precision) if fits else None
+    return GpuEstimate(
+        gpu=gpu.name,
+        has_worker=has_worker,
+        fits=fits,
+        precision=precision if fits else None,
+        step_seconds=seconds,
+        training_seconds=None if seconds is None else round(seconds * spec.training.steps, 1),
+        peak_memory_bytes=cost.peak_memory_bytes(spec, gpu, parameters, weight_bytes(parameters, precision))
+        if fits
+        else None,
     )
 
 

@@ -348,7 +348,16 @@ class JobService:
         rows = upload.rows if upload else None
         # The run checks rows of hub data sets.
         of_rows = warnings_of_lines(spec, self.datasets.first_lines(spec.data, upload))
-        return Preview(estimate=estimate(spec, rows=rows), warnings=self.warnings(spec) + of_rows)
+        return Preview(
+            estimate=estimate(spec, rows=rows, devices=self._devices()), warnings=self.warnings(spec) + of_rows
+        )
+
+    def _devices(self) -> list[str]:
+        """The devices of connected workers; none where Valkey does not answer, since an estimate does not need them."""
+        try:
+            return [worker.device for worker in self.workers.all()]
+        except Unavailable:
+            return []
 
     def records(self, spec: JobSpec, owner: str) -> list[Mapping[str, Any]]:
         """Return the first records of a spec's upload or S3 object. Raises `Rejected` for any other source."""

@@ -27,6 +27,7 @@ PACKAGE = ROOT / "grpo_client"
 sys.path.insert(0, str(ROOT))  # so that it runs from a checkout that is not installed
 
 from api import schemas as api_schemas  # noqa: E402
+from grpo_core import estimates
 from api.app import create_app  # noqa: E402
 from grpo_core.reasons import FetchFailure  # noqa: E402
 from grpo_core.run_dir.metrics import StepMetrics, described, watched  # noqa: E402
@@ -156,7 +157,7 @@ def class_of(name: str, schemas: dict[str, Schema], parent: str | None) -> str:
 
 def sentence_of(name: str, schema: Schema) -> str:
     """What the object is, as it is said where the API defines it."""
-    defined = getattr(api_schemas, name, None)
+    defined = getattr(api_schemas, name, None) or getattr(estimates, name, None)
     return inspect.cleandoc(defined.__doc__) if defined and defined.__doc__ else schema["description"]
 
 

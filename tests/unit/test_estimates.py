@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
+from grpo_core.cost import GIB, GPUS, gpu_of
 from grpo_core.errors import JobFailure
 from grpo_core.estimates import (
     detectable_difference,
@@ -21,11 +22,11 @@ from grpo_core.estimates import (
 )
 from grpo_core.spec import parse_spec
 
-GIB = 1024**3
-
 
 def test_the_recipe_in_numbers() -> None:
-    assert asdict(estimate(parse_spec({}), rows=7473)) == {
+    found = asdict(estimate(parse_spec({}), rows=7473))
+    assert [one["gpu"] for one in found.pop("gpus")] == [gpu.name for gpu in GPUS]
+    assert found == {
         "completions_per_step": 6,
         "micro_batch": 6,
         "prompts": 250,
@@ -383,3 +384,42 @@ def test_a_model_too_large_for_any_gpu_is_refused_also_without_a_size() -> None:
     assert problem.detail == (
         "is not set, the largest GPUs have 288 GB, and a model of 671B parameters in 4bit alone needs a GPU of 469 GB"
     )
+
+
+def test_the_estimate_of_each_gpu_of_the_workers_and_of_common_ones() -> None:
+    spec = parse_spec({"model": {"name": "Qwen/Qwen2.5-7B-Instruct"}, "engine": "native"})
+    devices = ["NVIDIA A100-SXM4-80GB", "NVIDIA GeForce RTX 4090", "cpu", "Some GPU of 2031"]
+    found = {one.gpu: one for one in estimate(spec, devices=devices).gpus}
+    assert [name for name, one in found.items() if one.has_worker] == ["RTX 4090 24 GB", "A100 80 GB"]
+    assert {gpu.name for gpu in GPUS} < set(found)
+    assert not found["RTX 4090 24 GB"].fits or found["RTX 4090 24 GB"].peak_memory_bytes <= 24 * GIB
+    fast, slow = found["H100 80 GB"], found["A100 80 GB"]
+    assert 0 < fast.training_seconds < slow.training_seconds
+    assert fast.step_seconds == estimate(spec.model_copy()).step_seconds
+    asked = parse_spec({**spec.as_dict(), "resources": {"min_gpu_memory_gb": 80}})
+    assert {one.gpu for one in estimate(asked, devices=devices).gpus if one.fits} == {
+        *("A100 80 GB", "H100 80 GB", "H200 141 GB"),
+    }
+    assert estimate(parse_spec({"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}})).gpus == []
+    assert estimate(parse_spec({"model": {"name": "someone/nameless"}})).gpus == []
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100 80 GB"),
+        ("NVIDIA H200", "H200 141 GB"),
+        ("NVIDIA A100-PCIE-40GB", "A100 40 GB"),
+        ("NVIDIA A100 80GB PCIe", "A100 80 GB"),
+        ("NVIDIA A10", "A10 24 GB"),
+        ("NVIDIA L40S", "L40S 48 GB"),
+        ("NVIDIA L4", "L4 24 GB"),
+        ("NVIDIA RTX A6000", "RTX A6000 48 GB"),
+        ("2 × NVIDIA H200", "H200 141 GB"),
+        ("NVIDIA GB10", None),
+        ("cpu", None),
+    ],
+)
+def test_the_gpu_that_a_worker_announces(device: str, gpu: str | None) -> None:
+    found = gpu_of(device)
+    assert (found and found.name) == gpu

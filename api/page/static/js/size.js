@@ -52,8 +52,34 @@ export function sizeStep(guide) {
         tile(t("size.completions"), compact(estimate.completions), t("size.completions.note", { questions: compact(estimate.prompts), tokens: compact(estimate.max_completion_tokens) })),
         tile(t("size.passes"), share === null ? "–" : number(share, 2), t("size.passes.note")),
       ),
+      onGpus(estimate.gpus ?? []),
       shows(estimate),
     ];
+  }
+
+  /** Time and memory on each kind of GPU: those of connected workers, and common ones. */
+  function onGpus(gpus) {
+    if (!gpus.length) return null;
+    const line = (one) =>
+      h(
+        "tr",
+        {},
+        h("th", { scope: "row" }, raw(one.gpu)),
+        h("td", { class: "number" }, one.training_seconds === null ? "–" : roughly(one.training_seconds)),
+        h("td", { class: "number" }, !one.fits ? t("size.gpus.no.room") : one.peak_memory_bytes === null ? "–" : gpuMemory(one.peak_memory_bytes)),
+        h("td", {}, one.has_worker ? t("size.gpus.here") : ""),
+      );
+    return h(
+      "div",
+      { class: "scroll" },
+      h(
+        "table",
+        { class: "plain", id: "size-gpus" },
+        h("caption", {}, t("size.gpus")),
+        h("thead", {}, h("tr", {}, ["size.gpus.gpu", "size.gpus.time", "size.gpus.memory", "size.gpus.worker"].map((key) => h("th", { scope: "col" }, t(key))))),
+        h("tbody", {}, gpus.map(line)),
+      ),
+    );
   }
 
   /** What a run of this size can and cannot tell. */

@@ -27,8 +27,8 @@ PACKAGE = ROOT / "grpo_client"
 sys.path.insert(0, str(ROOT))  # so that it runs from a checkout that is not installed
 
 from api import schemas as api_schemas  # noqa: E402
-from grpo_core import estimates
 from api.app import create_app  # noqa: E402
+from grpo_core import estimates  # noqa: E402
 from grpo_core.reasons import FetchFailure  # noqa: E402
 from grpo_core.run_dir.metrics import StepMetrics, described, watched  # noqa: E402
 from jobs.read.queue_position import WaitReason  # noqa: E402

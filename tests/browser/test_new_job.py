@@ -300,3 +300,18 @@ def test_an_english_page_shows_no_key_no_null_and_no_chinese(visit: Visit, stack
         visitor.step(step)
         text = page.locator("main").inner_text()
         assert not re.search(r"\bnull\b|[\u4e00-\u9fff]|[a-z]_[a-z]", text.replace("gsm8k_chinese", "")), step
+
+
+@pytest.mark.parametrize(("locale", "label"), [("en-US", "“Number of GPUs”"), ("zh-CN", "“GPU 数量”")])
+def test_hints_name_fields_as_the_form_does(visit: Visit, locale: str, label: str) -> None:
+    visitor = visit(locale=locale)
+    page = visitor.page
+    visitor.log_in("/new")
+    named = set(page.evaluate("fetch('/page/locale/en.json').then((found) => found.json()).then(Object.keys)"))
+    hints = ""
+    for step in ("model", "data", "reward", "size", "review"):
+        visitor.step(step)
+        quoted = page.evaluate("[...document.querySelectorAll('.field .hint code')].map((one) => one.textContent)")
+        assert not [word for word in quoted if f"field.{word}" in named], step
+        hints += page.evaluate("[...document.querySelectorAll('.field .hint')].map((one) => one.textContent).join(' ')")
+    assert label in hints

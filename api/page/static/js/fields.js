@@ -24,7 +24,7 @@ export class Fields {
     return this.bind(pointer, {
       control,
       label,
-      hint: words ? prose(readable(words.text), { lang: words.lang }) : null,
+      hint: words ? prose(readable(words.text, pointer), { lang: words.lang }) : null,
       isWide: kind.isLong || kind.type === "json",
       preset,
       read: () => readControl(control, kind, preset),
@@ -131,9 +131,19 @@ function openAround(element) {
   for (let details = element.closest("details"); details; details = details.parentElement?.closest("details")) details.setAttribute("open", "");
 }
 
-/** The service writes null for a field that is left empty. */
-function readable(text) {
-  return text.replaceAll(/`?\bnull\b`?/g, t("field.empty"));
+/** A description as the form has it: null is a field left empty, and fields and choices have the names that are seen. */
+function readable(text, pointer) {
+  const named = text.replaceAll(/`([\w.]+)`/g, (whole, word) => {
+    const key = [`field.${word}`, ...keysNear(pointer, word)].find(has);
+    return key ? `“${t(key)}”` : whole;
+  });
+  return named.replaceAll(/`?\bnull\b`?/g, t("field.empty"));
+}
+
+/** Keys in the catalogue of a word in the description of a field: its own choice, a field beside it, or a choice of one. */
+function keysNear(pointer, word) {
+  const [name, above] = [keysOf(pointer), keysOf(pointer).slice(0, -1)].map((keys) => keys.join("."));
+  return [`option.${name}.${word}`, `field.${above}.${word}`, `option.${above}.source.${word}`, `option.${above}.format.${word}`];
 }
 
 /** What control a field needs: `{type, options?, isNullable, isLong}`. */

@@ -128,6 +128,9 @@ class Estimate(JsonObject):
     gpu: str | None
     step_seconds: float | None
     training_seconds: float | None
+    evaluations: int | None
+    evaluation_seconds: float | None
+    evaluation_share: float | None
     peak_memory_bytes: int | None
     gpus: list[GpuEstimate]
     detectable_difference: float | None
@@ -295,6 +298,10 @@ class Job(JsonObject):
     """The last step that is safe in storage, from which the next run would resume; 0 for none."""
     reward: float | None
     """Mean total reward of the last step."""
+    best_step: int | None
+    """The step whose evaluation was best so far; its checkpoint is kept. Null without one."""
+    stopped: str | None
+    """Why an evaluation ended training before its last step (`evaluation.stop_when`)."""
     created_at: datetime
     updated_at: datetime
     started_at: datetime | None

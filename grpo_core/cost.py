@@ -91,6 +91,8 @@ _8BIT_FASTER: Final = (0.87, 0.77)
 """Of generation and of the update."""
 _PROMPT_SHARE: Final = 0.6
 """Part of `max_prompt_tokens` that prompts take on average: 160 of 256 in the measurements."""
+_QUESTIONS_AT_ONCE: Final = 64
+"""Held-out questions that the native engine answers together."""
 _MORE_GPUS: Final = 0.8
 """Exponent: two GPUs make a step 1.74 times as fast."""
 _KV_BYTES: Final = 57_344
@@ -139,6 +141,22 @@ def step_seconds(spec: JobSpec, gpu: Gpu, parameters: int, precision: str) -> fl
     elif precision == "8bit":
         generation, update = generation * _8BIT_FASTER[0], update * _8BIT_FASTER[1]
     return float(f"{(generation + update) / spec.resources.gpus**_MORE_GPUS:.2g}")
+
+
+def answer_seconds(spec: JobSpec, gpu: Gpu, parameters: int, precision: str, questions: int) -> float | None:
+    """Seconds in which held-out questions are answered once, about; None for an engine that was not measured.
+
+    Answers are counted as long as they may get.
+    """
+    if spec.engine == "trl":
+        return None
+    speed, billions = _NATIVE if spec.engine == "native" else _UNSLOTH, parameters / 1e9
+    reading, computing = speed.on.bandwidth / gpu.bandwidth, speed.on.arithmetic / gpu.arithmetic
+    batches = -(-questions // _QUESTIONS_AT_ONCE)
+    token = (speed.token + speed.token_per_billion * billions * reading) * batches
+    token += speed.row * billions * questions * computing
+    slower = {"4bit": _4BIT_SLOWER, "8bit": _8BIT_FASTER[0]}.get(precision, 1.0)
+    return float(f"{slower * token * spec.evaluation.max_completion_tokens / spec.resources.gpus**_MORE_GPUS:.2g}")
 
 
 def peak_memory_bytes(spec: JobSpec, gpu: Gpu, parameters: int, weights: int) -> int | None:

@@ -16,6 +16,7 @@ from grpo_core import cost
 from grpo_core.cost import ASIDE_BYTES, GIB, USABLE
 from grpo_core.errors import JobFailure
 from grpo_core.reasons import FailureCode
+from grpo_core.schedule import fixed_interval, sample_size, spaced
 from grpo_core.spec import JobSpec, Problem
 
 Precision = Literal["fp32", "16bit", "8bit", "4bit"]
@@ -91,6 +92,13 @@ class Estimate:
     """One step, about, on that GPU; null without one, with engine `trl` and where the model's size is not known."""
     training_seconds: float | None
     """All steps, about, on that GPU; without loading and evaluation."""
+    evaluations: int | None
+    """Evaluations during training, beside those before and after it; null if their number depends on what they cost,
+    and that is not known."""
+    evaluation_seconds: float | None
+    """All evaluations together, about, on that GPU."""
+    evaluation_share: float | None
+    """The same as a share of `training_seconds`."""
     peak_memory_bytes: int | None
     """Peak memory of each such GPU, about."""
     gpus: list[GpuEstimate]
@@ -120,9 +128,13 @@ def estimate(spec: JobSpec, *, rows: int | None = None, devices: Iterable[str] =
     prompts = batches * sampling.prompts_per_step
     parameters = guess_parameters(spec.model.name)
     gpu, seconds, peak = cost.gpu_for(spec), None, None
+    evaluations, evaluating = _evaluations(spec, None, None)
     if gpu is not None and parameters is not None:
         precision = precision_on(spec, parameters, gpu.memory_bytes)
         seconds = cost.step_seconds(spec, gpu, parameters, precision)
+        evaluations, evaluating = _evaluations(
+            spec, seconds, lambda questions: cost.answer_seconds(spec, gpu, parameters, precision, questions)
+        )
         peak = cost.peak_memory_bytes(spec, gpu, parameters, weight_bytes(parameters, precision))
     return Estimate(
         completions_per_step=per_step,
@@ -141,6 +153,11 @@ def estimate(spec: JobSpec, *, rows: int | None = None, devices: Iterable[str] =
         gpu=None if gpu is None else gpu.name,
         step_seconds=seconds,
         training_seconds=None if seconds is None else round(seconds * spec.training.steps, 1),
+        evaluations=evaluations,
+        evaluation_seconds=evaluating,
+        evaluation_share=None
+        if evaluating is None or not seconds
+        else round(evaluating / (seconds * spec.training.steps), 4),
         peak_memory_bytes=peak,
         gpus=[] if parameters is None else _by_gpu(spec, parameters, devices),
         detectable_difference=detectable_difference(spec.evaluation.questions),
@@ -295,6 +312,27 @@ def _least_needs(spec: JobSpec) -> _Needs | None:
 def warnings(spec: JobSpec) -> list[SpecWarning]:
     """Everything in a spec that is legal and suspicious, in the order of the spec's sections."""
     return [warning for check in CHECKS for warning in check(spec)]
+
+
+def _evaluations(
+    spec: JobSpec, step_seconds: float | None, answer: Callable[[int], float | None] | None
+) -> tuple[int | None, float | None]:
+    """Number of evaluations during training, and seconds of all, where they are known."""
+    steps, questions = spec.training.steps, spec.evaluation.questions
+    if not questions:
+        return 0, 0.0
+    every, sample = fixed_interval(spec), sample_size(spec, questions)
+    one, ends = (answer(sample), answer(questions)) if answer else (None, None)
+    if one is None or ends is None:
+        return (None if every is None else _points(steps, every)), None
+    if every is None and step_seconds is not None:
+        every = spaced(steps, step_seconds=step_seconds, one=one, ends=2 * ends)
+    count = _points(steps, every or 0)
+    return count, round(2 * ends + count * one, 1)
+
+
+def _points(steps: int, every: int) -> int:
+    return (steps - 1) // every if every else 0
 
 
 def _epoch_share(prompts: int, rows: int | None, max_rows: int | None) -> float | None:

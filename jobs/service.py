@@ -24,6 +24,7 @@ from grpo_core.datasets.preview import records_of
 from grpo_core.estimates import Estimate, SpecWarning, estimate
 from grpo_core.estimates import warnings as suspicious_settings
 from grpo_core.row_warnings import warnings_of_lines
+from grpo_core.schedule import with_evaluation
 from grpo_core.spec import JobSpec
 from grpo_core.spec.sweep import MAX_JOBS
 from jobs.auth.api_keys import KeyRecord, KeyStore
@@ -118,6 +119,8 @@ class Preview:
     estimate: Estimate
     warnings: list[SpecWarning]
     """Warnings about valid settings that are probably mistakes."""
+    spec: JobSpec | None = None
+    """The job as it would be accepted, if that differs from the request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,10 +349,13 @@ class JobService:
         """Return the result of a dry run. Raises `Rejected` as `submit` does."""
         upload = self._reference_checks.check(spec, owner)
         rows = upload.rows if upload else None
+        spec = with_evaluation(spec, rows)
         # The run checks rows of hub data sets.
         of_rows = warnings_of_lines(spec, self.datasets.first_lines(spec.data, upload))
         return Preview(
-            estimate=estimate(spec, rows=rows, devices=self._devices()), warnings=self.warnings(spec) + of_rows
+            estimate=estimate(spec, rows=rows, devices=self._devices()),
+            warnings=self.warnings(spec) + of_rows,
+            spec=spec,
         )
 
     def _devices(self) -> list[str]:

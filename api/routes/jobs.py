@@ -388,7 +388,8 @@ def list_artifacts(job_id: JobId, owner: Owner, service: Service) -> ArtifactLis
     return artifacts_of(service.artifacts(job_id, owner), record)
 
 
-def _dry_run(spec: JobSpec, preview: Preview) -> Response[Any]:
+def _dry_run(asked: JobSpec, preview: Preview) -> Response[Any]:
+    spec = preview.spec or asked
     body = DryRun(
         spec=spec.as_dict(),
         spec_sha256=spec.digest(),

@@ -29,6 +29,15 @@ from grpo_client.words import FETCH_FAILURES, WAIT_REASONS
 
 Pairs = Annotated[list[str] | None, Parameter(name="--metadata", negative="", help="Only jobs with this KEY=VALUE.")]
 
+Best = Annotated[
+    bool,
+    Parameter(
+        name="--best",
+        negative="",
+        help="Only the adapter of the step whose evaluation was best, from its checkpoint: checkpoints/step-N.",
+    ),
+]
+
 Only = Annotated[
     list[str] | None,
     Parameter(
@@ -136,7 +145,7 @@ def delete(job_id: str, /, *, yes: Yes = False, json: AsJson = False) -> None:
         say(f"{job_id}: deleted")
 
 
-def download(job_id: str, folder: Path, /, *, only: Only = None, json: AsJson = False) -> None:
+def download(job_id: str, folder: Path, /, *, only: Only = None, best: Best = False, json: AsJson = False) -> None:
     """Download a job's files and check every hash.
 
     Parameters
@@ -147,7 +156,8 @@ def download(job_id: str, folder: Path, /, *, only: Only = None, json: AsJson = 
     check_place(folder)
     with connected() as client, show_bytes(sys.stderr if json else sys.stdout, lines=not json) as on_bytes:
         try:
-            files = client.download(job_id, folder, on_bytes, only=only or [])
+            wanted = [*(only or []), *([_best_folder(client.get(job_id))] if best else [])]
+            files = client.download(job_id, folder, on_bytes, only=wanted)
         except OSError as error:
             raise CommandError(f"{folder} cannot be written: {error.strerror or error}.") from error
     if json:
@@ -156,6 +166,13 @@ def download(job_id: str, folder: Path, /, *, only: Only = None, json: AsJson = 
         print_json({"job": job_id, "folder": str(folder), "files": [{n: file[n] for n in names} for file in files]})
         return
     say(f"{count(len(files), 'file')} in {folder}; every SHA-256 is as announced.")
+
+
+def _best_folder(job: Job) -> str:
+    """The checkpoint of the best step."""
+    if not job.best_step:
+        raise CommandError(f"Job {job.id} has no best step: the adapter has not been evaluated (evaluation.questions).")
+    return f"checkpoints/step-{job.best_step:06d}/adapter_*"
 
 
 def say_job(job: JobDetail) -> None:
@@ -167,6 +184,8 @@ def say_job(job: JobDetail) -> None:
         "waits": waits_for(job),
         "step": _steps(job),
         "saved": f"step {job.checkpoint_step}" if job.checkpoint_step else None,
+        "best": f"step {job.best_step} (its checkpoint is kept)" if job.best_step else None,
+        "stopped": job.stopped,
         "reward": _reward(job),
         "group": job.raw.get("group"),
         "model": job.spec["model"]["name"],

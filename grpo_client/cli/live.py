@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from grpo_client.cli.text import BLOCKS, OVER, OnEvent, number_at, printable, sparkline, thin, verdicts
+from grpo_client.cli.text import BLOCKS, OVER, OnEvent, evaluated, number_at, printable, sparkline, thin, verdicts
 from grpo_client.results import Event, Job
 from grpo_client.words import METRICS
 
@@ -67,6 +67,11 @@ class Seen:
                 code = printable(str(data.get("audit", "")))
                 self.notes = [note for note in self.notes if note[0] != "warning" or f"{code}: " not in note[1]]
                 self._note("over", f"{code}: {data.get('message', '')}")
+            case "evaluation" if data.get("stage") == "during":
+                self.notes = [note for note in self.notes if note[0] != "evaluation"]
+                self._note("evaluation", evaluated(data))
+            case "log" if data.get("code") == "stopped_early":
+                self._note("stopped", str(data.get("message", "")))
             case "evaluation" if "paired" in data:
                 for verdict in verdicts(data):
                     self._note("result", verdict)
@@ -121,7 +126,14 @@ def draw(seen: Seen, width: int) -> RenderableType:
     hidden = len(seen.notes) - WARNINGS_SHOWN
     if hidden > 0:
         parts.append(Text(f"{hidden} earlier; all of them: grpo watch {seen.job.id} | cat", style="dim"))
-    styles = {"warning": "yellow", "error": "bold red", "result": "bold green", "over": "dim"}
+    styles = {
+        "warning": "yellow",
+        "error": "bold red",
+        "result": "bold green",
+        "over": "dim",
+        "evaluation": "cyan",
+        "stopped": "cyan",
+    }
     parts += [Text(text, style=styles[kind]) for kind, text in seen.notes[-WARNINGS_SHOWN:]]
     title = Text(printable(f"{seen.job.id}  {seen.job.name or ''}".rstrip()))
     return Panel(Group(*parts), title=title, title_align="left")

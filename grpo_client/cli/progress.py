@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import IO
 
-from grpo_client.cli.text import OVER, OnEvent, count, printable, verdicts
+from grpo_client.cli.text import OVER, OnEvent, count, evaluated, printable, verdicts
 from grpo_client.results import Event, Job
 from grpo_client.words import METRICS
 
@@ -111,6 +111,10 @@ def describe(event: Event, total: int) -> str:
             return printable(f"{event.type} {data.get('code', '')}: {data.get('message', '')}")
         case "checkpoint":
             return f"checkpoint at step {event.step}"
+        case "evaluation" if data.get("stage") == "during":
+            return printable(evaluated(data))
+        case "log" if data.get("code") == "stopped_early":
+            return printable(str(data.get("message", "")))
         case "evaluation" if "paired" in data:
             return printable(" ".join(verdicts(data)))
         case "log" if data.get("code") == OVER:

@@ -134,4 +134,14 @@ def _cost(estimate: Estimate) -> str:
         return " How long that takes is not known for this engine, model or device."
     on = f" on one {estimate.gpu}" if estimate.gpu else ""
     room = "" if memory is None else f", with a peak of about {memory / 1e9:.0f} GB"
-    return f" About {step:g} s a step, {max(1, round(whole / 60))} min in all{on}{room}."
+    return f" About {step:g} s a step, {max(1, round(whole / 60))} min in all{on}{room}.{_evaluations(estimate)}"
+
+
+def _evaluations(estimate: Estimate) -> str:
+    seconds, share, during = estimate.evaluation_seconds, estimate.evaluation_share, estimate.evaluations
+    if not seconds or share is None or during is None:
+        return ""
+    return (
+        f" Evaluations before and after training, and {during} during it, take about {seconds:.0f} s more "
+        f"({share:.1%})."
+    )

@@ -52,6 +52,17 @@ def verdicts(data: Mapping[str, Any]) -> list[str]:
     return [str((paired.get("metric") or paired["strict"])["verdict"]) for paired in pairs if paired]
 
 
+def evaluated(data: Mapping[str, Any]) -> str:
+    """An evaluation during training, in one line."""
+    point: Mapping[str, Any] = data.get("curve") or {}
+    value, interval = point.get("value"), point.get("interval") or ()
+    shown = "unknown" if value is None else f"{value:.3g}"
+    between = f" (95 % {interval[0]:.3g} to {interval[1]:.3g})" if len(interval) == 2 else ""
+    questions = count(point.get("questions", 0), "question")
+    best = f"; best so far: step {data['best_step']}" if data.get("best_step") else ""
+    return f"evaluation at step {point.get('step')}: {point.get('metric')} {shown}{between}, {questions}{best}"
+
+
 def printable(text: str) -> str:
     """Text in one line, without control characters."""
     return "".join(c if c.isprintable() else " " for c in text)

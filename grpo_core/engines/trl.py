@@ -368,17 +368,17 @@ def raise_if_module_missing(error: ValueError, files: ModelFiles) -> None:
 
 
 def require_context_length(model: Any, spec: JobSpec) -> None:
-    """Raise a `user_config` failure if the job's sequences are longer than the model's context window."""
+    """Raise a `user_config` failure if the job's sequences are longer than the model's context window.
+
+    Answers to held-out questions are shortened to it instead.
+    """
     limit = getattr(model.config, "max_position_embeddings", None)
-    longest = spec.sampling.max_completion_tokens
-    if spec.evaluation.questions and not spec.evaluation.automatic:
-        longest = max(longest, spec.evaluation.max_completion_tokens)
-    needed = spec.sampling.max_prompt_tokens + longest
+    needed = spec.sampling.max_prompt_tokens + spec.sampling.max_completion_tokens
     if limit is not None and needed > limit:
         raise JobFailure(
             FailureCode.SEQUENCE_TOO_LONG,
             f"Prompt and completion may take {needed} tokens, and {spec.model.name} can read at most {limit}.",
-            hint="Lower sampling.max_prompt_tokens, or max_completion_tokens of sampling or evaluation.",
+            hint="Lower sampling.max_prompt_tokens or sampling.max_completion_tokens.",
         )
 
 

@@ -15,52 +15,18 @@ from typing import Any, Final, Literal
 from grpo_core.evaluation.generate import EvaluationItem
 from grpo_core.evaluation.paired_stats import Interval, mean_interval, wilson_interval
 from grpo_core.run_dir.records import RECORD_VERSION
+from grpo_core.schedule import COST_SHARE, MEASURED_STEPS, fixed_interval, spaced
 from grpo_core.spec import JobSpec
 
-COST_SHARE: Final = 0.05
-"""Largest share of training that all evaluations of a job without `evaluation.every` take, those at its ends too."""
-SAMPLE: Final = 128
-"""Largest number of questions during training, if the job does not say."""
-MOST: Final = 10
-"""Largest number of evaluations during training, if the job does not say."""
-LEAST_STEPS: Final = 20
-"""Jobs with fewer steps get evaluations during training only on request."""
-MEASURED_STEPS: Final = 3
-"""Steps after which the duration of a step is known; the first one, which compiles and warms up, is left out."""
 ACCURACY: Final = "strict_accuracy"
 """The metric of a job that defines no rewards: right, and in the required format."""
 
 StopReason = Literal["target_reached", "no_better"]
 
 
-def sample_size(spec: JobSpec, questions: int) -> int:
-    """How many of a job's questions an evaluation during training has."""
-    return min(questions, spec.evaluation.sample or SAMPLE)
-
-
 def spread(count: int, rows: int) -> list[int]:
     """The places of `count` rows, spread evenly over all."""
     return [place * rows // count for place in range(count)]
-
-
-def fixed_interval(spec: JobSpec) -> int | None:
-    """Steps between two evaluations, 0 for none; None if it depends on what they cost."""
-    every, steps = spec.evaluation.every, spec.training.steps
-    if every is not None:
-        return every
-    if spec.evaluation.stop_when.is_set:
-        return max(1, steps // MOST)
-    return None if steps >= LEAST_STEPS else 0
-
-
-def spaced(steps: int, *, step_seconds: float, one: float, ends: float) -> int:
-    """Steps between two evaluations that take `one` second each, within `COST_SHARE`; 0 where not one fits.
-
-    `ends` is what the evaluations before and after training take together.
-    """
-    room = COST_SHARE * steps * step_seconds - ends
-    count = min(MOST, steps - 1, int(room / one) if one > 0 else MOST)
-    return -(-steps // (count + 1)) if count > 0 else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

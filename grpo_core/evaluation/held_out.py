@@ -21,14 +21,15 @@ from grpo_core.datasets import EVALUATION_UPLOAD_NAME, DatasetError, Needs, Ques
 from grpo_core.datasets.prompts import messages_for
 from grpo_core.datasets.row_reader import item_of
 from grpo_core.datasets.templates import ChatTokenizer, encode
-from grpo_core.evaluation.curve import Curve, Point, fixed_interval, sample_size, spread
+from grpo_core.evaluation.curve import Curve, Point, spread
 from grpo_core.evaluation.generate import Answer, EvaluationItem, Sampling, read, summarise
 from grpo_core.evaluation.paired_stats import compare, compare_values, wilson_interval
 from grpo_core.grading import TOTAL, Graded, Grading
 from grpo_core.hub import Warn
 from grpo_core.reasons import EventType, FailureCode, Phase, WarningCode
 from grpo_core.run_dir.layout import RunFolder, write_text
-from grpo_core.run_dir.records import EventWriter, write_evaluation
+from grpo_core.run_dir.records import STOPPED_EARLY, EventWriter, write_evaluation
+from grpo_core.schedule import LEAST_AUTOMATIC, automatic_questions, fixed_interval, sample_size
 from grpo_core.spec import JobSpec, Problem
 from grpo_core.strict_json import dumps
 
@@ -43,11 +44,6 @@ LAST_ROWS: Final = "last rows"
 
 METRIC: Final = "metric"
 """The comparison of the job's own metric, among the report's others."""
-
-AUTOMATIC_SHARE: Final = 10
-"""With `evaluation.automatic`, at most one row of this number is held out of training."""
-LEAST_AUTOMATIC: Final = 10
-"""Smallest number of questions with `evaluation.automatic`: fewer show nothing, and there is no evaluation."""
 
 Stage = Literal["before", "start", "during", "after"]
 """The base model; the adapter that training starts from, if the job names a checkpoint; the adapter in training; the
@@ -99,12 +95,6 @@ def load_split(spec: JobSpec, inputs: Path, warn: Warn) -> SplitRows:
     return SplitRows(_without_repeats(rows, held_out, warn), held_out, where)
 
 
-def automatic_questions(rows: int, wanted: int) -> int:
-    """How many of a data set's rows are held out if the job leaves it open; 0 where there are too few."""
-    count = min(wanted, rows // AUTOMATIC_SHARE)
-    return count if count >= LEAST_AUTOMATIC else 0
-
-
 def fitting(rows: Sequence[Row], spec: JobSpec, tokenizer: ChatTokenizer) -> list[Row]:
     """The rows whose templated prompt is within `sampling.max_prompt_tokens`, as in training."""
     conversations = [messages_for(row, spec.data) for row in rows]
@@ -133,16 +123,17 @@ class HeldOutEvaluation:
         where: str = "",
         context_length: int | None = None,
     ) -> None:
-        """`where` says where the rows are from, and `context_length` is the model's, which shortens the answers of an
-        `automatic` evaluation."""
+        """`where` says where the rows are from, and `context_length` is the model's, which limits the answers."""
         self._where = where
         self._spec, self._folder, self._events, self._grading = spec, folder, events, grading
         self._limit = spec.evaluation.max_completion_tokens
-        if spec.evaluation.automatic and context_length is not None:
-            self._limit = max(1, min(self._limit, context_length - spec.sampling.max_prompt_tokens))
+        room = self._limit if context_length is None else context_length - spec.sampling.max_prompt_tokens
+        if room < self._limit:
+            self._limit = max(1, room)
+            events.log(f"Answers are cut off at {self._limit} tokens: the model reads {context_length} with the prompt")
         self.curve = Curve(spec)
         self._sample: list[int] = []
-        """Places of the questions that evaluations during training have."""
+        """Places of the questions for evaluations during training."""
         self._metric = spec.evaluation.metric or (TOTAL if spec.rewards.is_own else None)
         """The reward whose mean is the verdict; None: the accuracy of answers."""
         self._given = len(rows)
@@ -197,7 +188,7 @@ class HeldOutEvaluation:
         del self._items["during"]  # the records have those of the other stages
         self._events.emit(EventType.EVALUATION, {**data, "best_step": self.curve.best_step}, step=step)
         if self.curve.stopped is not None:
-            self._events.log(self.curve.sentence(), code="stopped_early", step=step)
+            self._events.log(self.curve.sentence(), code=STOPPED_EARLY, step=step)
         self._events.phase(Phase.TRAINING)
         return True
 
@@ -415,7 +406,7 @@ def _load_automatic(spec: JobSpec, rows: list[Row], inputs: Path, warn: Warn) ->
     if not spec.held_out_rows:
         with suppress(DatasetError):
             held_out = _load_apart(spec, inputs, warn)
-            if automatic_questions(len(held_out) * AUTOMATIC_SHARE, len(held_out)):
+            if len(held_out) >= LEAST_AUTOMATIC:
                 return held_out, rows, _held_out(spec)
     count = automatic_questions(len(rows), spec.evaluation.questions)
     return (rows[-count:], rows[:-count], LAST_ROWS) if count else ([], rows, "")

@@ -26,6 +26,8 @@ from grpo_core.shown import Shown, plain_type, shown_fields
 # pyarrow has no types and takes 0.2 s to import, so it is imported by name where rollouts are written or read.
 
 RECORD_VERSION: Final = 1
+STOPPED_EARLY: Final = "stopped_early"
+"""The code of the log event that says why an evaluation ended training."""
 EVALUATION_NAME: Final = "evaluation.parquet"
 """The answers to held-out questions, in the run folder."""
 

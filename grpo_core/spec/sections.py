@@ -439,13 +439,15 @@ class EvaluationSection(Section):
     """The reward whose mean over these questions decides the verdict and the best step. null is the accuracy of answers
     (of the best step: right and in the required format) or, with graders, the total reward."""
     automatic: Annotated[bool, Since(2)] = False
-    """Ask fewer questions, or none, if the data has too few rows or no such split, instead of failing. Jobs that are
-    submitted without `questions` get it, with the number of questions."""
+    """Ask fewer questions, or none, if the data has too few rows or no such split, instead of failing. A job that is
+    submitted without `questions` gets up to 128 of them, at most a tenth of the rows, and this if its data is not
+    known yet."""
     every: Annotated[int | None, Since(2)] = Field(default=None, ge=0, le=MAX_STEPS)
     """Number of steps between two evaluations during training; 0 is none. null: up to 10 evaluations, as many as cost
-    at most 5 % of training; with `stop_when`, a tenth of the steps."""
+    at most 5 % of training, and none with graders that call a model or an address; with `stop_when`, a tenth of the
+    steps."""
     sample: Annotated[int | None, Since(2)] = Field(default=None, ge=1, le=10_000)
-    """Number of the questions that evaluations during training have, spread evenly; null is all, at most 128."""
+    """Number of the questions for evaluations during training, spread evenly; null is all, at most 64."""
     stop_when: Annotated[StopWhen, Since(2)] = StopWhen()
 
 

@@ -25,6 +25,7 @@ from typing import Any, Self, TypeVar
 import structlog
 from ulid import ULID
 
+from grpo_core.run_dir.records import STOPPED_EARLY
 from jobs.auth.api_keys import KeyStore
 from jobs.errors import JobsError, Unavailable
 from jobs.lifecycle.admission import REMEMBER_SECONDS
@@ -442,7 +443,15 @@ def _last_run(job_id: str, keys: list[str]) -> int:
 
 
 def _progressed(record: JobRecord, events: Iterable[dict[str, Any]]) -> JobRecord:
-    """Return the record with the step and reward of its last events."""
+    """Return the record with the step and reward of its last events, and what evaluations found."""
+    events = list(events)
+    evaluated = [e for e in events if e["type"] == "evaluation" and e["data"].get("best_step") is not None]
+    best = max(evaluated, key=lambda e: e["seq"], default=None)
+    stop = next((e for e in events if e["type"] == "log" and e["data"].get("code") == STOPPED_EARLY), None)
+    if best is not None:
+        record = replace(record, best_step=best["data"]["best_step"])
+    if stop is not None:
+        record = replace(record, stopped=stop["data"]["message"])
     last = max((event for event in events if event["type"] == "metric"), key=lambda e: e["seq"], default=None)
     if last is None:
         return record

@@ -90,6 +90,11 @@ class ReferenceChecks:
             raise Rejected(_no_dataset("/data/dataset"))
         return upload
 
+    def rows_of(self, spec: JobSpec, owner: str) -> int | None:
+        """Return the number of rows of the upload that a spec names; None for any other source."""
+        upload = self._find_upload(spec.data.dataset, owner) if spec.data.source == "upload" else None
+        return None if upload is None else upload.rows
+
     def _find_upload(self, dataset_id: str, owner: str) -> DatasetRecord | None:
         try:
             return self._datasets.get(dataset_id, owner)

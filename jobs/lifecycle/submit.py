@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from grpo_core.schedule import with_evaluation
 from grpo_core.spec import JobSpec, Problem
 from jobs.errors import NotFound, Rejected, Unavailable
 from jobs.lifecycle.admission import REMEMBER_SECONDS, Admission, RequestKey, Ticket
@@ -130,7 +131,7 @@ class Submission:
             if group is None:
                 self._quotas.check_job(ticket.owner)
                 self._check_references(ticket, spec)
-            asked = self._as_asked(ticket, spec)
+            asked = self._as_asked(ticket, with_evaluation(spec, self._reference_checks.rows_of(spec, ticket.owner)))
             if group is not None:
                 asked["group"] = group
             if request is not None:

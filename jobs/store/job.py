@@ -82,6 +82,12 @@ class JobView(JobState):
         int, Shown("The last step that is safe in storage, from which the next run would resume; 0 for none", least=0)
     ] = 0
     reward: Annotated[float | None, Shown("Mean total reward of the last step")] = None
+    best_step: Annotated[
+        int | None, Shown("The step whose evaluation was best so far; its checkpoint is kept. Null without one")
+    ] = None
+    stopped: Annotated[
+        str | None, Shown("Why an evaluation ended training before its last step (`evaluation.stop_when`)")
+    ] = None
     created_at: Annotated[datetime, Shown()]
     updated_at: Annotated[datetime, Shown()]
     started_at: Annotated[datetime | None, Shown()] = None

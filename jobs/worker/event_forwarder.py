@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import structlog
 
 from grpo_core.reasons import EventType, Phase, WarningCode
+from grpo_core.run_dir.records import STOPPED_EARLY
 from jobs.errors import Unavailable
 from jobs.lifecycle.outcomes import apply_outcome
 from jobs.store.job import HELD
@@ -250,6 +251,10 @@ def _progress(events: list[JobEvent]) -> dict[str, object] | None:
             fields["step"] = event.step
             if event.data.get("reward") is not None:
                 fields["reward"] = event.data["reward"]
+        elif event.type == EventType.EVALUATION and event.data.get("best_step") is not None:
+            fields["best_step"] = event.data["best_step"]
+        elif event.type == EventType.LOG and event.data.get("code") == STOPPED_EARLY:
+            fields["stopped"] = event.data["message"]
         elif event.type == EventType.STATUS and "phase" in event.data:
             fields["phase"] = event.data["phase"]
     return fields or None

@@ -16,9 +16,12 @@ from typing import Any, cast
 from grpo_core import strict_json
 from grpo_core.reasons import EventType, FailureClass, Phase
 from grpo_core.run_dir.metrics import StepMetrics, described
+from grpo_core.run_dir.records import STOPPED_EARLY
 from jobs.store.job_store import JobEvent
 
 MAX_STEP = 10**12
+MESSAGE_LENGTH = 500
+"""Largest length of a message that becomes part of the job."""
 TEXT_LENGTH = 64
 """Largest length of a code, such as an error's."""
 
@@ -70,7 +73,24 @@ def _check_error(data: dict[str, Any]) -> None:
     _require(isinstance(data.get("retryable", False), bool), "its retryable is neither true nor false")
 
 
-_CHECKS = {EventType.STATUS: _check_status, EventType.METRIC: _check_metric, EventType.ERROR: _check_error}
+def _check_evaluation(data: dict[str, Any]) -> None:
+    best = data.get("best_step")
+    _require(best is None or (type(best) is int and 0 < best <= MAX_STEP), "its best_step is not a step")
+
+
+def _check_log(data: dict[str, Any]) -> None:
+    if data.get("code") == STOPPED_EARLY:
+        message = data.get("message")
+        _require(isinstance(message, str) and len(message) <= MESSAGE_LENGTH, "its message is no short text")
+
+
+_CHECKS = {
+    EventType.STATUS: _check_status,
+    EventType.METRIC: _check_metric,
+    EventType.EVALUATION: _check_evaluation,
+    EventType.LOG: _check_log,
+    EventType.ERROR: _check_error,
+}
 
 
 def _is_number(value: object) -> bool:

@@ -38,8 +38,8 @@ SYNC_SECONDS = 1.0
 EVENTS_AT_ONCE = 500
 """Approximate number of events per file between commits, so that a long job has few files."""
 FINAL_FILES = (
-    *("metrics.jsonl", "evaluation.parquet", "report.json", "report.html", "spec.json", "stderr.log"),
-    *("adapter/*", "tensorboard/**/*"),
+    *("metrics.jsonl", "evaluations.jsonl", "evaluation.parquet", "report.json", "report.html", "spec.json"),
+    *("stderr.log", "adapter/*", "tensorboard/**/*"),
 )
 """Files that change until the run ends."""
 COMMITS_KEPT = 2

@@ -50,6 +50,8 @@ def test_submit_stores_the_resolved_job_and_says_where_it_is(client: Client, ser
         "progress": 0.0,
         "checkpoint_step": 0,
         "reward": None,
+        "best_step": None,
+        "stopped": None,
         "started_at": None,
         "finished_at": None,
         "group": None,

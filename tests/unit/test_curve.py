@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from grpo_core.evaluation.curve import COST_SHARE, MOST, Curve, Point, fixed_interval, sample_size, spaced, spread
+from grpo_core.evaluation.curve import Curve, Point, spread
+from grpo_core.schedule import COST_SHARE, MOST, fixed_interval, sample_size, spaced
 from grpo_core.spec import JobSpec, SpecError, parse_spec
 
 UNKNOWN = (0.0, 1.0)
@@ -139,7 +140,7 @@ def test_evaluations_that_take_longer_than_expected_are_left_out() -> None:
 
 
 def test_the_questions_during_training_are_spread_over_all() -> None:
-    assert sample_size(spec_of(), 200) == 128
+    assert sample_size(spec_of(), 200) == 64
     assert sample_size(spec_of(sample=50), 30) == 30
     assert spread(3, 10) == [0, 3, 6]
     assert spread(10, 10) == list(range(10))

@@ -48,6 +48,9 @@ def test_the_recipe_in_numbers() -> None:
         "gpu": "H100 80 GB",
         "step_seconds": 2.2,
         "training_seconds": 550.0,
+        "evaluations": 0,
+        "evaluation_seconds": 0.0,
+        "evaluation_share": 0.0,
         "peak_memory_bytes": 58_379_607_552,
         "detectable_difference": None,
     }

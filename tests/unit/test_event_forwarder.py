@@ -47,6 +47,10 @@ def all_of(tail: EventTail) -> list[JobEvent]:
         line("metric", {"reward": 1}, step=-1),
         line("metric", {"reward": 1}, step=True),
         line("metric", [1]),
+        line("evaluation", {"best_step": "last"}),
+        line("evaluation", {"best_step": 0}),
+        line("log", {"code": "stopped_early", "message": "x" * 501}),
+        line("log", {"code": "stopped_early"}),
         line("log", {"message": "\ud800"}),
         line("log", {"message": float("inf")}),
         line("log", {"deep": json.loads("[" * 60 + "]" * 60)}),
@@ -124,3 +128,16 @@ def test_a_rewind_skips_all_that_was_shipped_however_much_waits(
     first, batch = tail.batch()
     assert (first, batch) == (71, before[70 : 70 + len(batch)])
     assert batch
+
+
+def test_the_best_step_and_an_early_end_become_part_of_the_job(tmp_path: Path) -> None:
+    why = "Training ended after step 40."
+    tail = tail_of(
+        tmp_path,
+        line("evaluation", {"stage": "before"}),
+        line("evaluation", {"stage": "during", "best_step": 20}, step=20),
+        line("evaluation", {"stage": "during", "best_step": 40}, step=40),
+        line("log", {"code": "stopped_early", "message": why}),
+        line("evaluation", {"stage": "selftest"}),
+    )
+    assert event_forwarder._progress(all_of(tail)) == {"best_step": 40, "stopped": why}

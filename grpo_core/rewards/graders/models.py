@@ -374,6 +374,12 @@ def has_process(graders: Mapping[str, AnyGrader]) -> bool:
     return any(isinstance(member, Python | Math) for member in members)
 
 
+def calls_out(graders: Mapping[str, AnyGrader]) -> bool:
+    """Whether one of them calls a model or an address, which may cost money."""
+    members = (member for name, grader in graders.items() for member in members_of(name, grader).values())
+    return any(isinstance(member, ScoreModel | LabelModel | Endpoint) for member in members)
+
+
 def texts_of(content: Any) -> Iterator[tuple[str, str]]:
     """Yield the texts in a message's content with their places; content is a text, a block or a list of blocks."""
     if isinstance(content, str):

@@ -580,6 +580,17 @@ class StepMetrics(JsonObject):
     skipped_share: float | None
     """Share of groups that were paid one value because of that, so that nothing is learnt; None: in a job without
     graders."""
+    eval_strict: float | None
+    """Share of held-out questions answered correctly in the required format; None: the step was not evaluated."""
+    eval_strict_low: float | None
+    """Lower end of its 95 % interval; None: as for the share."""
+    eval_strict_high: float | None
+    """Upper end of its 95 % interval; None: as for the share."""
+    eval_lenient: float | None
+    """Share of held-out questions of which the last number in the answer is right; None: the step was not evaluated."""
+    eval_metric: float | None
+    """Mean of `evaluation.metric`, or of the total reward, over held-out questions; None: the step was not
+    evaluated, or the job has no reward of its own."""
     epoch: int | None
     """The run that trained it."""
     time: str | None

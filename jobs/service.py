@@ -520,7 +520,7 @@ class JobService:
     def metrics(self, job_id: str, owner: str, *, after_step: int = 0) -> list[dict[str, Any]]:
         """Return the metrics of each logged step above `after_step`; for a step trained twice, the later run's."""
         record = self.get(job_id, owner)
-        events = self.events(job_id, owner, limit=1_000_000, types={"metric"})
+        events = self.events(job_id, owner, limit=1_000_000, types={"metric", "evaluation"})
         rows = metrics.join(self.store, self.write_once, record, events)
         return [row for row in rows if row["step"] > after_step]
 

@@ -134,7 +134,7 @@ def _compared(run: RunFiles, evaluation: Json) -> Json:
     """The result of the evaluation: against the base model and, of a job from a checkpoint, first against that."""
     with_base = _compared_with(evaluation, "before")
     if "paired_start" not in evaluation:
-        return with_base
+        return {**with_base, "sentences": [*with_base["sentences"], *_best(evaluation)]}
     with_start, start = _compared_with(evaluation, "start"), run.spec.get("from_checkpoint") or {}
     return {
         **with_start,
@@ -144,6 +144,7 @@ def _compared(run: RunFiles, evaluation: Json) -> Json:
             *with_start["sentences"],
             f"Compared with the base model: {_small(with_base['headline'])}.",
             *with_base["sentences"],
+            *_best(evaluation),
         ],
     }
 
@@ -173,6 +174,21 @@ def _compared_with(evaluation: Json, stage: str) -> Json:
         f"Right or wrong: {paired['format']['verdict']}",
     ]
     return {**_said(tone, headline, sentences), "bars": _bars(evaluation)}
+
+
+def _best(evaluation: Json) -> list[str]:
+    """What evaluations during training add to the verdict, which is of the last step."""
+    points, best = evaluation.get("curve") or [], evaluation.get("best_step")
+    stopped = evaluation.get("stopped") or {}
+    sentences = [plain(str(stopped["message"]), 300)] if stopped else []
+    found = next((point for point in points if point["step"] == best), None)
+    if found is not None and best != points[-1]["step"]:
+        sentences.append(
+            f"The best of {len(points) - 1} evaluations was that of step {best}, {plain(str(found['metric']), 60)} "
+            f"{found['value']:.3g}. It was chosen because it is the largest, so part of it is chance; its checkpoint "
+            "is kept."
+        )
+    return sentences
 
 
 def _compared_by_metric(evaluation: Json, own: Json, stage: str) -> Json:
@@ -358,12 +374,34 @@ def _charts(run: RunFiles, findings: Sequence[Json]) -> list[Json]:
         return []
     marks = sorted({finding["steps"][1] for finding in findings if finding.get("steps")})
     shown: list[Json] = []
-    for curve in _curves(run.metrics, marks):
+    first, *others = _curves(run.metrics, marks)
+    for curve in (first, *_evaluations(run), *others):
         if drawing := svg(curve):
             # The first is drawn in two widths, because a shrunk one cannot be read on a phone.
             wide = "" if shown else _markup(svg(curve, width=940, height=240))
             shown.append({"title": curve.title, "note": curve.note, "svg": _markup(drawing), "wide": wide})
     return shown
+
+
+def _evaluations(run: RunFiles) -> list[Curve]:
+    """The evaluations of the run with the best step marked; none where there are fewer than two."""
+    evaluation = run.report.get("evaluation") or {}
+    points, best = evaluation.get("curve") or [], evaluation.get("best_step")
+    if len(points) < 2:
+        return []
+    what = {"strict_accuracy": "right and in the required format"}.get(points[0]["metric"], points[0]["metric"])
+    marked = f"; dashed: the best step, {best}" if best is not None else ""
+    return [
+        Curve(
+            title="Held-out questions",
+            steps=[float(point["step"]) for point in points],
+            values=[point["value"] for point in points],
+            band=[tuple(point["interval"]) if point["interval"] else None for point in points],
+            marks=[] if best is None else [best],
+            note=f"{plain(str(what), 60)}, {points[0]['questions']} questions at each point; step 0 is the base model; "
+            f"band: 95 % interval{marked}",
+        )
+    ]
 
 
 def _curves(metrics: Sequence[Json], marks: Sequence[int]) -> list[Curve]:

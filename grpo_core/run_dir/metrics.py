@@ -213,9 +213,74 @@ class StepMetrics:
         Chart("Skipped groups", "跳过的组比例", "因此按同一分值计分、无可学习的组的占比"),
     ] = None
 
+    eval_strict: Annotated[
+        float | None,
+        Metric(
+            "Share of held-out questions answered correctly in the required format",
+            0,
+            1,
+            unit="share",
+            better="higher",
+            absent="the step was not evaluated",
+        ),
+        Short("held-out strict", "留出题严格"),
+        Chart(
+            "Held-out questions, strict",
+            "留出题严格准确率",
+            "留出题答对且格式正确的比例",
+            band=("eval_strict_low", "eval_strict_high"),
+        ),
+    ] = None
+    eval_strict_low: Annotated[
+        float | None,
+        Metric("Lower end of its 95 % interval", 0, 1, unit="share", absent="as for the share"),
+        Short("95 % from", "95 % 下限"),
+    ] = None
+    eval_strict_high: Annotated[
+        float | None,
+        Metric("Upper end of its 95 % interval", 0, 1, unit="share", absent="as for the share"),
+        Short("95 % to", "95 % 上限"),
+    ] = None
+    eval_lenient: Annotated[
+        float | None,
+        Metric(
+            "Share of held-out questions of which the last number in the answer is right",
+            0,
+            1,
+            unit="share",
+            better="higher",
+            absent="the step was not evaluated",
+        ),
+        Short("held-out lenient", "留出题宽松"),
+        Chart("Held-out questions, lenient", "留出题宽松准确率", "留出题回答中最后一个数字正确的比例"),
+    ] = None
+    eval_metric: Annotated[
+        float | None,
+        Metric(
+            "Mean of `evaluation.metric`, or of the total reward, over held-out questions",
+            better="higher",
+            absent="the step was not evaluated, or the job has no reward of its own",
+        ),
+        Short("held-out metric", "留出题指标"),
+        Chart("Held-out questions, own metric", "留出题自定指标", "留出题上 `evaluation.metric` 或总奖励的均值"),
+    ] = None
+
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
         return asdict(self)
+
+
+def metrics_of_evaluation(point: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation's `curve` adds to the metrics of its step, which were written before it."""
+    low, high = point["strict_interval"]
+    own = {} if point["metric"] == "strict_accuracy" else {"eval_metric": point["value"]}
+    return {
+        "eval_strict": point["strict_accuracy"],
+        "eval_strict_low": low,
+        "eval_strict_high": high,
+        "eval_lenient": point["lenient_accuracy"],
+        **own,
+    }
 
 
 FORMATS: Final[Mapping[str, str]] = {"points": ".3f", "share": ".0%", "tokens": ".0f", "s": ".2f"}

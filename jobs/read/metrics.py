@@ -1,8 +1,8 @@
 """A job's metrics by step: from its events, and from the bucket for steps without events.
 
-Owns how the two are joined. A run that lost its connection to Valkey continues to train and commits. If another run
-resumes from such a commit, or Valkey was lost, those steps have no events, but the checkpoint's `metrics.jsonl` has
-them, without their `time`. Invariant: each logged step occurs once, in order.
+Owns how the two are joined, and how evaluations are added to the step that they are of. A run that lost its connection
+to Valkey continues to train and commits. If another run resumes from such a commit, or Valkey was lost, those steps
+have no events, but the checkpoint's `metrics.jsonl` has them. Invariant: each logged step occurs once, in order.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from grpo_core import strict_json
+from grpo_core.run_dir.metrics import metrics_of_evaluation
 from jobs.store import commits
 from jobs.store.bucket import ObjectStore
 from jobs.store.job import TERMINAL, JobRecord, JobStatus
@@ -23,13 +24,28 @@ FILE = "metrics.jsonl"
 def join(store: ObjectStore, write_once: WriteOnceStore, record: JobRecord, events: Iterable[Row]) -> list[Row]:
     """Return the metrics of every logged step. For a step that was trained twice, the later run's. Raises
     `Unavailable`."""
-    told = {event["step"]: _row(event) for event in events}
+    events = list(events)
+    told = {event["step"]: _row(event) for event in events if event.get("type", "metric") == "metric"}
     last = record.total_steps if record.status is JobStatus.SUCCEEDED else max(told, default=0)
     every = record.spec["training"]["log_every"]
     if not all(step in told for step in range(every, last + 1, every)):
         stored = {row["step"]: row for row in _stored(store, write_once, record)}
         told = {step: row for step, row in stored.items() if step % every == 0 or step == record.total_steps} | told
-    return [told[step] for step in sorted(told)]
+    evaluated = _evaluations(events)
+    return [{**told[step], **evaluated.get(step, {})} for step in sorted(told)]
+
+
+def _evaluations(events: Iterable[Row]) -> dict[int, Row]:
+    """Return what evaluations add, by step; of a step that was evaluated twice, the later one counts."""
+    found: dict[int, Row] = {}
+    for event in events:
+        point = event["data"].get("curve") if event.get("type") == "evaluation" else None
+        try:
+            if point:
+                found[point["step"]] = metrics_of_evaluation(point)
+        except (KeyError, TypeError, ValueError):  # the training process wrote something else
+            continue
+    return found
 
 
 def _row(event: Row) -> Row:

@@ -152,6 +152,27 @@ def test_a_job_with_rewards_of_its_own_is_judged_by_the_one_it_names(
     assert "Strict accuracy rose" not in text
 
 
+def test_the_curve_of_evaluations_has_its_interval_and_marks_the_best_step(tmp_path: Path) -> None:
+    spec = spec_of(8, 8, steps=40)
+    folder = run_folder(tmp_path, list(trace(spec, LEARNING, 1)), spec, [])
+    points = [
+        {"step": step, "questions": 64, "metric": "strict_accuracy", "value": value, "interval": [value - 0.1, value]}
+        for step, value in ((0, 0.2), (10, 0.7), (20, 0.5))
+    ]
+    stopped = {"reason": "no_better", "message": "Training ended after step 20: no better."}
+    curve = {"curve": points, "best_step": 10, "stopped": stopped}
+    folder.report.write_text(json.dumps({"evaluation": {**EVALUATION, **curve}}))
+    folder.adapter.mkdir()
+    (folder.adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    text, _ = write(folder, status="succeeded")
+    assert "Training ended after step 20: no better." in text
+    assert "The best of 2 evaluations was that of step 10, strict_accuracy 0.7." in text
+    assert "Held-out questions: 0.2 at step 0, 0.5 at step 20; lowest 0.2, highest 0.7." in text
+    assert (
+        "64 questions at each point; step 0 is the base model; band: 95 % interval; dashed: the best step, 10" in text
+    )
+
+
 def test_a_finished_run_begins_with_its_verdict(tmp_path: Path) -> None:
     spec = spec_of(8, 8, steps=40, name="night run")
     folder = run_folder(tmp_path, list(trace(spec, LEARNING, 1)), spec, [])

@@ -45,7 +45,12 @@ TRAIN = (
     "integration/test_resume.py",
     "integration/test_trackers.py",
 )
-"""Files whose runs are forked from a process that has imported them, except `test_training.py`, which takes as long."""
+TRAIN_TOO = (
+    "integration/test_evaluations.py",
+    "integration/test_grader_examples.py",
+    "integration/test_training.py",
+)
+"""Files with runs that are forked from a process that has imported torch: two such processes, which take as long."""
 
 
 @pytest.hookimpl(trylast=True)
@@ -70,7 +75,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            groups = [group for group in (NEED_TORCH, TRAIN) if file.removeprefix("tests/").startswith(group)]
+            groups = [
+                group for group in (NEED_TORCH, TRAIN, TRAIN_TOO) if file.removeprefix("tests/").startswith(group)
+            ]
             return groups[0][0] if groups else file
 
     return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None

@@ -1,6 +1,6 @@
 """The routes below /groups: submit a sweep, read its jobs as one table, cancel them together.
 
-Handlers only translate between HTTP and `jobs.service`. A group is no object of its own: it is what its jobs name.
+Handlers only translate between HTTP and `jobs.service`. There is no separate object for a group: its jobs name it.
 Invariant: an id that cannot be a group's never reaches the service.
 """
 

@@ -108,6 +108,11 @@ export function percent(value, decimals = 1) {
   return format({ style: "percent", minimumFractionDigits: decimals, maximumFractionDigits: decimals }).format(value);
 }
 
+/** A difference of shares, in points. */
+export function signedPoints(value) {
+  return signed(100 * value, 1);
+}
+
 export function bytes(value) {
   const units = ["byte", "kilobyte", "megabyte", "gigabyte", "terabyte"];
   let place = 0;

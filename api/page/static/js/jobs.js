@@ -122,7 +122,7 @@ export async function jobsView(_, query) {
       "tr",
       { data: { job: job.id } },
       h("td", { class: "pick" }, box),
-      h("td", { class: "name" }, h("a", { href: `#/jobs/${job.id}`, data: { focus: job.id } }, raw(jobName(job))), h("div", { class: "sub" }, raw(job.spec.model.name), tags.map(([key, value]) => raw(`${key}=${value}`, { class: "tag" })))),
+      h("td", { class: "name" }, h("a", { href: `#/jobs/${job.id}`, data: { focus: job.id } }, raw(jobName(job))), h("div", { class: "sub" }, raw(job.spec.model.name), job.group ? h("a", { class: "tag", href: `#/groups/${job.group}`, data: { focus: `group-${job.id}` } }, t("group.title")) : null, tags.map(([key, value]) => raw(`${key}=${value}`, { class: "tag" })))),
       h("td", { class: "state" }, badge(job.status, job.status === "running" ? job.phase : null), job.error ? h("div", { class: "sub" }, has(`class.${job.error.class}`) ? t(`class.${job.error.class}`) : raw(job.error.class)) : null),
       h("td", { class: "steps" }, progressBar(job)),
       h("td", { class: "reward" }, raw(fixed(job.reward, 2), { class: "value" }), sparkline(curves[job.id])),
@@ -143,7 +143,7 @@ export async function jobsView(_, query) {
     return fill(
       compare,
       h("span", {}, t("jobs.picked", { n: chosen.size })),
-      chosen.size === 2 ? h("a", { class: "button", href: `#/compare?a=${a}&b=${b}` }, t("nav.compare")) : h("span", { class: "hint" }, t("jobs.pick.two")),
+      chosen.size > 1 ? h("a", { class: "button", href: chosen.size === 2 ? `#/compare?a=${a}&b=${b}` : `#/comparison${queryString({ job: [...chosen] })}` }, t("nav.compare")) : h("span", { class: "hint" }, t("jobs.pick.two")),
       h("button", { type: "button", class: "quiet", onclick: () => ((chosen = new Set()), drawCompare(), refresh()) }, t("clear")),
     );
   }

@@ -5,6 +5,7 @@ import { fill, h, raw } from "./dom.js";
 import { LANGUAGES, chooseLanguage, language, loadWords, refreshTimes, t } from "./i18n.js";
 import { busy, closeDialogs, nowhere, problemCard, toast } from "./parts.js";
 import { compareView } from "./compare.js";
+import { groupView } from "./group.js";
 import { jobView } from "./job.js";
 import { jobsView } from "./jobs.js";
 import { logInView } from "./login.js";
@@ -23,6 +24,8 @@ const VIEWS = [
   [/^\/$/, jobsView],
   [/^\/jobs\/(?<id>job-[0-9A-Z]{26})(?:\/(?<tab>[a-z]+))?$/, jobView],
   [/^\/compare$/, compareView],
+  [/^\/groups\/(?<id>group-[0-9A-Z]{26})$/, groupView],
+  [/^\/comparison$/, groupView],
   [/^\/new$/, newJobView],
 ];
 

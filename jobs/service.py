@@ -46,6 +46,7 @@ from jobs.lifecycle.wakeups import WakeupPublisher
 from jobs.read import metrics
 from jobs.read.events import EventPage, EventPages
 from jobs.read.groups import GroupSummary, summarise
+from jobs.read.hub_look import hub_records
 from jobs.read.queue_position import QueuePosition, WaitReason, queue_position_of, workers_for
 from jobs.read.readiness import Readiness
 from jobs.read.rollout_query import RolloutQuery, decode_cursor, encode_cursor
@@ -366,7 +367,9 @@ class JobService:
             return []
 
     def records(self, spec: JobSpec, owner: str) -> list[Mapping[str, Any]]:
-        """Return the first records of a spec's upload or S3 object. Raises `Rejected` for any other source."""
+        """Return the first records of a spec's data set. Raises `Rejected`, also where the hub cannot be read here."""
+        if spec.data.source == "hub":
+            return hub_records(spec, owner)
         return records_of(self.datasets.first_lines(spec.data, self._reference_checks.file_of(spec, owner)))
 
     def warnings(self, spec: JobSpec) -> list[SpecWarning]:

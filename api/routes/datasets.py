@@ -132,9 +132,10 @@ def preview_dataset(
     service: Service,
     limit: Annotated[int, QueryParameter(ge=1, le=50, description="Rows to show")] = 10,
 ) -> DatasetPreview:
-    """The columns of the upload or S3 object that a job spec names, and its first rows as the job would ask them.
+    """The columns of the data set that a job spec names, and its first rows as the job would send them to the model.
 
-    Only `data` and `rewards.tags` of the spec matter.
+    Only `data` and `rewards.tags` of the spec matter. A data set of the hub is read where this service reaches the hub,
+    at most 64 MiB of it in 20 seconds; otherwise `rejected` says why.
     """
     return preview_of(spec, service.records(spec, owner), limit)
 

@@ -8,15 +8,17 @@ which distinguishes an unreachable hub from a missing or unreadable data set.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from grpo_core import egress, hub
 from grpo_core.datasets.card import MAX_CARD_BYTES, Card, Subset, read_card
 from grpo_core.datasets.files import DataFile, splits_of
 from grpo_core.datasets.repository import CARD, FolderRepository, HubRepository, Repository
-from grpo_core.datasets.row_reader import Needs, RowReader, UnusableRow
+from grpo_core.datasets.row_reader import Columns, Needs, RowReader, UnusableRow
 from grpo_core.datasets.rows import (
     MAX_BYTES,
     MAX_ROWS,
@@ -34,6 +36,8 @@ from grpo_core.reasons import FailureCode, WarningCode
 from grpo_core.spec import DataSection
 from grpo_core.spec.sections import HUB_NAME
 
+LOOKED_AT = 200
+"""Records of a look."""
 DATASET_DIR_VARIABLE = "GRPO_DATASET_DIR"
 """Variable with a folder in which `hub` data sets are searched, as `owner/name`, before the hub."""
 
@@ -51,6 +55,16 @@ def read_hub(data: DataSection, dataset_dir: Path | None, warn: Warn, needs: Nee
     )
 
 
+def first_records(data: DataSection, most_bytes: int, most: int = LOOKED_AT) -> list[dict[str, Any]]:
+    """Return the first records of a hub data set as they are stored. Raises `DatasetError`, and never waits."""
+    _local_folder(data.dataset, None)  # only names of the hub
+    reader = _HubReader(data, lambda _code, _message: None, Needs(answer=False))
+    with _reading(data.dataset):
+        repository = HubRepository(data.dataset, data.revision, most_bytes=most_bytes)
+        with closing(reader.records(repository, Columns({}, everything=True))) as records:
+            return [dict(record) for record in islice(records, most)]
+
+
 class _HubReader:
     """Makes rows from a data set's records, within limits, and counts unusable records."""
 
@@ -64,7 +78,7 @@ class _HubReader:
         rows: list[Row] = []
         characters = read = 0
         limit = self._data.max_rows or MAX_ROWS
-        with _reading(self._data.dataset), closing(self._records(self._open(folder, root))) as records:
+        with _reading(self._data.dataset), closing(self._records(folder, root)) as records:
             for index, record in enumerate(records):
                 if index >= limit:
                     if self._data.max_rows is None:
@@ -82,29 +96,29 @@ class _HubReader:
         self._report(kept=len(rows), read=read)
         return rows
 
+    def _records(self, folder: Path | None, root: Path | None) -> Generator[Record]:
+        columns = self._reader.columns
+        for number, record in enumerate(self.records(self._open(folder, root), columns)):
+            if not number:
+                self._reader.require_columns(list(record))
+            yield record
+
     def _open(self, folder: Path | None, root: Path | None) -> Repository:
         name = self._data.dataset
         if folder is None or root is None:
             return HubRepository(name, self._data.revision)
         return FolderRepository(name, folder, root)
 
-    def _records(self, repository: Repository) -> Generator[Record]:
+    def records(self, repository: Repository, columns: Columns) -> Generator[Record]:
         """Check the whole card first, then open only files that the repository lists."""
         name = self._data.dataset
         _require_no_script(repository, name)
         card = _card(repository, name)
         subset = card.subset(self._data.subset, name)
-        columns = self._reader.columns
         card.require_plain(subset.name, columns.required)
-        for number, file in enumerate(_files(repository, subset, self._data)):
+        for file in _files(repository, subset, self._data):
             with closing(repository.open(file.path)) as raw:
-                yield from self._of_file(read_records(raw, file, subset, columns), is_first=not number)
-
-    def _of_file(self, records: Iterator[Record], *, is_first: bool) -> Iterator[Record]:
-        for number, record in enumerate(records):
-            if is_first and not number:
-                self._reader.require_columns(list(record))
-            yield record
+                yield from read_records(raw, file, subset, columns)
 
     def _too_large(self, what: str) -> DatasetTooLargeError:
         detail = f"{self._data.dataset} has {what}"

@@ -10,10 +10,11 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol, cast
+from typing import Any, BinaryIO, Final, Protocol, cast
 
 from grpo_core import hub
 from grpo_core.datasets.card import foreign_files, is_inside
+from grpo_core.datasets.rows import DatasetTooLargeError, problem
 
 CARD: Final = "README.md"
 _BLOCK_BYTES = 4 * 1024**2
@@ -35,7 +36,8 @@ class Repository(Protocol):
 class HubRepository:
     """A data set on the hub at one commit. Files are requested in ranges; nothing is written to the disk."""
 
-    def __init__(self, name: str, revision: str | None) -> None:
+    def __init__(self, name: str, revision: str | None, *, most_bytes: int | None = None) -> None:
+        """With `most_bytes`, reading more than that from the hub raises `DatasetTooLargeError`."""
         from huggingface_hub import HfApi, HfFileSystem, constants
 
         hub.watch_requests()
@@ -47,12 +49,29 @@ class HubRepository:
             raise ValueError("the hub returned no commit")
         self._root = f"datasets/{name}@{info.sha}"
         self._files = HfFileSystem(endpoint=constants.ENDPOINT, token=token, skip_instance_cache=True)
+        self._name, self._left = name, most_bytes
         self.paths = [file.rfilename for file in info.siblings or [] if is_inside(file.rfilename)]
 
     def open(self, path: str) -> BinaryIO:
         """Open a file that is fetched in blocks. Fetched blocks are cached, because they are read more than once."""
         file = self._files.open(f"{self._root}/{path}", "rb", block_size=_BLOCK_BYTES, cache_type="blockcache")
+        if self._left is not None:
+            self._count(file.cache)
         return cast("BinaryIO", file)
+
+    def _count(self, cache: Any) -> None:
+        """Count what the cache fetches."""
+        fetch = cache.fetcher
+
+        def counted(start: int, end: int) -> bytes:
+            self._left = (self._left or 0) - (end - start)
+            if self._left < 0:
+                detail = f"the first rows of {self._name} lie behind more data than is read for a look"
+                remedy = "Use a data set of smaller files or parts."
+                raise DatasetTooLargeError([problem("too_large", detail, remedy, "/data/dataset")])
+            return fetch(start, end)
+
+        cache.fetcher = counted
 
 
 class FolderRepository:

@@ -24,8 +24,8 @@ from grpo_core.egress import CLOSED_VARIABLE, Host, is_loopback
 from grpo_core.monitoring.trackers import ENVIRONMENT as TRACKER_VARIABLES
 from grpo_core.rewards.graders.operator import environment_for
 from grpo_core.spec import JobSpec
+from jobs.read.hub_access import TOKEN_VARIABLES, hub_environment
 from jobs.worker import isolation
-from jobs.worker.hub_access import TOKEN_VARIABLES, hub_environment
 
 log = structlog.get_logger()
 

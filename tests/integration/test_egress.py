@@ -22,7 +22,7 @@ from grpo_core.hub import TOKEN_REPOS_VARIABLE
 from grpo_core.monitoring import trackers
 from grpo_core.spec import parse_spec
 from grpo_core.training.classify_error import failure_of
-from jobs.worker.hub_access import patterns_for
+from jobs.read.hub_access import patterns_for
 from jobs.worker.trainer_process import clean_environment
 from jobs.worker.worker import WorkerSettings
 from tests.hub_server import SHA, TOKEN, Recorder, Repo, Server, hub_with, point_at, serve

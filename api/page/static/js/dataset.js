@@ -97,18 +97,29 @@ export function datasetStep(guide) {
 
   /** Show the rows that the draft names now, unless they are shown. */
   function update() {
+    const wanted = JSON.stringify([draft.at("/data"), draft.at("/rewards/tags")]);
     if (!isFile()) {
+      if (wanted === asked) return;
       guide.rows = null;
       asked = "";
       fill(mapping);
-      fill(preview, h("p", { class: "hint" }, t("data.none"), " ", raw(draft.value("/data/dataset"), { class: "code" })));
+      fill(preview, h("p", { class: "hint" }, t("data.none"), " ", raw(draft.value("/data/dataset"), { class: "code" })), look(wanted));
       return;
     }
-    const wanted = JSON.stringify([draft.at("/data"), draft.at("/rewards/tags")]);
     if (wanted === asked || !draft.at("/data/dataset")) return;
     asked = wanted;
     if (!guide.rows) fill(preview, busy());
     asking.ask(load, { answered: show, refused: (error) => fill(preview, problemCard(error)) });
+  }
+
+  /** Rows of a public data set are fetched on request: that may take a while, or not be possible from here. */
+  function look(wanted) {
+    if (!draft.at("/data/dataset")) return null;
+    return h("button", { type: "button", onclick: () => {
+      asked = wanted;
+      fill(preview, busy());
+      asking.ask(load, { answered: show, refused: (error) => fill(preview, problemCard(error)) });
+    } }, t("data.look"));
   }
 
   async function load() {

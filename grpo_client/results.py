@@ -590,7 +590,7 @@ class StepMetrics(JsonObject):
     """Share of held-out questions of which the last number in the answer is right; None: the step was not evaluated."""
     eval_metric: float | None
     """Mean of `evaluation.metric`, or of the total reward, over held-out questions; None: the step was not
-    evaluated, or the job has no reward of its own."""
+    evaluated, or the job has neither `evaluation.metric` nor graders."""
     epoch: int | None
     """The run that trained it."""
     time: str | None

@@ -34,7 +34,7 @@ LONGER_ANSWERS: Final = 2
 
 
 def sample_size(spec: JobSpec, questions: int) -> int:
-    """How many of a job's questions are asked during training."""
+    """Number of questions of an evaluation during training."""
     return min(questions, spec.evaluation.sample or SAMPLE)
 
 

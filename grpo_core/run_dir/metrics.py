@@ -224,12 +224,6 @@ class StepMetrics:
             absent="the step was not evaluated",
         ),
         Short("held-out strict", "留出题严格"),
-        Chart(
-            "Held-out questions, strict",
-            "留出题严格准确率",
-            "留出题答对且格式正确的比例",
-            band=("eval_strict_low", "eval_strict_high"),
-        ),
     ] = None
     eval_strict_low: Annotated[
         float | None,
@@ -252,17 +246,15 @@ class StepMetrics:
             absent="the step was not evaluated",
         ),
         Short("held-out lenient", "留出题宽松"),
-        Chart("Held-out questions, lenient", "留出题宽松准确率", "留出题回答中最后一个数字正确的比例"),
     ] = None
     eval_metric: Annotated[
         float | None,
         Metric(
             "Mean of `evaluation.metric`, or of the total reward, over held-out questions",
             better="higher",
-            absent="the step was not evaluated, or the job has no reward of its own",
+            absent="the step was not evaluated, or the job has neither `evaluation.metric` nor graders",
         ),
         Short("held-out metric", "留出题指标"),
-        Chart("Held-out questions, own metric", "留出题自定指标", "留出题上 `evaluation.metric` 或总奖励的均值"),
     ] = None
 
     def as_dict(self) -> dict[str, Any]:

@@ -301,9 +301,15 @@ class Retention:
                 log.info("checkpoints_expired", job_id=job_id, owner=record.owner)
 
     def _checkpoints(self, outcome: Outcome) -> list[str]:
-        """Return the keys of all objects in the checkpoints of a job's runs."""
-        items = self._store.list(object_keys.folder(outcome.job))
-        return [item.key for item in items if "/checkpoints/" in item.key.removeprefix(object_keys.folder(outcome.job))]
+        """Return the keys of all objects in the checkpoints of a job's runs, without that of the best step."""
+        folder = object_keys.folder(outcome.job)
+        keys = [item.key for item in self._store.list(folder) if "/checkpoints/" in item.key.removeprefix(folder)]
+        manifest = self._write_once.manifest(outcome.manifest) if keys and outcome.manifest else None
+        if manifest is None or manifest.best_step is None:
+            return keys
+        best = f"checkpoints/step-{manifest.best_step:06d}/"
+        kept = {entry.key for entry in manifest.objects if entry.path.startswith(best)}
+        return [key for key in keys if key not in kept]
 
     def _drop_checkpoints(self, outcome: Outcome) -> None:
         """Delete the checkpoints, first from the manifest, so that it names no deleted object."""

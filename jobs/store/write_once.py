@@ -60,6 +60,8 @@ class Manifest:
     job: str
     epoch: int
     objects: list[ManifestEntry] = field(default_factory=list)
+    best_step: int | None = None
+    """The step whose evaluation was best: its checkpoint, with its adapter, is among the objects."""
 
 
 class WriteOnceStore:
@@ -132,9 +134,9 @@ class WriteOnceStore:
         """Write a manifest and return its key."""
         key = object_keys.manifest(manifest.job, manifest.epoch)
         objects = [entry.__dict__ for entry in manifest.objects]
-        self.store.put_json(
-            key, {"v": WRITE_ONCE_VERSION, "job": manifest.job, "epoch": manifest.epoch, "objects": objects}
-        )
+        best = {} if manifest.best_step is None else {"best_step": manifest.best_step}
+        body = {"v": WRITE_ONCE_VERSION, "job": manifest.job, "epoch": manifest.epoch, **best, "objects": objects}
+        self.store.put_json(key, body)
         return key
 
     def manifest(self, key: str) -> Manifest | None:
@@ -143,4 +145,4 @@ class WriteOnceStore:
         if body is None:
             return None
         objects = [ManifestEntry(**entry) for entry in body["objects"]]
-        return Manifest(job=body["job"], epoch=body["epoch"], objects=objects)
+        return Manifest(job=body["job"], epoch=body["epoch"], objects=objects, best_step=body.get("best_step"))

@@ -58,6 +58,8 @@ class EventTail:
         """The data of the newest `error` event. It is not sent, because a later run of the job may succeed."""
         self.phase: Phase | None = None
         """The run's phase, by its last status event."""
+        self.best_step: int | None = None
+        """The step whose evaluation was best so far."""
         self._start_over()
 
     def _start_over(self) -> None:
@@ -121,6 +123,8 @@ class EventTail:
             return
         if event.type == EventType.STATUS:
             self.phase = Phase(event.data["phase"])
+        if event.type == EventType.EVALUATION:
+            self.best_step = event.data.get("best_step") or self.best_step
         most = _MOST_BYTES.get(event.type, EVENTS_BYTES)
         if self._all_bytes + len(line) > most:
             what = WarningCode.SAMPLES_LEFT_OUT if most == TEXTS_BYTES else WarningCode.EVENTS_LEFT_OUT

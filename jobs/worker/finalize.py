@@ -117,7 +117,12 @@ class Finalizer:
         self._retry.wait(uploader.wait, interrupts, until=until)
         if uploader.error is not None:
             raise uploader.error
-        manifest = Manifest(job=self._job_id, epoch=self._epoch, objects=uploader.objects)
+        manifest = Manifest(
+            job=self._job_id,
+            epoch=self._epoch,
+            objects=uploader.objects,
+            best_step=self._context.forwarder.tail.best_step,
+        )
         return self._retry(lambda: self._deps.write_once.put_manifest(manifest), interrupts, until=until)
 
     def _start_uploader(self, interrupts: Collection[Interrupt], until: float | None) -> Uploader:

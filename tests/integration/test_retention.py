@@ -67,15 +67,16 @@ def train(service: JobService, **fields: Any) -> JobRecord:
     return service.get(job.id, "ann")
 
 
-def finish(service: JobService, job_id: str, *, ended: datetime | None = None) -> None:
+def finish(service: JobService, job_id: str, *, ended: datetime | None = None, best_step: int | None = None) -> None:
     from jobs.store.event_log import store_events
 
     prefix = object_keys.run(job_id, 1)
     objects = list(store_events(service.store, service.job_store, job_id, prefix, after=0))
-    for path in ("adapter/adapter_model.safetensors", "checkpoints/step-000002/manifest.json"):
+    best = [] if best_step is None else [f"checkpoints/step-{best_step:06d}/manifest.json"]
+    for path in ("adapter/adapter_model.safetensors", "checkpoints/step-000002/manifest.json", *best):
         service.store.put(prefix + path, b'{"step": 2, "files": []}')
         objects.append(ManifestEntry(path=path, key=prefix + path, sha256="0" * 64, size=24))
-    manifest = service.write_once.put_manifest(Manifest(job=job_id, epoch=1, objects=objects))
+    manifest = service.write_once.put_manifest(Manifest(job=job_id, epoch=1, objects=objects, best_step=best_step))
     when = (ended or datetime.now(UTC)).isoformat()
     outcome = Outcome(job=job_id, status="succeeded", epoch=1, time=when, by="w", manifest=manifest)
     apply_outcome(service.job_store, job_id, service.write_once.put_outcome(outcome))
@@ -376,6 +377,19 @@ def test_old_checkpoints_go_and_the_adapter_stays(
     assert "adapter/adapter_model.safetensors" in paths
     assert not [path for path in paths if path.startswith("checkpoints/")]
     assert [found.step for found in service.checkpoints(young.id, "ann")] == [2]
+    assert retention.surplus().checkpoints == 0
+
+
+def test_the_checkpoint_of_the_best_step_stays(
+    service: JobService, keep: Keep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = old_job(service, monkeypatch)
+    finish(service, old.id, ended=OLD, best_step=1)
+    retention = keep(checkpoint_days=60)
+    assert retention.surplus().checkpoints == 1
+    retention.step()
+    paths = [artifact.path for artifact in service.artifacts(old.id, "ann")]
+    assert [path for path in paths if path.startswith("checkpoints/")] == ["checkpoints/step-000001/manifest.json"]
     assert retention.surplus().checkpoints == 0
 
 

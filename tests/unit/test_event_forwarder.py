@@ -141,3 +141,4 @@ def test_the_best_step_and_an_early_end_become_part_of_the_job(tmp_path: Path) -
         line("evaluation", {"stage": "selftest"}),
     )
     assert event_forwarder._progress(all_of(tail)) == {"best_step": 40, "stopped": why}
+    assert tail.best_step == 40

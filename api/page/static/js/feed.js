@@ -115,14 +115,6 @@ export class JobFeed {
     if (event.seq <= this.after) return;
     this.after = event.seq;
     this.events.push(event);
-    if (event.type === "evaluation" && this.steps.has(event.data.curve?.step)) this.takeEvaluation(event.data.curve);
-  }
-
-  /** As the service adds it to the metrics of the step that it is of. */
-  takeEvaluation({ step, metric, value, strict_accuracy: strict, strict_interval: interval, lenient_accuracy: lenient }) {
-    const own = metric === "strict_accuracy" ? {} : { eval_metric: value };
-    this.steps.set(step, { ...this.steps.get(step), eval_strict: strict, eval_strict_low: interval?.[0], eval_strict_high: interval?.[1], eval_lenient: lenient, ...own });
-    this.sortMetrics();
   }
 
   follow() {

@@ -135,7 +135,7 @@ def estimate(spec: JobSpec, *, rows: int | None = None, devices: Iterable[str] =
         evaluations, evaluating = _evaluations(
             spec, seconds, lambda questions: cost.answer_seconds(spec, gpu, parameters, precision, questions)
         )
-        peak = cost.peak_memory_bytes(spec, gpu, parameters, weight_bytes(parameters, precision))
+        peak = cost.peak_memory_bytes(spec, gpu, parameters, precision, weight_bytes(parameters, precision))
     return Estimate(
         completions_per_step=per_step,
         micro_batch=spec.micro_batch,
@@ -175,7 +175,7 @@ def _by_gpu(spec: JobSpec, parameters: int, devices: Iterable[str]) -> list[GpuE
 
 def _on_gpu(spec: JobSpec, parameters: int, gpu: cost.Gpu, *, has_worker: bool) -> GpuEstimate:
     precision = precision_on(spec, parameters, gpu.memory_bytes)
-    is_native = spec.engine == "native"
+    is_native = cost.engine_of(spec, precision) == "native"
     fits = least_gpu_memory(parameters, precision, native=is_native) <= gpu.memory_bytes
     fits = fits and gpu.memory_gb >= (spec.resources.min_gpu_memory_gb or 0)
     seconds = cost.step_seconds(spec, gpu, parameters, precision) if fits else None
@@ -186,7 +186,7 @@ def _on_gpu(spec: JobSpec, parameters: int, gpu: cost.Gpu, *, has_worker: bool) 
         precision=precision if fits else None,
         step_seconds=seconds,
         training_seconds=None if seconds is None else round(seconds * spec.training.steps, 1),
-        peak_memory_bytes=cost.peak_memory_bytes(spec, gpu, parameters, weight_bytes(parameters, precision))
+        peak_memory_bytes=cost.peak_memory_bytes(spec, gpu, parameters, precision, weight_bytes(parameters, precision))
         if fits
         else None,
     )
@@ -372,6 +372,14 @@ def _precision_fits_the_card(spec: JobSpec) -> Iterator[SpecWarning]:
                 code="no_memory_floor",
                 message=f"The 16-bit weights take about {_gb(full)}, and any card may get the job; set "
                 "min_gpu_memory_gb, or precision auto.",
+            )
+    elif spec.engine != "unsloth":
+        if (least := least_gpu_memory(parameters, "16bit")) > memory_gb * GIB:
+            yield SpecWarning(
+                pointer="/model/precision",
+                code="weights_too_large",
+                message=f"The 16-bit weights and the room to train them take about {_gb(least)}, more than a card of "
+                f"{memory_gb} GB has.",
             )
     elif full > spec.model.gpu_memory_share * memory_gb * GIB:
         yield SpecWarning(

@@ -8,15 +8,18 @@ process.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grpo_core.engines import unsloth_env
+from grpo_core import strict_json
+from grpo_core.engines import native, unsloth_env
 from grpo_core.engines.protocol import Engine, EngineContext, EngineName
 from grpo_core.errors import JobFailure
+from grpo_core.estimates import resolve_precision
+from grpo_core.hardware.gpus import Gpu
 from grpo_core.reasons import FailureCode
 
 if TYPE_CHECKING:
@@ -33,21 +36,28 @@ class Choice:
 
 
 def choose_engine(
-    spec: JobSpec, cuda_count: int, ranks: int = 1, *, model: Path, wrote: EngineName | None = None
+    spec: JobSpec,
+    gpus: Sequence[Gpu],
+    ranks: int = 1,
+    *,
+    model: Path,
+    parameters: int,
+    wrote: EngineName | None = None,
 ) -> Choice:
-    """The engine for a job on a machine with `cuda_count` GPUs, trained by `ranks` processes together; raises a
-    `user_config` failure if it has none.
+    """The engine for a job on a machine with these GPUs, trained by `ranks` processes together; raises a `user_config`
+    failure if it has none.
 
-    `model` is the folder of the job's model, and `wrote` the engine that wrote the checkpoint to resume from. Imports
-    torch only for `auto` on a CPU.
+    `model` is the folder of the job's model, which has `parameters`, and `wrote` the engine that wrote the checkpoint
+    to resume from. Imports transformers only where the engine is `native`, as far as `config.json` tells.
     """
-    if spec.resources.gpus > cuda_count:
+    if spec.resources.gpus > len(gpus):
         raise JobFailure(
             FailureCode.TOO_FEW_GPUS,
-            f"The job asks for {spec.resources.gpus} GPU(s) and this machine has {cuda_count}.",
+            f"The job asks for {spec.resources.gpus} GPU(s) and this machine has {len(gpus)}.",
             hint="Set resources.gpus to 0 (with optimizer.name adamw_torch) to train on a CPU, or use a GPU worker.",
         )
-    choice = _choose_automatically(spec, model, wrote) if spec.engine == "auto" else Choice(spec.engine)
+    choice = Choice(spec.engine) if spec.engine != "auto" else _resumed(wrote)
+    choice = choice or _choose_automatically(spec, gpus[: spec.resources.gpus], model, parameters)
     if ranks > 1 and choice.name != "native":
         raise JobFailure(
             FailureCode.ENGINE_NOT_AVAILABLE,
@@ -64,18 +74,46 @@ def choose_engine(
     return choice
 
 
-def _choose_automatically(spec: JobSpec, model: Path, wrote: EngineName | None) -> Choice:
-    if wrote is not None and (wrote != "unsloth" or _unsloth_is_ready()):
-        return Choice(wrote, "it wrote the checkpoint")
-    if spec.resources.gpus:
-        return Choice("unsloth" if _unsloth_is_ready() else "trl")
-    # This imports torch, which the engine would do next anyway.
+def _resumed(wrote: EngineName | None) -> Choice | None:
+    if wrote == "unsloth" and not _unsloth_is_ready():
+        return Choice("trl", "unsloth wrote the checkpoint, and is not installed")
+    return None if wrote is None else Choice(wrote, "it wrote the checkpoint")
+
+
+def _choose_automatically(spec: JobSpec, gpus: Sequence[Gpu], model: Path, parameters: int) -> Choice:
+    # What tells without transformers comes first: Unsloth has to be imported before it.
+    if reason := _why_not_native(spec, gpus, model, parameters):
+        return Choice("unsloth" if gpus and _unsloth_is_ready() else "trl", reason)
     requirements = import_module("grpo_core.engines.native.requirements")
     try:
         requirements.require_known(spec, model)
     except JobFailure as failure:
         return Choice("trl", failure.report.message)
     return Choice("native")
+
+
+def _why_not_native(spec: JobSpec, gpus: Sequence[Gpu], model: Path, parameters: int) -> str:
+    """Why the engine `native` cannot run the job, as far as can be known without importing transformers; or nothing."""
+    if spec.lora.dropout > 0:
+        return "The native engine has no dropout."
+    if gpus:
+        memory = min(gpu.memory_bytes for gpu in gpus)
+        asked = spec.model.precision
+        if resolve_precision(asked, device="cuda", parameters=parameters, gpu_memory_bytes=memory) == "4bit":
+            return "The native engine has no weights in 4 bits."
+        if min(gpu.capability for gpu in gpus) < native.CAPABILITY:
+            return "The native engine needs a GPU of the Ampere generation or later."
+    family = _family(model)
+    if family not in native.FAMILIES:
+        return f"The model is of the family {family!r}, and the native engine knows {', '.join(native.FAMILIES)}."
+    return ""
+
+
+def _family(model: Path) -> str | None:
+    try:
+        return strict_json.loads((model / "config.json").read_bytes()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def import_engine(name: EngineName) -> Callable[[EngineContext], Engine]:

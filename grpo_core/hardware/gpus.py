@@ -19,6 +19,8 @@ class Gpu:
 
     name: str
     memory_bytes: int
+    capability: tuple[int, int] = (0, 0)
+    """CUDA's compute capability."""
 
 
 def find_gpus() -> list[Gpu]:
@@ -30,12 +32,18 @@ def find_gpus() -> list[Gpu]:
     try:
         nvml.nvmlInit()
         cards = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-        return [
-            Gpu(_text(nvml.nvmlDeviceGetName(card)), int(nvml.nvmlDeviceGetMemoryInfo(card).total))
-            for card in _visible(nvml, cards)
-        ]
+        return [_gpu(nvml, card) for card in _visible(nvml, cards)]
     except nvml.NVMLError:
         return []
+
+
+def _gpu(nvml: Any, card: Any) -> Gpu:
+    name, memory = _text(nvml.nvmlDeviceGetName(card)), int(nvml.nvmlDeviceGetMemoryInfo(card).total)
+    try:
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(card)
+    except nvml.NVMLError:  # of a part of a card (MIG), which only cards of at least 8.0 have
+        major, minor = 8, 0
+    return Gpu(name, memory, (int(major), int(minor)))
 
 
 def show_gpus(count: int, *, first: int = 0) -> None:

@@ -313,9 +313,9 @@ def _trials_alone_have_rows(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _several_cards_have_an_engine(spec: JobSpec) -> Iterator[Problem]:
-    """With `resources.gpus` above 1: engine `native`, and no more cards than a step has completions."""
+    """With `resources.gpus` above 1: engine `native`, or `auto`, and no more cards than a step has completions."""
     gpus = spec.resources.gpus
-    if gpus > 1 and spec.engine != "native":
+    if gpus > 1 and spec.engine not in ("native", "auto"):
         yield Problem(
             pointer="/engine",
             code="one_gpu_only",

@@ -536,8 +536,8 @@ class JobSpec(Section):
     rewards: RewardsSection = RewardsSection()
     data: DataSection = DataSection()
     engine: Annotated[Literal["auto", "unsloth", "trl", "native"], Since(2, values=("native",))] = "auto"
-    """`auto`: Unsloth on a CUDA GPU, `native` on a CPU, plain TRL where they cannot run the job. `native`: this
-    project's faster implementation, for dense Llama, Mistral and Qwen models in 16-bit or on a CPU."""
+    """`native`: this project's own implementation, the fastest, for dense Llama, Mistral and Qwen models in 16-bit or
+    on a CPU. `auto`: `native` where it can run the job, else Unsloth on a CUDA GPU, else plain TRL."""
     evaluation: EvaluationSection = EvaluationSection()
     guards: GuardsSection = GuardsSection()
     audits: AuditsSection = AuditsSection()

@@ -316,20 +316,21 @@ def _import_engine(
     spec: JobSpec, records: _Records, saved: SavedRun | None, files: ModelFiles
 ) -> Callable[[EngineContext], Engine]:
     """The job's engine; torch, and all that takes seconds to import, comes with it."""
-    rank, cards = records.rank, len(find_gpus())
+    rank, gpus = records.rank, find_gpus()
     # Before any library looks: they spread over every GPU they see.
     show_gpus(min(1, spec.resources.gpus), first=rank.number)
-    choice = choose_engine(spec, cards, rank.count, model=files.path, wrote=_writer_of(saved, spec))
+    wrote = _writer_of(saved, spec)
+    choice = choose_engine(spec, gpus, rank.count, model=files.path, parameters=files.parameters, wrote=wrote)
     if choice.reason:
         records.events.log(f"engine: {choice.name} ({choice.reason})", code="engine")
     return import_engine(choice.name)
 
 
 def _writer_of(saved: SavedRun | None, spec: JobSpec) -> EngineName | None:
-    """The engine that wrote a checkpoint. Version 0.1 did not record it, and trained with trl on a CPU."""
+    """The engine that wrote a checkpoint. Version 0.1 did not record it: its were trl on a CPU and unsloth on a GPU."""
     if saved is None:
         return None
-    wrote = saved.progress.get("engine", "trl" if spec.resources.gpus == 0 else None)
+    wrote = saved.progress.get("engine", "trl" if spec.resources.gpus == 0 else "unsloth")
     return next((name for name in get_args(EngineName) if name == wrote), None)
 
 

@@ -46,23 +46,25 @@ def test_the_recipe_in_numbers() -> None:
             "4bit": 12_784_090_909,
         },
         "gpu": "H100 80 GB",
-        "step_seconds": 2.2,
-        "training_seconds": 550.0,
+        "step_seconds": 1.5,
+        "training_seconds": 375.0,
         "evaluations": 0,
         "evaluation_seconds": 0.0,
         "evaluation_share": 0.0,
-        "peak_memory_bytes": 58_379_607_552,
+        "peak_memory_bytes": 25_272_093_184,
         "detectable_difference": None,
     }
 
 
 THROUGHPUT: dict[str, Any] = {
+    "engine": "unsloth",
     "sampling": {"prompts_per_step": 32, "generations": 8, "gradient_accumulation": 16},
     "loss": {"beta": 0.0},
     "model": {"gpu_memory_share": 0.3},
 }
 NATIVE = {**THROUGHPUT, "engine": "native"}
 SMOLLM2: dict[str, Any] = {
+    "engine": "unsloth",
     "model": {"name": "HuggingFaceTB/SmolLM2-135M-Instruct"},
     "sampling": {"prompts_per_step": 16, "generations": 8},
     "loss": {"beta": 0.0},
@@ -77,13 +79,16 @@ CODER: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("spec", "gigabytes", "seconds", "peak_gb"),
     [
-        ({"model": {"precision": "16bit"}}, 80, 2.3, 53.5 * 1.074),
+        ({"engine": "unsloth", "model": {"precision": "16bit"}}, 80, 2.3, 53.5 * 1.074),
         ({"model": {"precision": "4bit"}}, 80, 3.92, None),
         (THROUGHPUT, 80, 9.5, 43.2 * 1.074),
         (THROUGHPUT, 141, 9.6, 60.3 * 1.074),
         (CODER, 141, 9.0, None),
         (SMOLLM2, 80, 3.8, None),
+        ({}, 141, 1.18, 24.9),
         ({"engine": "native"}, 141, 1.18, 24.9),
+        ({**CODER, "engine": "native"}, 141, 1.73, None),
+        ({"model": {"name": "Qwen/Qwen2.5-Coder-1.5B-Instruct"}}, 141, 0.67, None),
         (NATIVE, 141, 5.09, 103.8),
         ({**NATIVE, "resources": {"gpus": 2}}, 141, 3.01, 92.8),
         ({**NATIVE, "model": {"precision": "8bit"}}, 141, 4.25, 95.0),

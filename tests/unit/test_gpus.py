@@ -28,6 +28,12 @@ def by_uuid(uuid: str) -> Any:
     raise NVMLError
 
 
+def capability(card: Any) -> tuple[int, int]:
+    if card[1] == "MIG-7":
+        raise NVMLError
+    return (9, 0)
+
+
 @pytest.fixture(autouse=True)
 def driver(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml: Any = SimpleNamespace(
@@ -38,6 +44,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> None:
         nvmlDeviceGetHandleByUUID=by_uuid,
         nvmlDeviceGetUUID=lambda card: card[1].encode(),  # pyright: ignore[reportUnknownLambdaType]
         nvmlDeviceGetName=itemgetter(0),
+        nvmlDeviceGetCudaComputeCapability=capability,
         nvmlDeviceGetMemoryInfo=lambda card: SimpleNamespace(total=80 << 30),  # pyright: ignore[reportUnknownLambdaType]
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)

@@ -16,6 +16,7 @@ from grpo_core.engines.protocol import EngineName
 from grpo_core.engines.settings import Settings, adapter_settings, require_same, trainer_settings
 from grpo_core.errors import JobFailure
 from grpo_core.hardware import models
+from grpo_core.hardware.gpus import Gpu
 from grpo_core.hardware.models import Hardware, Precision, choose_precision, count_parameters, find_model, local_folder
 from grpo_core.spec import parse_spec
 
@@ -27,8 +28,20 @@ FP32 = Precision("auto", "fp32", "float32", "")
 TINY = Path("examples/models/tiny-arithmetic").resolve()
 
 
-def choose(spec: dict[str, Any], gpus: int, *, wrote: EngineName | None = None) -> Choice:
-    return choose_engine(parse_spec(spec), gpus, model=TINY, wrote=wrote)
+H100 = Gpu("H100", 80 << 30, (9, 0))
+
+
+def choose(
+    spec: dict[str, Any],
+    gpus: int,
+    ranks: int = 1,
+    *,
+    card: Gpu = H100,
+    model: Path = TINY,
+    parameters: int = 10**6,
+    wrote: EngineName | None = None,
+) -> Choice:
+    return choose_engine(parse_spec(spec), [card] * gpus, ranks, model=model, parameters=parameters, wrote=wrote)
 
 
 def no_warning(code: str, message: str) -> None:
@@ -145,7 +158,12 @@ def test_a_differing_or_missing_setting_is_named() -> None:
 
 def test_the_engine_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "_unsloth_is_ready", lambda: True)
-    assert choose({}, 1) == Choice("unsloth")
+    assert choose({}, 1) == Choice("native")
+    assert choose({"resources": {"gpus": 2}}, 2, 2) == Choice("native")
+    assert choose({}, 1, parameters=70 * 10**9) == Choice("unsloth", "The native engine has no weights in 4 bits.")
+    assert choose({"model": {"precision": "16bit"}}, 1, parameters=70 * 10**9) == Choice("native")
+    assert choose({}, 1, card=Gpu("T4", 16 << 30, (7, 5))).name == "unsloth"
+    assert choose({"lora": {"dropout": 0.1}}, 1).reason == "The native engine has no dropout."
     assert choose({"engine": "trl"}, 1) == Choice("trl")
     assert choose(CPU_SPEC, 4) == Choice("native")
     assert choose({"engine": "native"}, 1) == Choice("native")
@@ -156,13 +174,13 @@ def test_a_job_that_native_cannot_run_on_a_cpu_runs_on_trl(tmp_path: Path) -> No
     choice = choose(CPU_SPEC | {"lora": {"dropout": 0.1}}, 0)
     assert (choice.name, choice.reason) == ("trl", "The native engine has no dropout.")
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
-    other = choose_engine(parse_spec(CPU_SPEC), 0, model=tmp_path)
+    other = choose(CPU_SPEC, 0, model=tmp_path)
     assert other.name == "trl"
     assert "family 'gpt2'" in other.reason
-    with pytest.raises(JobFailure, match="2 processes, and the job runs on trl: The native engine"):
-        choose_engine(parse_spec(CPU_SPEC), 0, 2, model=tmp_path)
+    with pytest.raises(JobFailure, match="2 processes, and the job runs on trl: The model is of the family"):
+        choose(CPU_SPEC, 0, 2, model=tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "tomorrow"}', encoding="utf-8")
-    assert choose_engine(parse_spec(CPU_SPEC), 0, model=tmp_path).name == "trl"
+    assert choose(CPU_SPEC, 0, model=tmp_path).name == "trl"
 
 
 def test_a_run_resumes_with_the_engine_that_wrote_its_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +189,7 @@ def test_a_run_resumes_with_the_engine_that_wrote_its_checkpoint(monkeypatch: py
     assert choose({}, 1, wrote="trl").name == "trl"
     assert choose(CPU_SPEC | {"engine": "native"}, 0, wrote="trl") == Choice("native")
     monkeypatch.setattr(engines, "_unsloth_is_ready", lambda: False)
-    assert choose({}, 1, wrote="unsloth") == Choice("trl")
+    assert choose({}, 1, wrote="unsloth").name == "trl"
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from grpo_core.engines import choose_engine, unsloth_env
 from grpo_core.errors import JobFailure
+from grpo_core.hardware.gpus import Gpu
 from grpo_core.spec import parse_spec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,12 +65,18 @@ def test_this_process_is_as_old_as_it_is() -> None:
     assert 0 < unsloth_env.seconds_since_start() < 24 * 3600
 
 
-def test_unsloth_is_the_choice_where_it_and_vllm_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsloth_is_the_choice_in_4_bits_where_it_and_vllm_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = {"unsloth", "vllm"}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name in installed else None)
-    assert choose_engine(parse_spec({}), 1, model=TINY).name == "unsloth"
-    assert choose_engine(parse_spec({"engine": "trl"}), 1, model=TINY).name == "trl"
+    card = Gpu("H100", 80 << 30, (9, 0))
+
+    def chosen(**spec: Any) -> str:
+        return choose_engine(parse_spec(spec), [card], model=TINY, parameters=10**6).name
+
+    four_bits = {"precision": "4bit"}
+    assert chosen(model=four_bits) == "unsloth"
+    assert chosen(model=four_bits, engine="trl") == "trl"
     installed.discard("vllm")
-    assert choose_engine(parse_spec({}), 1, model=TINY).name == "trl"
+    assert chosen(model=four_bits) == "trl"
     with pytest.raises(JobFailure, match="cannot run the unsloth engine"):
-        choose_engine(parse_spec({"engine": "unsloth"}), 1, model=TINY)
+        chosen(engine="unsloth")

@@ -5,3 +5,11 @@ arithmetic of a layer. `packed` trains and scores, `decode` generates with the s
 `kernels` has the Triton kernels and `fused` the decoding step made of them. `loop` connects both modes with TRL's
 trainer, and `engine` with a run.
 """
+
+from typing import Final
+
+FAMILIES: Final = ("llama", "mistral", "qwen2", "qwen3")
+"""`model_type` of the families whose layer this is. Qwen2.5 is `qwen2`; SmolLM2 is `llama`. Here because the choice of
+the engine imports no torch."""
+CAPABILITY: Final = (8, 0)
+"""The least compute capability of a GPU: before it none computes in bfloat16."""

@@ -14,11 +14,10 @@ import torch
 from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from grpo_core.engines.native import FAMILIES
 from grpo_core.errors import JobFailure
 from grpo_core.reasons import FailureCode
 
-FAMILIES: Final = ("llama", "mistral", "qwen2", "qwen3")
-"""`model_type` of the families whose layer this is. Qwen2.5 is `qwen2`; SmolLM2 is `llama`."""
 ROPES: Final = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose angles do not depend on how long the sequence is."""
 

@@ -270,7 +270,8 @@ def plan_memory(spec: JobSpec, architecture: Architecture, *, memory: int, held:
     room = max(LEAST_ROOM_BYTES, int(USABLE * memory) - held - ASIDE_BYTES)
     key_bytes = 2 * architecture.layers * architecture.keys * size
     least = longest(spec) + 1
-    cache = min(spec.completions_per_step * least, max(room // 2, min(least * key_bytes, room * 4 // 5)) // key_bytes)
+    rows = max(spec.completions_per_step, min(spec.evaluation.questions, QUESTIONS_AT_ONCE["cuda"]))
+    cache = min(rows * least, max(room // 2, min(least * key_bytes, room * 4 // 5)) // key_bytes)
     if cache < least:
         raise JobFailure(
             FailureCode.NO_ROOM_FOR_ROLLOUTS,

@@ -635,8 +635,8 @@ def test_the_estimate_stands_beside_what_was_measured(tmp_path: Path) -> None:
         for n, line in enumerate(list(trace(parse_spec({}), LEARNING, 1))[:7], 1)
     ]
     page = report_page.write(run_folder(tmp_path / "gpu", lines, parse_spec({}), []).root).read_text("utf-8")
-    assert "2.5 s (estimate for one H100 80 GB: 2.2)" in page
-    assert "57.0 GB (estimate for one H100 80 GB: 58.4)" in page
+    assert "2.5 s (estimate for one H100 80 GB: 1.5)" in page
+    assert "57.0 GB (estimate for one H100 80 GB: 25.3)" in page
     cpu = parse_spec({"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}})
     page = report_page.write(run_folder(tmp_path / "cpu", lines[:2], cpu, []).root).read_text("utf-8")
     assert "9 s" in page

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import jobs.lifecycle.recovery
+from grpo_core.schedule import with_evaluation
 from grpo_core.spec import parse_spec
 from jobs.errors import Conflict, NotFound, Unavailable
 from jobs.lifecycle.celery_app import WakeupSender
@@ -205,7 +206,7 @@ def test_a_submission_that_was_written_down_is_run_whatever_its_client_heard(
     assert service.list_jobs("ann", limit=9).items == []
     recovery.finish()
     (job,) = service.list_jobs("ann", limit=9).items
-    assert (job.status, job.spec) == (JobStatus.QUEUED, SPEC.as_dict())
+    assert (job.status, job.spec) == (JobStatus.QUEUED, with_evaluation(SPEC, None).as_dict())
     assert service.job_store.begun("submitting", 0) == []
     recovery.finish()
     assert len(service.list_jobs("ann", limit=9).items) == 1

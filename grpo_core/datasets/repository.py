@@ -56,7 +56,7 @@ class HubRepository:
         """Open a file that is fetched in blocks. Fetched blocks are cached, because they are read more than once."""
         file = self._files.open(f"{self._root}/{path}", "rb", block_size=_BLOCK_BYTES, cache_type="blockcache")
         if self._left is not None:
-            self._count(file.cache)
+            self._count(cast("Any", file).cache)
         return cast("BinaryIO", file)
 
     def _count(self, cache: Any) -> None:

@@ -42,7 +42,11 @@ SECRET = "annes-secret"
 """In everything of the one owner's that is text: it must never come back to the other."""
 CPU = {"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}}
 SPEC = parse_spec({**CPU, "name": SECRET, "metadata": {SECRET: SECRET}})
-ABSENT = {"job_id": "job-01ARZ3NDEKTSV4RRFFQ69G5FAV", "dataset_id": "ds-01ARZ3NDEKTSV4RRFFQ69G5FAV"}
+ABSENT = {
+    "job_id": "job-01ARZ3NDEKTSV4RRFFQ69G5FAV",
+    "dataset_id": "ds-01ARZ3NDEKTSV4RRFFQ69G5FAV",
+    "group": "group-01ARZ3NDEKTSV4RRFFQ69G5FAV",
+}
 CHECKPOINT_STEP = 5
 
 
@@ -74,7 +78,9 @@ class Owners:
         self._end(self.jobs["ended"])
         service.cancel(self.jobs["cancelled"], SECRET)
         self.dataset = upload(service, folder, SECRET).id
-        self.ids = {"job_id": list(self.jobs.values()), "dataset_id": [self.dataset]}
+        self.group, members, _ = service.submit_group([SPEC, SPEC], SECRET)
+        self.ids = {"job_id": list(self.jobs.values()), "dataset_id": [self.dataset], "group": [self.group]}
+        self.jobs |= {f"member {place}": record.id for place, record in enumerate(members)}
         self.calls: list[str] = []
 
     def _train(self, job_id: str, folder: Path) -> None:

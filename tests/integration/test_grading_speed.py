@@ -14,7 +14,8 @@ pytestmark = [pytest.mark.alone, pytest.mark.skipif(bool(why_not_confined()), re
 def test_math_grades_256_completions_in_less_than_a_second() -> None:
     for cost in math_costs():
         assert (cost.right, cost.failed) == (PROMPTS, 0), cost
-        assert cost.seconds < 1.0, cost
+        assert cost.cpu_seconds < 1.0, cost
+        assert cost.seconds < patience(1.0), cost
     assert len(ORDINARY) >= 7
 
 

@@ -100,8 +100,9 @@ def test_a_person_sees_a_model_learn(visit: Callable[..., Visitor], stack: Stack
     assert cells.count() == STEPS
     assert cells.last.locator("td").inner_text() == f"{rewards[-1]:.2f}"
     page.locator(".chart.big details summary").first.click()
-    page.evaluate("scrollTo(0, 0)")
+    page.evaluate("scrollTo(0, document.querySelector('.tabs').offsetTop - 60)")
     visitor.photograph("page-curves")
+    page.evaluate("scrollTo(0, 0)")
 
     # The verdict is the report's.
     page.get_by_role("link", name="Report", exact=True).click()
@@ -141,4 +142,8 @@ def test_a_person_sees_a_model_learn(visit: Callable[..., Visitor], stack: Stack
         other = visit(**look)
         other.log_in(f"/jobs/{job_id}")
         other.page.locator(".charts canvas").first.wait_for()
+        if name == "chinese":
+            told = other.page.locator(".card.warning", has_text="format_not_asked").inner_text()
+            assert "几乎不会有回答得到奖励" in told
+            assert "hardly any completion" not in told
         other.photograph(f"page-{name}")

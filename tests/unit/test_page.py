@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -19,9 +20,11 @@ from api.auth import COOKIE, PAGE_HEADER
 from api.page.assets import FOLDER, POLICY, assets
 from api.page.curves import POINTS, thin
 from api.page.guide import PRESETS
+from grpo_core import estimates, row_warnings
 from grpo_core.estimates import guess_parameters, least_gpu_memory, warnings
 from grpo_core.monitoring.audits import RULES, Auditor
 from grpo_core.spec import json_schema, parse_spec
+from jobs import service
 from jobs.auth.api_keys import SCOPES
 from jobs.store.job import JobStatus
 from tests.unit.fakes import ALICE, READER, FakeJobService, bearer, make_record
@@ -130,6 +133,7 @@ def test_chinese_is_written_as_chinese() -> None:
     """Full-width marks between Chinese characters, one word for one thing, and no plain English left."""
     sentences = dict(WORDS["zh"])
     sentences |= {f"service {name}": text for name, text in SERVICE["sentences"].items()}
+    sentences |= {f"service {code}": text for code, text in SERVICE["advice"].items()}
     sentences |= {f"service {pointer}": field["text"] for pointer, field in SERVICE["fields"].items()}
     known = {"API", "JSON", "KL", "SHA-256", "McNemar", "JSON Lines", "CPU", "GPU", "Hub", "p", "A", "B", "id"}
     for key, text in sentences.items():
@@ -161,6 +165,13 @@ def test_what_the_service_says_of_fields_and_audits_is_said_in_chinese_too() -> 
     )
     assert set(SERVICE["fields"]) == set(described)
     assert set(SERVICE["sentences"]) == {"verdict", "over", *(rule.name for rule in RULES)}
+
+
+def test_advice_is_said_in_chinese_too() -> None:
+    sources = [inspect.getsource(module) for module in (estimates, row_warnings, service)]
+    codes = {code for text in sources for code in re.findall(r"SpecWarning\([^)]*?code=\"(\w+)\"", text)}
+    assert len(codes) > 20
+    assert set(SERVICE["advice"]) == codes
 
 
 def test_every_field_of_the_spec_has_a_name_in_words() -> None:

@@ -74,16 +74,28 @@ export class Fields {
     for (const one of [...this.bound.keys()]) if (one === pointer || one.startsWith(`${pointer}/`)) this.bound.delete(one);
   }
 
-  /** Show what is wrong, or (`isNote`) what may surprise, at its field; null where no field is near. */
-  show(pointer, text, isNote = false) {
-    // What is inside a list or an object belongs to the field that holds it.
+  /** Show what is wrong at its field; null where no field is near. */
+  show(pointer, text) {
+    const field = this.near(pointer);
+    field?.control.setAttribute("aria-invalid", "true");
+    field?.trouble.append(raw(`${text} `, { lang: "en" }));
+    return field;
+  }
+
+  /** Show what may surprise at its field; null where no field is near. */
+  note(pointer, content) {
+    const field = this.near(pointer);
+    field?.note.append(content, " ");
+    return field;
+  }
+
+  /** The field of a pointer, unfolded; what is inside a list or an object belongs to the field that holds it. */
+  near(pointer) {
     let near = pointer;
     while (near && !this.bound.has(near)) near = near.slice(0, near.lastIndexOf("/"));
     const field = this.bound.get(near);
     if (!field || !field.control.isConnected) return null;
     openAround(field.wrapper);
-    if (!isNote) field.control.setAttribute("aria-invalid", "true");
-    (isNote ? field.note : field.trouble).append(raw(`${text} `, { lang: "en" }));
     return field;
   }
 

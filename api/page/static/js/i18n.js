@@ -39,6 +39,11 @@ export function serviceWords(name, values) {
   return found === undefined ? null : filled(found, values);
 }
 
+/** What the service advises, by its code, in the reader's language; null where it speaks that, or the code is not known. */
+export function adviceWords(code) {
+  return service.advice?.[code] ?? null;
+}
+
 const catalogue = (name) => file(`locale/${name}`);
 
 async function file(name) {

@@ -7,7 +7,7 @@ import { fill, h, raw, redraw as refill } from "./dom.js";
 import { Draft, different, isObject, readObject } from "./draft.js";
 import { Fields } from "./fields.js";
 import { t } from "./i18n.js";
-import { busy, problemCard, toast } from "./parts.js";
+import { advice, busy, problemCard, toast } from "./parts.js";
 import { presetStep } from "./presets.js";
 import { reviewStep } from "./review.js";
 import { rewardStep } from "./graders.js";
@@ -236,7 +236,7 @@ export async function newJobView(_, query, holder) {
     measured(answer);
     const { warnings } = answer;
     for (const one of warnings) note(one);
-    const list = warnings.map((one) => h("li", {}, json ? [raw(one.pointer || "/", { class: "code" }), " "] : null, raw(one.message, { lang: "en" }), json ? null : [" ", link(stepOf(one.pointer))]));
+    const list = warnings.map((one) => h("li", {}, json ? [raw(one.pointer || "/", { class: "code" }), " "] : null, advice(one), json ? null : [" ", link(stepOf(one.pointer))]));
     fill(
       outcome,
       h("div", { class: "card good" }, h("p", { class: "strong" }, t("new.valid")), warnings.length ? null : h("p", { class: "hint" }, t("new.no.warnings"))),
@@ -250,8 +250,8 @@ export async function newJobView(_, query, holder) {
     return name === current ? null : h("button", { type: "button", class: "quiet", onclick: () => visit(name) }, t("new.show", { step: t(`new.step.${name}`) }));
   }
 
-  function note({ pointer, message }) {
-    if (!json && !fields.show(pointer, message, true)) troubles[stepOf(pointer)].append(h("div", { class: "card warning" }, raw(message, { lang: "en" })));
+  function note(one) {
+    if (!json && !fields.note(one.pointer, advice(one))) troubles[stepOf(one.pointer)].append(h("div", { class: "card warning" }, advice(one)));
   }
 
   /** What is wrong stands at its field, and the first such field has the keyboard. */

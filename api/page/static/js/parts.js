@@ -2,7 +2,7 @@
 
 import { Problem, Unreachable } from "./api.js";
 import { fill, h, raw } from "./dom.js";
-import { has, number, percent, t } from "./i18n.js";
+import { adviceWords, has, number, percent, t } from "./i18n.js";
 
 /**
  * What a view gives: its element, and what it can do by itself.
@@ -59,6 +59,13 @@ export function progressBar(job) {
 /** A sentence of the service's, with what it sets in backticks as code. */
 export function prose(text, attributes = {}) {
   return h("span", { translate: "no", ...attributes }, text.split("`").map((part, place) => (place % 2 ? h("code", { class: "code" }, part) : part)));
+}
+
+/** Advice of the service: in the reader's language, then as it was sent if that has numbers; else only as it was sent. */
+export function advice({ code, message }) {
+  const said = adviceWords(code);
+  if (!said) return prose(message, { lang: "en" });
+  return h("span", {}, said, /\d/.test(message) ? [" ", prose(message, { lang: "en", class: "hint" })] : null);
 }
 
 /** What could not be fetched, or else the class of the failure. */

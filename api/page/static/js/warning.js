@@ -3,7 +3,7 @@
 import { query as queryString } from "./api.js";
 import { h, raw } from "./dom.js";
 import { has, number, percent, serviceWords, t } from "./i18n.js";
-import { prose } from "./parts.js";
+import { advice } from "./parts.js";
 
 /** The event that tells that what an audit warned of is over, if it is. */
 export function overBy(event, events) {
@@ -29,7 +29,7 @@ export function warningCard(event, id, over = null) {
     "div",
     { class: over ? "card" : "card warning" },
     h("p", { class: "warning-head" }, h("span", { class: "strong" }, title ?? t(audit ? "warning.audit" : "warning.title")), raw(audit ?? code, { class: "code" }), over ? h("span", { class: "hint" }, t("warning.over")) : null, where ? h("span", { class: "hint" }, where) : null, rollouts ? h("a", { href: `#/jobs/${id}/rollouts${queryString(rollouts)}` }, t("warning.rollouts")) : null),
-    h("p", {}, said ?? prose((over?.data.message ?? message) || "", { lang: "en" })),
+    h("p", {}, said ?? advice({ code, message: (over?.data.message ?? message) || "" })),
   );
 }
 

@@ -170,8 +170,9 @@ def write(runs: Sequence[Run], out: Path) -> None:
     """`results.json`, `results.md` and `curve.svg`."""
     results = [result(run) for run in runs]
     (out / "results.json").write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    (out / "results.md").write_text("\n".join([*tables(runs, results), *answers(runs[0])]) + "\n", encoding="utf-8")
-    draw(runs, out / "curve.svg")
+    page = [f"# {runs[0].model}", *tables(results), *answers(runs[0])]
+    (out / "results.md").write_text("\n".join(page) + "\n", encoding="utf-8")
+    draw(results, out / "curve.svg")
 
 
 def result(run: Run) -> dict[str, Any]:
@@ -187,27 +188,28 @@ def result(run: Run) -> dict[str, Any]:
         "steps": len(metrics),
         "step_s": round(statistics.median(step["seconds"]["total"] for step in metrics), 3),
         "training_s": round(sum(step["seconds"]["total"] for step in metrics), 1),
-        "reward": [round(metrics[at]["reward"], 3) for at in (0, -1)],
-        "completion_tokens": [round(metrics[at]["completion_tokens_mean"], 1) for at in (0, -1)],
+        "rewards": [round(step["reward"], 3) for step in metrics],
+        "completion_tokens": [round(step["completion_tokens_mean"], 1) for step in metrics],
+        "curve": (report.get("evaluation") or {}).get("curve") or [],
         "sets": {name: {reading: run.compared(name, reading).as_dict() for reading in READINGS} for name in sets},
     }
 
 
-def tables(runs: Sequence[Run], results: Sequence[dict[str, Any]]) -> Iterator[str]:
+def tables(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     """What each job was, and before and after for each set, reading and seed."""
     first = results[0]
-    yield f"# {runs[0].model}"
-    yield f"\n{len(runs)} seeds, {first['steps']} steps, on {first['device']} with the `{first['engine']}` engine.\n"
+    yield f"\n{first['steps']} steps for each seed, on one {first['device']} with the `{first['engine']}` engine.\n"
     yield "| seed | median step | training | reward, first and last step | tokens of a completion |"
     yield "|---|---|---|---|---|"
     for one in results:
-        reward, tokens = (
-            " to ".join(f"{value:.2f}" for value in one[name]) for name in ("reward", "completion_tokens")
+        reward, tokens = one["rewards"], one["completion_tokens"]
+        yield (
+            f"| {one['seed']} | {one['step_s']:.2f} s | {one['training_s']:.0f} s "
+            f"| {reward[0]:.2f} to {reward[-1]:.2f} | {tokens[0]:.0f} to {tokens[-1]:.0f} |"
         )
-        yield f"| {one['seed']} | {one['step_s']:.2f} s | {one['training_s']:.0f} s | {reward} | {tokens} |"
     for name in first["sets"]:
-        asked = sum(row["set"] == name for row in runs[0].answers)
-        yield f"\n## {LANGUAGES[name]}: {asked} problems, answered greedily\n"
+        asked = sum(first["sets"][name]["lenient"]["counts"].values())
+        yield f"\n## {LANGUAGES[name]}: {asked:,} problems, answered greedily\n"
         yield "| | seed | before | after | points | 95 % interval | p (exact McNemar) |"
         yield "|---|---|---|---|---|---|---|"
         for reading, label in READINGS.items():
@@ -232,24 +234,34 @@ def answers(run: Run) -> Iterator[str]:
                 yield f"````text\n{row[f'completion_{stage}'].strip()}\n````\n"
 
 
-def draw(runs: Sequence[Run], path: Path) -> None:
-    """Reward and length by step, a line for each seed."""
+def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Accuracy on a sample of the held-out problems, reward and length by step; a line for each seed."""
     import matplotlib as mpl
 
     mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "qwen"  # the same results are the same file
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import PercentFormatter
 
-    figure, panels = plt.subplots(2, 1, sharex=True, figsize=(8, 6), layout="constrained")
-    for axes, name, label in zip(panels, ("reward", "completion_tokens_mean"), ("mean reward", "tokens"), strict=True):
-        for run in runs:
-            axes.plot(
-                [step["step"] for step in run.metrics], [step[name] for step in run.metrics], label=f"seed {run.seed}"
-            )
-        axes.set_ylabel(label)
+    figure, (accuracy, reward, tokens) = plt.subplots(3, 1, sharex=True, figsize=(8, 8), layout="constrained")
+    for at, one in enumerate(results):
+        color, label = f"C{at}", f"seed {one['seed']}"
+        points = [(point["step"], point["lenient_accuracy"], *point["lenient_interval"]) for point in one["curve"]]
+        if points:
+            steps, means, lows, highs = zip(*points, strict=True)
+            accuracy.plot(steps, means, color=color, marker="o", markersize=3, label=label)
+            accuracy.fill_between(steps, lows, highs, color=color, alpha=0.1, linewidth=0)
+        for axes, values in ((reward, one["rewards"]), (tokens, one["completion_tokens"])):
+            axes.plot(range(1, len(values) + 1), values, color=color, linewidth=1, label=label)
+    accuracy.set_ylabel("held-out problems answered right\nwith 95 % interval")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    reward.set_ylabel("mean reward")
+    tokens.set_ylabel("tokens of a completion")
+    tokens.set_xlabel("step")
+    for axes in (accuracy, reward, tokens):
         axes.grid(alpha=0.3)
-    panels[0].legend(loc="best", fontsize="small")
-    panels[-1].set_xlabel("step")
-    figure.savefig(path)
+    reward.legend(loc="best", fontsize="small")
+    figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
 

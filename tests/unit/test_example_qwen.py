@@ -102,3 +102,16 @@ def test_figures_are_those_of_each_set(learn: ModuleType, tmp_path: Path) -> Non
     assert "| right by the last number | 1 | 0.0% | 50.0% | +50.0 |" in page
     assert "### gsm8k-test, row 6: question 5" in page
     assert (tmp_path / "curve.svg").stat().st_size > 1000
+
+
+def test_the_published_tables_are_those_of_the_results(learn: ModuleType) -> None:
+    results = json.loads((FOLDER / "results" / "results.json").read_text())
+    tables = "\n".join(learn.tables(results))
+    assert tables in (FOLDER / "results" / "results.md").read_text(encoding="utf-8")
+    root = FOLDER.parents[1]
+    assert tables.replace("\n## ", "\n### ") in (root / "docs/start/qwen-learns.md").read_text(encoding="utf-8")
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    for name in ("mgsm-zh", "gsm8k-test"):
+        pairs = [one["sets"][name]["lenient"] for one in results]
+        low, high = (f"{100 * end(pair['after'] for pair in pairs):.1f}" for end in (min, max))
+        assert f"| {100 * pairs[0]['before']:.1f} % | {low} to {high} % |" in readme

@@ -89,8 +89,9 @@ export class Chart {
   /** Draw again, after metrics or choices have changed. */
   refresh() {
     this.curves = linesOf(this.definition, this.runs, this.board, (one) => !this.board.isHidden(this.hiddenKey(one)));
-    const { axis, isLog, lines, isOverlay } = this.curves;
-    const shape = JSON.stringify([axis, isLog, isOverlay, lines.map(({ dash, isShown, isSmoothed }) => [dash, isShown, isSmoothed])]);
+    const { axis, isLog, lines, isOverlay, marks } = this.curves;
+    // A plot draws the marks that it was made with.
+    const shape = JSON.stringify([axis, isLog, isOverlay, marks, lines.map(({ dash, isShown, isSmoothed }) => [dash, isShown, isSmoothed])]);
     if (this.plot && shape === this.shape) this.showData();
     else this.draw();
     this.shape = shape;

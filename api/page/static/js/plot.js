@@ -140,7 +140,7 @@ export function endsOf(plot, curves) {
     const last = lastAt(values, xs.length - 1);
     if (!line.isShown || last < 0 || xs[last] < min || xs[last] > max) return [];
     const [x, y] = [plot.valToPos(xs[last], "x"), plot.valToPos(values[last], "y")];
-    const text = last < end ? curves.format(curves.drawn[place][last]) : "";
+    const text = last < end ? curves.format(values[last]) : "";
     const isNearEdge = x + 9 + 7 * text.length > width;
     return [{ x, y, text, textX: isNearEdge ? x - 10 - 6.6 * text.length : x + 9, textY: y, colour: line.colour }];
   });

@@ -44,6 +44,8 @@ def test_a_group_is_one_table(visit: Visit, stack: Stack) -> None:
     assert re.search(r"0\.00001\s+2\s+\d+\.\d\d ± \d+\.\d\d", table.first.inner_text())
     assert page.locator("section", has=page.get_by_role("heading", name="Jobs")).locator("tbody tr").count() == 4
     assert page.get_by_role("button", name="Cancel all").count() == 0
+    page.get_by_role("heading", name="Curves").wait_for()
+    assert page.locator(".charts figure").first.locator(".legend li:not(.at)").count() == 4
     phone = visit(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     phone.log_in(f"/groups/{group}")
     assert phone.too_wide() == []

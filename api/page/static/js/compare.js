@@ -3,10 +3,7 @@
 import { Asking, get, query as queryString } from "./api.js";
 import { fill, h, raw, redraw } from "./dom.js";
 import { duration, fixed, number, percent, t } from "./i18n.js";
-import { Board } from "./board.js";
-import { Chart } from "./charts.js";
-import { withEvaluations } from "./evaluations.js";
-import { overlaid } from "./metrics.js";
+import { Overlay, measured, shortName } from "./overlay.js";
 import { badge, busy, empty, jobName, problemCard } from "./parts.js";
 import { flatten, isSame, keysOf, shown } from "./spec.js";
 
@@ -14,10 +11,8 @@ const IGNORED = new Set(["/name", "/schema_version"]);
 
 export async function compareView(_, query) {
   const list = await get("/jobs?limit=100");
-  /** @type {Chart[]} */
-  let charts = [];
-  /** @type {Board | null} */
-  let board = null;
+  /** @type {Overlay | null} */
+  let overlay = null;
   const body = h("div", {});
   const form = h("div", { class: "filters compare-picks" });
   const element = h("div", {}, h("h1", { tabindex: "-1" }, t("compare.title")), form, body);
@@ -37,38 +32,35 @@ export async function compareView(_, query) {
   }
 
   function drawForm() {
-    const known = new Map(list.data.map((job) => [job.id, jobName(job)]));
+    const known = new Map(list.data.map((job) => [job.id, shortName(job)]));
     for (const id of Object.values(ids)) if (id && !known.has(id)) known.set(id, id);
     const select = (key) =>
       h(
         "label",
         { class: "field" },
         h("span", {}, h("i", { class: "swatch", css: { background: `var(--series-${key === "a" ? 1 : 3})` } }), t(`compare.${key}`)),
-        h("select", { data: { focus: key }, onchange: (event) => (location.hash = `/compare${queryString({ ...ids, [key]: event.target.value })}`) }, h("option", { value: "" }, t("compare.choose")), [...known].map(([id, name]) => h("option", { value: id, selected: ids[key] === id, translate: "no" }, name === id ? id : `${name} · ${id.slice(-6)}`))),
+        h("select", { data: { focus: key }, onchange: (event) => (location.hash = `/compare${queryString({ ...ids, [key]: event.target.value })}`) }, h("option", { value: "" }, t("compare.choose")), [...known].map(([id, name]) => h("option", { value: id, selected: ids[key] === id, translate: "no" }, name))),
       );
     redraw(form, select("a"), select("b"));
   }
 
   function draw(sides) {
-    const shared = new Board({ name: sides.map(({ job }) => jobName(job)).join(", ") });
-    shared.allowClock(sides.some((one) => one.metrics.some((metric) => metric.time)));
-    board = shared;
-    charts = overlays(sides).map((definition) => new Chart({ ...definition, board: shared }));
+    // Each job's colour is the one beside its name above.
+    const runs = sides.map((one, place) => ({ ...one, key: one.job.id, label: `${place ? "B" : "A"} · ${jobName(one.job)}`, colour: place * 2 }));
+    overlay = new Overlay(runs);
     fill(
       body,
       results(sides),
       differences(sides),
       h("h2", {}, t("tab.curves")),
-      h("div", { class: "charts" }, shared.element, charts.map((chart) => chart.element)),
+      overlay.element,
     );
-    charts.forEach((chart) => chart.update(sides.map((one) => one.rows)));
+    overlay.draw(runs);
   }
 
   function clear() {
-    charts.forEach((chart) => chart.destroy());
-    charts = [];
-    board?.close();
-    board = null;
+    overlay?.close();
+    overlay = null;
   }
 
   load();
@@ -79,7 +71,7 @@ export async function compareView(_, query) {
       load();
       return true;
     },
-    repaint: () => charts.forEach((chart) => chart.repaint()),
+    repaint: () => overlay?.repaint(),
     close() {
       asking.stop();
       clear();
@@ -92,15 +84,8 @@ function idsIn(query) {
 }
 
 async function side(id) {
-  const evaluations = `/jobs/${id}/events${queryString({ type: "evaluation", limit: 1000 })}`;
-  const [job, metrics, report, events] = await Promise.all([get(`/jobs/${id}`), get(`/jobs/${id}/metrics`), get(`/page/reports/${id}`), get(evaluations)]);
-  return { job, metrics: metrics.data, rows: withEvaluations(metrics.data, events.data), evaluation: report?.evaluation ?? null };
-}
-
-/** The curves of the jobs laid over each other; each job's colour is the one beside its name above. */
-function overlays(sides) {
-  const runs = sides.map((one, place) => ({ key: one.job.id, label: `${place ? "B" : "A"} · ${jobName(one.job)}`, rows: one.rows, colour: place * 2 }));
-  return overlaid(runs).map((definition) => (definition.name === "reward" ? { ...definition, big: true, height: 260 } : definition));
+  const [job, report, run] = await Promise.all([get(`/jobs/${id}`), get(`/page/reports/${id}`), measured(id)]);
+  return { ...run, job, evaluation: report?.evaluation ?? null };
 }
 
 function results(sides) {

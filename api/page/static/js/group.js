@@ -3,10 +3,13 @@
 import { Asking, get, post, query as queryString } from "./api.js";
 import { fill, h, raw } from "./dom.js";
 import { fixed, number, percent, signedPoints, t } from "./i18n.js";
-import { badge, busy, confirmed, jobName, problemCard, progressBar, toast } from "./parts.js";
+import { Overlay, measured, shortName } from "./overlay.js";
+import { badge, busy, confirmed, problemCard, progressBar, toast } from "./parts.js";
 import { ENDED } from "./feed.js";
 
 const POLL_MS = 10_000;
+/** More lines than this cannot be told apart, and each asks for a job's metrics. */
+const MOST_CURVES = 12;
 /** @type {[string, (value: number) => string, (value: number) => string][]} */
 const FIGURES = [
   ["reward", (value) => fixed(value, 2), (value) => fixed(value, 2)],
@@ -22,8 +25,14 @@ export async function groupView({ id }, query, holder) {
   const actions = h("div", { class: "actions" });
   const refusal = h("div", {});
   const body = h("div", {}, busy());
-  const element = h("div", {}, h("div", { class: "title-row" }, title, actions), id ? h("p", { class: "hint" }, raw(id, { class: "code" })) : null, refusal, body);
+  const curves = h("div", {});
+  const element = h("div", {}, h("div", { class: "title-row" }, title, actions), id ? h("p", { class: "hint" }, raw(id, { class: "code" })) : null, refusal, body, curves);
   const asking = new Asking();
+  const askingCurves = new Asking();
+  /** @type {Overlay | null} */
+  let overlay = null;
+  let drawn = "";
+  let shownJobs = "";
   /** @type {number | undefined} */
   let timer;
 
@@ -36,7 +45,34 @@ export async function groupView({ id }, query, holder) {
     const isOver = table.rows.every((row) => row.jobs.every((job) => ENDED.has(job.status)));
     fill(actions, id && !isOver && holder.scopes.includes("jobs:write") ? h("button", { type: "button", class: "danger", onclick: cancel }, t("group.cancel")) : null);
     fill(body, cautions(table, isOver), settingsTable(table), jobsTable(table));
+    loadCurves(table);
     if (!isOver) timer = setTimeout(load, POLL_MS);
+  }
+
+  /** Jobs that differ by seed only have one colour. */
+  function loadCurves(table) {
+    const all = table.rows.flatMap((row, colour) => row.jobs.map((job) => ({ job, colour })));
+    const started = all.filter(({ job }) => job.step > 0).slice(0, MOST_CURVES);
+    const steps = started.map(({ job }) => `${job.id} ${job.step}`).join();
+    if (steps === drawn) return;
+    askingCurves.ask(() => Promise.all(started.map(({ job }) => measured(job.id))), {
+      answered(found) {
+        const runs = found.map((run, place) => ({ ...run, key: started[place].job.id, label: shortName(started[place].job), colour: started[place].colour }));
+        const keys = runs.map(({ key }) => key).join();
+        // What is zoomed stays while the same jobs go on.
+        if (keys !== shownJobs) show(runs, all.length);
+        overlay?.draw(runs);
+        [drawn, shownJobs] = [steps, keys];
+      },
+      refused: (error) => fill(curves, problemCard(error, { again: load })),
+    });
+  }
+
+  function show(runs, all) {
+    overlay?.close();
+    overlay = runs.length ? new Overlay(runs) : null;
+    const some = runs.length === MOST_CURVES && all > MOST_CURVES ? h("p", { class: "hint" }, t("group.curves.some", { n: MOST_CURVES })) : null;
+    fill(curves, overlay ? [h("h2", {}, t("tab.curves")), h("p", { class: "hint" }, t("group.curves")), some, overlay.element] : null);
   }
 
   async function cancel() {
@@ -63,9 +99,11 @@ export async function groupView({ id }, query, holder) {
     },
     close() {
       asking.stop();
+      askingCurves.stop();
       clearTimeout(timer);
+      overlay?.close();
     },
-    repaint() {},
+    repaint: () => overlay?.repaint(),
   };
 }
 
@@ -121,7 +159,7 @@ function jobsTable(table) {
         "tr",
         {},
         table.fields.map((field) => h("td", {}, raw(JSON.stringify(row.settings[field] ?? null), { class: "code" }))),
-        h("td", {}, h("a", { href: `#/jobs/${job.id}` }, raw(jobName(job) === job.id ? job.id : `${jobName(job)} · ${job.id.slice(-6)}`))),
+        h("td", {}, h("a", { href: `#/jobs/${job.id}` }, raw(shortName(job)))),
         h("td", { class: "number" }, number(job.spec.training.seed)),
         h("td", {}, badge(job.status, job.status === "running" ? job.phase : null)),
         h("td", {}, progressBar(job)),

@@ -35,7 +35,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
     head,
     h("p", { class: "crumbs" }, h("a", { href: "#/" }, t("nav.jobs"))),
     h("div", { class: "title-row" }, h("h1", { tabindex: "-1" }, raw(jobName(feed.job))), actions),
-    h("div", { class: "facts" }, state, live, h("span", { class: "id" }, raw(id, { class: "code" }), copyButton(id, t("copy"))), raw(feed.job.spec.model.name), h("span", {}, t("job.submitted"), " ", time(feed.job.created_at))),
+    h("div", { class: "facts" }, state, live, h("span", { class: "id" }, raw(id, { class: "code" }), copyButton(id, t("copy"))), raw(feed.job.spec.model.name), feed.job.group ? h("a", { class: "tag", href: `#/groups/${feed.job.group}` }, t("group.title")) : null, h("span", {}, t("job.submitted"), " ", time(feed.job.created_at))),
   );
 
   let shownTab = null;

@@ -1,7 +1,7 @@
 // The step of the size: how long, how many completions, how many held-out questions, and what such a run costs and shows.
 
 import { fill, h, raw, redraw } from "./dom.js";
-import { compact, gpuMemory, number, roughly, t } from "./i18n.js";
+import { compact, gpuMemory, number, percent, roughly, t } from "./i18n.js";
 import { advanced } from "./fields.js";
 import { problemCard, tile } from "./parts.js";
 
@@ -86,6 +86,7 @@ export function sizeStep(guide) {
   function shows(estimate) {
     const found = estimate.detectable_difference;
     const sentences = [found === null ? t("size.shows.none") : t("size.shows", { points: number(100 * found, 2), questions: draft.value("/evaluation/questions") })];
+    if (estimate.evaluation_share) sentences.push(t("size.shows.evaluations", { share: percent(estimate.evaluation_share) }));
     if (estimate.epoch_share > 20) sentences.push(t("size.shows.by.heart", { n: Math.round(estimate.epoch_share) }));
     if (draft.value("/training/steps") < 30) sentences.push(t("size.shows.short"));
     return h("div", { class: "card" }, h("p", { class: "strong" }, t("size.shows.title")), sentences.map((text) => h("p", { class: "hint" }, text)));

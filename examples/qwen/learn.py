@@ -25,6 +25,7 @@ from typing import Any, Final
 from deploy.local import ports, stack
 from grpo_client import GrpoClient
 from grpo_client.cli.progress import show_progress
+from grpo_client.cli.spec_file import set_field
 from grpo_core.evaluation.paired_stats import Comparison, compare
 from grpo_core.run_dir.layout import RunFolder
 from grpo_core.run_dir.records import EVALUATION_NAME, read_rollouts
@@ -74,7 +75,8 @@ class Run:
 def main() -> int:
     options = parse()
     with service(options) as client:
-        jobs = [(seed, submit(client, options, seed)) for seed in options.seeds]
+        uploads = upload(client, options)
+        jobs = [(seed, submit(client, options, seed, uploads)) for seed in options.seeds]
         runs = []
         for seed, job in jobs:
             with show_progress(client.get(job), sys.stdout) as on_event:
@@ -124,11 +126,16 @@ def service(options: argparse.Namespace) -> Iterator[GrpoClient]:
         stack.down(options.data)
 
 
-def submit(client: GrpoClient, options: argparse.Namespace, seed: int) -> str:
+def upload(client: GrpoClient, options: argparse.Namespace) -> tuple[str, str]:
+    """Upload both files of problems; returns the ids of those to train on and of those held out."""
+    train = client.upload_dataset(HERE / "train.jsonl", name="qwen-train")
+    return train.id, client.upload_dataset(options.heldout, name="qwen-heldout").id
+
+
+def submit(client: GrpoClient, options: argparse.Namespace, seed: int, uploads: tuple[str, str]) -> str:
     """Post the job of one seed; returns its id."""
     spec = job(options, seed)
-    spec["data"]["dataset"] = client.upload_dataset(HERE / "train.jsonl", name="qwen-train").id
-    spec["evaluation"]["dataset"] = client.upload_dataset(options.heldout, name="qwen-heldout").id
+    spec["data"]["dataset"], spec["evaluation"]["dataset"] = uploads
     posted = client.submit(spec)
     print(f"POST /jobs: {posted.id}, seed {seed}, {spec['model']['name']}, {spec['training']['steps']} steps")
     return posted.id
@@ -148,13 +155,8 @@ def job(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         questions = sum(1 for _ in options.heldout.open())
         spec["evaluation"] |= {"questions": questions, "max_completion_tokens": 64, "every": 1, "sample": 1}
         spec["resources"] = {"gpus": 0}
-    for given in options.set:
-        path, _, value = given.partition("=")
-        *sections, field = path.split(".")
-        target = spec
-        for section in sections:
-            target = target.setdefault(section, {})
-        target[field] = json.loads(value)
+    for change in options.set:
+        set_field(spec, change)
     return spec
 
 

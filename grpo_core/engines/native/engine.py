@@ -15,6 +15,7 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from trl.trainer.grpo_config import GRPOConfig
 
+from grpo_core.cost import QUESTIONS_AT_ONCE
 from grpo_core.datasets import Question
 from grpo_core.datasets.prompts import messages_for
 from grpo_core.datasets.templates import encode
@@ -42,8 +43,8 @@ from grpo_core.reasons import FailureCode, FinishReason
 from grpo_core.selftest.logprob_probes import LogprobProbe, LogProbs
 from grpo_core.spec import JobSpec
 
-QUESTIONS_AT_ONCE: Final = {"cpu": 64, "cuda": 256}
-"""Number of questions between two checks for a request to stop."""
+CPU_QUESTIONS_AT_ONCE: Final = 64
+"""Number of questions between two checks for a request to stop; on a GPU `cost.QUESTIONS_AT_ONCE`."""
 CPU_TOKENS: Final = 8192
 """Number of tokens of a forward pass on a CPU."""
 AGREEMENT: Final = 0.1
@@ -74,7 +75,7 @@ class NativeEngine(TrlEngine):
     def answer(self, questions: Sequence[Question], *, adapter: bool, max_new_tokens: int) -> Generator[Answer]:
         ends: Any = self.model.generation_config.eos_token_id
         stops = set[int]([ends] if isinstance(ends, int) else ends)
-        at_once = QUESTIONS_AT_ONCE[self._weights.device.type]
+        at_once = CPU_QUESTIONS_AT_ONCE if self._weights.device.type == "cpu" else QUESTIONS_AT_ONCE
         for start in range(0, len(questions), at_once):
             asked = [messages_for(question, self._spec.data) for question in questions[start:][:at_once]]
             self._modes.decoder.set_adapter(self._modes.adapter if adapter else None)
@@ -270,7 +271,7 @@ def plan_memory(spec: JobSpec, architecture: Architecture, *, memory: int, held:
     room = max(LEAST_ROOM_BYTES, int(USABLE * memory) - held - ASIDE_BYTES)
     key_bytes = 2 * architecture.layers * architecture.keys * size
     least = longest(spec) + 1
-    rows = max(spec.completions_per_step, min(spec.evaluation.questions, QUESTIONS_AT_ONCE["cuda"]))
+    rows = max(spec.completions_per_step, min(spec.evaluation.questions, QUESTIONS_AT_ONCE))
     cache = min(rows * least, max(room // 2, min(least * key_bytes, room * 4 // 5)) // key_bytes)
     if cache < least:
         raise JobFailure(

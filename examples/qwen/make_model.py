@@ -92,7 +92,7 @@ def write_model(gguf: Path, out: Path) -> None:
     GenerationConfig(eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id).save_pretrained(out)
     file = out / "model.safetensors"
     save_file(weights, file, metadata={"format": "pt"})
-    file.chmod(0o644)  # it writes files that only their owner can read, and a job is another user
+    file.chmod(0o644)  # save_file lets only the owner read, and jobs run as another user
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.eos_token, tokenizer.pad_token = END, PAD
     tokenizer.save_pretrained(out)

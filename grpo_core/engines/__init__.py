@@ -81,7 +81,7 @@ def _resumed(wrote: EngineName | None) -> Choice | None:
 
 
 def _choose_automatically(spec: JobSpec, gpus: Sequence[Gpu], model: Path, parameters: int) -> Choice:
-    # What tells without transformers comes first: Unsloth has to be imported before it.
+    # Checks that need no transformers come first, because Unsloth must be imported before transformers.
     if reason := _why_not_native(spec, gpus, model, parameters):
         return Choice("unsloth" if gpus and _unsloth_is_ready() else "trl", reason)
     requirements = import_module("grpo_core.engines.native.requirements")

@@ -41,7 +41,7 @@ def _gpu(nvml: Any, card: Any) -> Gpu:
     name, memory = _text(nvml.nvmlDeviceGetName(card)), int(nvml.nvmlDeviceGetMemoryInfo(card).total)
     try:
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(card)
-    except nvml.NVMLError:  # of a part of a card (MIG), which only cards of at least 8.0 have
+    except nvml.NVMLError:  # some drivers do not say it of a part (MIG); only cards of 8.0 and above have parts
         major, minor = 8, 0
     return Gpu(name, memory, (int(major), int(minor)))
 

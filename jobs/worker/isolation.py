@@ -47,8 +47,8 @@ _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where libraries pass tensors between
 _DEVICES = ("nvidia[0-9]*", "nvidiactl", "nvidia-uvm", "dri/render*", "kfd")
 """Devices for computing; the driver has further files that only root can open."""
 _FOLDERS_NAMED = ("GRPO_MODEL_DIR", "GRPO_DATASET_DIR", "VIRTUAL_ENV", "CUDA_HOME", "CUDA_PATH", "XDG_DATA_HOME")
-_PROGRAMS_NAMED = ("CC", "CXX", "CUDAHOSTCXX")
-"""Compilers, which Triton starts: they read what is installed beside them."""
+_PROGRAMS_NAMED = ("CC", "CXX")
+"""Compilers, which Triton starts. A compiler reads files that are installed beside it."""
 _FILES_NAMED = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _PATHS_NAMED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LIBRARY_PATH")
 _OTHER_CACHES = (

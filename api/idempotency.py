@@ -10,6 +10,7 @@ from typing import Any
 
 from litestar import Request
 from litestar.concurrency import sync_to_thread
+from litestar.datastructures import ResponseHeader
 from litestar.di import NamedDependency
 from litestar.params import SkipValidation
 
@@ -22,7 +23,30 @@ from jobs.lifecycle.admission import RequestKey
 KEY_PATTERN = r"^[\x21-\x7e]{1,255}$"
 REPLAYED = {"Idempotent-Replayed": "true"}
 
+SUBMISSION_ERRORS = (
+    "invalid_spec",
+    "rejected",
+    "idempotency_in_progress",
+    "idempotency_key_reused",
+    "too_many_jobs",
+    "gpu_quota",
+    "storage_quota",
+)
+"""Problems of requests that submit jobs, beside those of any body."""
+
 Once = NamedDependency[SkipValidation[RequestKey | None]]
+
+
+def created_headers(what: str, replayed: str) -> list[ResponseHeader]:
+    """The headers of an answer that tells of something new, for OpenAPI."""
+    described = {
+        "Location": f"The new {what}",
+        "Idempotent-Replayed": f"`true` if an earlier request with the same key {replayed}",
+    }
+    return [
+        ResponseHeader(name=name, value="", description=text, documentation_only=True)
+        for name, text in described.items()
+    ]
 
 
 async def submission_key(request: Request[Any, Any, Any], spec: NamedDependency[SkipValidation[JobSpec]]) -> Any:  # noqa: ARG001 - read first

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 from litestar import Response, Router, delete, get, post
 from litestar.concurrency import sync_to_thread
 from litestar.connection import ASGIConnection
-from litestar.datastructures import ResponseHeader
 from litestar.di import NamedDependency, Provide
 from litestar.handlers import BaseRouteHandler
 from litestar.params import PathParameter, QueryParameter, SkipValidation
@@ -19,7 +18,7 @@ from litestar.params import PathParameter, QueryParameter, SkipValidation
 from api.auth import scope
 from api.bodies import JSON_ERRORS, Upload, read_spec, receive_dataset
 from api.dependencies import Owner, Service
-from api.idempotency import REPLAYED, Once, upload_key
+from api.idempotency import REPLAYED, Once, created_headers, upload_key
 from api.problems import bad_parameter, responses
 from api.queries import bad_query
 from api.schemas import Dataset, DatasetList, DatasetPreview, dataset_of, preview_of
@@ -44,15 +43,7 @@ async def check_id(connection: ASGIConnection[Any, Any, Any, Any], _handler: Bas
     summary="Upload a data set",
     opt=scope("datasets:write"),
     dependencies={"upload": Provide(receive_dataset), "once": Provide(upload_key, sync_to_thread=False)},
-    response_headers=[
-        ResponseHeader(name="Location", value="", description="The new data set", documentation_only=True),
-        ResponseHeader(
-            name="Idempotent-Replayed",
-            value="",
-            description="`true` if an earlier request with the same key stored it; this is the same answer",
-            documentation_only=True,
-        ),
-    ],
+    response_headers=created_headers("data set", "stored it; this is the same answer"),
     response_description="Every line was read and the file is stored",
     responses=responses(
         "bad_query",

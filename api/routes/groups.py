@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 from litestar import Response, Router, get, post
 from litestar.connection import ASGIConnection
-from litestar.datastructures import ResponseHeader
 from litestar.di import NamedDependency, Provide
 from litestar.handlers import BaseRouteHandler
 from litestar.params import PathParameter, QueryParameter, SkipValidation
@@ -19,7 +18,7 @@ from litestar.params import PathParameter, QueryParameter, SkipValidation
 from api.auth import scope
 from api.bodies import JSON_ERRORS, read_sweep
 from api.dependencies import Owner, Service
-from api.idempotency import REPLAYED, Once, group_key
+from api.idempotency import REPLAYED, SUBMISSION_ERRORS, Once, created_headers, group_key
 from api.problems import bad_parameter, responses
 from api.queries import bad_query
 from api.schemas import GROUP_ID, Comparison, Group, SubmittedGroup, comparison_of, group_of, job_of, warning_of
@@ -47,26 +46,12 @@ async def check_id(connection: ASGIConnection[Any, Any, Any, Any], _handler: Bas
     summary="Submit a sweep: several jobs as one group",
     opt=WRITE,
     dependencies={"sweep": Provide(read_sweep), "once": Provide(group_key)},
-    response_headers=[
-        ResponseHeader(name="Location", value="", description="The new group", documentation_only=True),
-        ResponseHeader(
-            name="Idempotent-Replayed",
-            value="",
-            description="`true` if an earlier request with the same key created the group",
-            documentation_only=True,
-        ),
-    ],
+    response_headers=created_headers("group", "created the group"),
     response_description="All jobs are accepted and will be run",
     responses=responses(
         "bad_query",
         *JSON_ERRORS,
-        "invalid_spec",
-        "rejected",
-        "idempotency_in_progress",
-        "idempotency_key_reused",
-        "too_many_jobs",
-        "gpu_quota",
-        "storage_quota",
+        *SUBMISSION_ERRORS,
     ),
     sync_to_thread=True,
 )

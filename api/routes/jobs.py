@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from litestar import MediaType, Request, Response, Router, delete, get, post
 from litestar.concurrency import sync_to_thread
 from litestar.connection import ASGIConnection
-from litestar.datastructures import ResponseHeader, State
+from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import ResponseSpec
@@ -27,7 +27,7 @@ from api.audit import audited
 from api.auth import scope
 from api.bodies import JSON_ERRORS, read_spec
 from api.dependencies import Owner, Service
-from api.idempotency import REPLAYED, Once, submission_key
+from api.idempotency import REPLAYED, SUBMISSION_ERRORS, Once, created_headers, submission_key
 from api.places import Places
 from api.problems import ApiError, bad_parameter, responses
 from api.queries import Metadata, bad_query, metadata_filter
@@ -86,28 +86,14 @@ def searches_of(state: State) -> Places:
     summary="Submit a job",
     opt=WRITE,
     dependencies={"spec": Provide(read_spec), "once": Provide(submission_key)},
-    response_headers=[
-        ResponseHeader(name="Location", value="", description="The new job", documentation_only=True),
-        ResponseHeader(
-            name="Idempotent-Replayed",
-            value="",
-            description="`true` if an earlier request with the same key created the job; this is the same answer",
-            documentation_only=True,
-        ),
-    ],
+    response_headers=created_headers("job", "created the job; this is the same answer"),
     response_description="The job is accepted and will be run",
     responses={
         200: ResponseSpec(DryRun, generate_examples=False, description="With dry_run: nothing was stored"),
         **responses(
             "bad_query",
             *JSON_ERRORS,
-            "invalid_spec",
-            "rejected",
-            "idempotency_in_progress",
-            "idempotency_key_reused",
-            "too_many_jobs",
-            "gpu_quota",
-            "storage_quota",
+            *SUBMISSION_ERRORS,
         ),
     },
     sync_to_thread=True,

@@ -21,9 +21,9 @@ from api.audit import RequestAudit
 from api.auth import BearerAuth, check_scope
 from api.dependencies import PROVIDERS
 from api.edge import Edge
+from api.openai.errors import handle
 from api.page import assets, curves, guide, report, session
 from api.places import Places
-from api.problems import handle
 from api.queries import check_query
 from api.routes import datasets, graders, groups, health, jobs, metrics, rewards, rollouts, schema, usage
 from api.routes.rollouts import MAX_WAITING_READS, READS_AT_ONCE

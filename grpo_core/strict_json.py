@@ -81,6 +81,11 @@ class _Refused:
     remedy: str
 
 
+def parts_of(pointer: str) -> list[str]:
+    """The keys and indexes in a pointer, as text."""
+    return [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:]]
+
+
 def _decode(raw: bytes) -> str:
     try:
         return raw.decode("utf-8")

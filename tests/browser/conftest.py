@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ from tests.conftest import SeaweedFSServer, ValkeyServer
 from tests.integration.running import RunningApi
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Page
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -175,14 +176,66 @@ def start_worker(
         return subprocess.Popen([sys.executable, "-m", "jobs"], env=environment, stdout=log, stderr=log, cwd=ROOT)
 
 
+@dataclass
+class Expected:
+    """Lines of the console that a test brings about; `sure` where at least one must come."""
+
+    text: re.Pattern[str]
+    url: re.Pattern[str]
+    sure: bool
+    count: int = 0
+
+    def takes(self, text: str, url: str) -> bool:
+        is_this = bool(self.text.search(text) and self.url.search(url))
+        self.count += is_this
+        return is_this
+
+    @property
+    def is_missing(self) -> bool:
+        return self.sure and not self.count
+
+
 class Visitor:
-    """A person with a browser window."""
+    """A person with a browser window.
+
+    A browser reports a refused request some time after the page has acted on it. So a test declares beforehand which
+    reports it brings about (`expect_refusals`, `expect_trouble`), and `leave` waits for these and fails for any other.
+    """
 
     def __init__(self, page: Page, stack: Stack) -> None:
         self.page, self.stack = page, stack
         self.troubles: list[str] = []
-        page.on("pageerror", lambda error: self.troubles.append(f"error: {error}"))
-        page.on("console", lambda line: self.troubles.append(line.text) if line.type in ("error", "warning") else None)
+        self.expected: list[Expected] = []
+        page.on("pageerror", lambda error: self._trouble(f"error: {error}", ""))
+        page.on("console", self._read)
+
+    def expect_refusals(self, status: int, path: str, *, sure: bool = True) -> None:
+        """From here on, answers of this status to requests whose address has this expression are no trouble.
+
+        At least one must come before the test is over, unless `sure` is False.
+        """
+        self.expect_trouble(rf"^Failed to load resource: .*status of {status} ", path, sure=sure)
+
+    def expect_trouble(self, text: str, path: str = "", *, sure: bool = True) -> None:
+        """From here on, lines of the console with this expression, about an address with this path, are no trouble."""
+        self.expected.append(Expected(re.compile(text), re.compile(path), sure))
+
+    def leave(self) -> list[str]:
+        """What went wrong that no test brought about, once all that one did bring about has come."""
+        if not self.troubles and not self.page.is_closed():
+            late = time.monotonic() + patience(5)
+            while any(one.is_missing for one in self.expected) and time.monotonic() < late:
+                self.page.wait_for_timeout(50)
+        return self.troubles + [f"never came: {one}" for one in self.expected if one.is_missing]
+
+    def _read(self, line: ConsoleMessage) -> None:
+        if line.type in ("error", "warning"):
+            self._trouble(line.text, line.location["url"])
+
+    def _trouble(self, text: str, url: str) -> None:
+        taken = [one.takes(text, url) for one in self.expected]  # each counts: two may expect the same line
+        if not any(taken):
+            self.troubles.append(f"{text} {url}".strip())
 
     def log_in(self, path: str = "/") -> None:
         """Log in as a person would, then go to an address."""
@@ -272,6 +325,7 @@ def visit(browser: Browser, stack: Stack) -> Iterator[Callable[..., Visitor]]:
         return visitors[-1]
 
     yield open_window
+    troubles = [trouble for visitor in visitors for trouble in visitor.leave()]
     for context in contexts:
         context.close()
-    assert [trouble for visitor in visitors for trouble in visitor.troubles] == []
+    assert troubles == []

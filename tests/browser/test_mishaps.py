@@ -76,6 +76,7 @@ def is_whole(steps: list[int]) -> bool:
 def test_a_window_has_one_stream_however_often_it_was_hidden(visit: Visit, stack: Stack) -> None:
     job_id = running(stack, "hidden and shown")
     visitor = watched(visit)
+    visitor.expect_refusals(503, "/jobs/")
     page = visitor.page
     visitor.log_in(f"/jobs/{job_id}")
     visitor.wait(lambda: page.evaluate(OPEN) == 1)
@@ -99,7 +100,6 @@ def test_a_window_has_one_stream_however_often_it_was_hidden(visit: Visit, stack
     page.wait_for_timeout(300)
     assert page.evaluate(OPEN) == 0, "it was left before it came back"
     end(stack, job_id)
-    visitor.troubles.clear()  # the browser reports each refusal
 
 
 def test_a_window_that_nobody_has_seen_takes_no_connection(visit: Visit, stack: Stack) -> None:
@@ -143,6 +143,7 @@ def test_a_job_that_was_deleted_elsewhere_is_shown_as_gone(visit: Visit, stack: 
     visitor.log_in(f"/jobs/{job_id}")
     page.evaluate("hide(true)")
     end(stack, job_id)
+    visitor.expect_refusals(404, f"/jobs/{job_id}")
     stack.service.delete(job_id, OWNER)
     page.evaluate("hide(false)")
     page.get_by_role("heading", name="Not found").wait_for()
@@ -151,12 +152,12 @@ def test_a_job_that_was_deleted_elsewhere_is_shown_as_gone(visit: Visit, stack: 
     page.on("request", lambda request: asked.append(request.url))
     page.wait_for_timeout(4000)
     assert [url for url in asked if job_id in url] == []
-    visitor.troubles.clear()  # the browser reports the 404
 
 
 def test_a_job_has_ended_also_where_its_record_cannot_be_read_then(visit: Visit, stack: Stack) -> None:
     job_id = running(stack, "ends unseen")
     visitor = watched(visit)
+    visitor.expect_refusals(503, "/jobs/")
     page = visitor.page
     visitor.log_in(f"/jobs/{job_id}")
     page.locator(".live .live").wait_for()
@@ -166,7 +167,6 @@ def test_a_job_has_ended_also_where_its_record_cannot_be_read_then(visit: Visit,
     page.wait_for_timeout(1500)
     with page.expect_response(lambda answer: answer.url.endswith(job_id) and answer.ok, timeout=10_000):
         page.unroute_all()
-    visitor.troubles.clear()
 
 
 def test_an_empty_tab_of_rollouts_fills_itself(visit: Visit, stack: Stack) -> None:
@@ -191,6 +191,8 @@ def test_an_empty_tab_of_rollouts_fills_itself(visit: Visit, stack: Stack) -> No
 def test_what_was_refused_can_be_tried_again(visit: Visit, stack: Stack) -> None:
     job_id = stack.ended("good", "recipe", 60)
     visitor = visit()
+    visitor.expect_refusals(503, "")
+    visitor.expect_trouble("net::ERR_FAILED", "/session$")
     page = visitor.page
     visitor.log_in()
     for tab, part in (("files", "artifacts"), ("report", "reports"), ("rollouts", "rollouts"), ("spec", "/schema/job")):
@@ -216,7 +218,6 @@ def test_what_was_refused_can_be_tried_again(visit: Visit, stack: Stack) -> None
     page.unroute_all()
     page.get_by_role("button", name="Log out").click()
     page.locator("#key").wait_for()
-    visitor.troubles.clear()
 
 
 def test_what_one_is_at_stays_while_a_job_goes_on(visit: Visit, stack: Stack) -> None:

@@ -149,9 +149,9 @@ def test_rows_suggest_where_the_answer_is_and_what_fits_it(visit: Visit, stack: 
     assert list(spec_of(visitor)["rewards"]["graders"]) == ["exact"]
     visitor.step("reward")
     page.get_by_label("How much it counts").fill("2")
+    visitor.expect_refusals(422, "/jobs")  # the reward reads a column that this file lacks
     upload(visitor, written(tmp_path / "more.csv", ["prompt", "response"], texts), "Describe day 0")
     assert list(spec_of(visitor)["rewards"]["graders"]) == ["exact"], "what a person changed stays"
-    visitor.troubles.clear()  # it reads a column that this file lacks: the service says so
 
 
 def test_a_file_is_dropped_and_its_chats_are_continued(visit: Visit, stack: Stack) -> None:
@@ -182,6 +182,7 @@ def test_a_file_is_dropped_and_its_chats_are_continued(visit: Visit, stack: Stac
 
 def test_a_file_that_cannot_be_read_says_why(visit: Visit, stack: Stack, tmp_path: Path) -> None:
     visitor = visit()
+    visitor.expect_refusals(422, "/datasets")
     page = visitor.page
     visitor.log_in("/new")
     visitor.step("data")
@@ -192,11 +193,11 @@ def test_a_file_that_cannot_be_read_says_why(visit: Visit, stack: Stack, tmp_pat
     alert.wait_for()
     assert "/lines/2" in alert.inner_text()
     assert "data" not in spec_of(visitor), "nothing was chosen"
-    visitor.troubles.clear()  # the browser reports the refused file
 
 
 def test_a_function_of_ones_own_says_what_is_wrong_with_it(visit: Visit, stack: Stack, tmp_path: Path) -> None:
     visitor = visit()
+    visitor.expect_refusals(422, "")
     page = visitor.page
     visitor.log_in("/new")
     upload(visitor, written(tmp_path / "reviews.csv", ["review", "sentiment"], REVIEWS), "A lovely film")
@@ -213,11 +214,11 @@ def test_a_function_of_ones_own_says_what_is_wrong_with_it(visit: Visit, stack: 
     page.get_by_role("button", name="Score both").click()
     page.get_by_text("Some of it could not be scored").wait_for(timeout=30_000)
     assert "KeyError" in page.locator(".scores").inner_text()
-    visitor.troubles.clear()  # the browser reports the refused function
 
 
 def test_what_is_wrong_stands_at_its_field(visit: Visit, stack: Stack) -> None:
     visitor = visit()
+    visitor.expect_refusals(422, "/jobs")
     page = visitor.page
     visitor.log_in("/new")
     visitor.step("size")
@@ -241,11 +242,11 @@ def test_what_is_wrong_stands_at_its_field(visit: Visit, stack: Stack) -> None:
     resolved = json.loads(page.locator("#step-review pre").text_content() or "")
     assert resolved["sampling"]["generations"] == 8
     assert spec_of(visitor) == {"sampling": {"generations": 8, "max_completion_tokens": 8}}
-    visitor.troubles.clear()  # the browser reports each refused spec
 
 
 def test_the_guide_and_the_json_are_one_draft(visit: Visit, stack: Stack) -> None:
     visitor = visit()
+    visitor.expect_refusals(422, "/jobs")
     page = visitor.page
     visitor.log_in("/new")
     given = {"sampling": {"hotness": 0.2, "generations": 8}, "metadata": {"k8s.io/team": "x"}, "later": [1]}
@@ -266,11 +267,11 @@ def test_the_guide_and_the_json_are_one_draft(visit: Visit, stack: Stack) -> Non
         page.get_by_role("button", name="Guide").click()
         assert said in page.locator(".outcome").inner_text()
         assert page.locator("#json").is_visible(), "nothing is thrown away"
-    visitor.troubles.clear()
 
 
 def test_a_draft_survives_a_change_of_language(visit: Visit, stack: Stack) -> None:
     visitor = visit()
+    visitor.expect_refusals(422, "/jobs", sure=False)  # a learning rate of 5, on the way
     page = visitor.page
     visitor.log_in("/new")
     visitor.step("size")
@@ -290,7 +291,6 @@ def test_a_draft_survives_a_change_of_language(visit: Visit, stack: Stack) -> No
     rate.fill("5e-6")
     page.get_by_role("button", name="Check only").click()
     page.get_by_text("This job would be accepted").wait_for()
-    visitor.troubles.clear()  # a learning rate of 5, on the way, is refused
 
 
 def test_an_english_page_shows_no_key_no_null_and_no_chinese(visit: Visit, stack: Stack) -> None:

@@ -29,6 +29,7 @@ def job(stack: Stack) -> str:
 
 def test_logging_in_and_out(visit: Visit, stack: Stack) -> None:
     visitor = visit()
+    visitor.expect_refusals(401, "")
     page = visitor.page
     page.goto(f"{stack.url}/#/new")
     page.locator("#key").fill("grpo_wrong")
@@ -45,20 +46,18 @@ def test_logging_in_and_out(visit: Visit, stack: Stack) -> None:
     page.locator("#key").wait_for()
     page.reload()
     page.locator("#key").wait_for()
-    assert [line for line in visitor.troubles if "401" not in line] == []
-    visitor.troubles.clear()  # the browser reports the refused key
 
 
 def test_a_revoked_key_ends_what_is_open(visit: Visit, stack: Stack) -> None:
     key, record = stack.service.keys.create(OWNER)
     visitor = visit()
+    visitor.expect_refusals(401, "")
     visitor.page.goto(stack.url)
     visitor.page.locator("#key").fill(key)
     visitor.page.locator("#key").press("Enter")
     visitor.page.locator("#list").wait_for()
     stack.service.keys.revoke(record.id)
     visitor.page.locator("#key").wait_for()
-    visitor.troubles.clear()
 
 
 def test_completions_are_text_whatever_they_hold(visit: Visit, stack: Stack) -> None:
@@ -87,11 +86,11 @@ def test_completions_are_text_whatever_they_hold(visit: Visit, stack: Stack) -> 
 
 def test_even_a_mistake_could_not_parse_html(visit: Visit, stack: Stack) -> None:
     visitor = visit()
+    visitor.expect_trouble("TrustedHTML")
     visitor.log_in()
     refused = "(() => { try { document.body.innerHTML = '<b>x</b>'; return false } catch { return true } })()"
     assert visitor.page.evaluate(refused), "Trusted Types are enforced"
     assert visitor.page.locator("#list").count() == 1
-    visitor.troubles.clear()  # the browser reports the attempt
 
 
 def test_a_dip_leads_to_the_completions_that_caused_it(visit: Visit, stack: Stack, job: str) -> None:
@@ -245,6 +244,7 @@ def test_two_jobs_side_by_side(visit: Visit, stack: Stack, job: str) -> None:
 
 def test_a_submission_without_an_answer_can_be_sent_again(visit: Visit, stack: Stack) -> None:
     visitor = visit()
+    visitor.expect_trouble("net::ERR_FAILED", "/jobs$")
     page = visitor.page
     visitor.log_in("/new")
     page.get_by_role("button", name="JSON").click()
@@ -263,7 +263,6 @@ def test_a_submission_without_an_answer_can_be_sent_again(visit: Visit, stack: S
     visitor.arrived(r"/jobs/job-\w+$")
     named = [job for job in stack.service.list_jobs(OWNER, limit=100).items if job.name == "sent twice"]
     assert [job.id for job in named] == [page.url.rsplit("/", 1)[1]]
-    visitor.troubles.clear()  # the browser reports the lost answer
 
 
 def test_a_job_can_be_the_template_of_another(visit: Visit, stack: Stack) -> None:
@@ -312,9 +311,10 @@ def test_the_list_is_filtered_and_follows(visit: Visit, stack: Stack, job: str) 
     page.get_by_text("Deleted").wait_for()
     page.locator(f"tr[data-job={job}]").wait_for()
     assert page.locator(f"tr[data-job={running}]").count() == 0
+    visitor.expect_refusals(404, f"/jobs/{running}")
+    visitor.expect_trouble("^Problem: There is no job")
     visitor.go(f"/jobs/{running}")
     page.get_by_role("heading", name="Not found").wait_for()
-    visitor.troubles.clear()  # the browser reports the 404
 
 
 def test_an_answer_to_what_was_asked_before_is_dropped(visit: Visit, stack: Stack, job: str) -> None:
@@ -350,6 +350,7 @@ def test_a_refusal_is_shown_once_and_until_the_next_attempt(visit: Visit, stack:
     job_id = stack.made_up("good", "refuses to pause", 5000, 0.05)
     stack.wait(job_id, JobStatus.RUNNING)
     visitor = visit()
+    visitor.expect_refusals(409, "/pause$")
     page = visitor.page
     problem = {"code": "conflict", "detail": "Not just now.", "errors": [], "request_id": "r"}
     page.route("**/pause", lambda route: route.fulfill(status=409, json=problem))
@@ -365,7 +366,6 @@ def test_a_refusal_is_shown_once_and_until_the_next_attempt(visit: Visit, stack:
     assert page.get_by_text("Not just now.").count() == 0
     stack.service.cancel(job_id, OWNER)
     stack.wait(job_id)
-    visitor.troubles.clear()  # the browser reports each refusal
 
 
 def ask_to_pause(page: Any) -> None:
@@ -391,6 +391,7 @@ def test_a_connection_that_breaks_loses_no_step(visit: Visit, stack: Stack) -> N
     steps = 150
     job_id = stack.made_up("good", "broken connections", steps, 0.06)
     visitor = visit()
+    visitor.expect_trouble("net::ERR_")
     page = visitor.page
     stack.wait(job_id, JobStatus.RUNNING, step=5)
     visitor.log_in(f"/jobs/{job_id}")
@@ -408,7 +409,6 @@ def test_a_connection_that_breaks_loses_no_step(visit: Visit, stack: Stack) -> N
     cells.first.wait_for()
     numbers = cells.all_inner_texts()
     assert [int(number) for number in numbers] == list(range(1, steps + 1))
-    visitor.troubles.clear()  # the browser reports each break
 
 
 # --- everyone

@@ -6,7 +6,7 @@ over, no event loop of Playwright runs on: `asyncio.run` works in whatever test 
 
 An address changes before the page acts on it, so a test that only waits for the address may look at what was there
 before: `Visitor.arrived` waits for the page. `GRPO_TEST_LATE_MS=300 make browser` makes every view and answer come that
-much later, which is where such tests fail.
+much later, and `GRPO_TEST_CPU_SLOWDOWN=4 make browser` slows the page's scripts down, which is where such tests fail.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ ROOT = HERE.parents[1]
 IMAGES = ROOT / "docs" / "images"
 OWNER = "mia"
 LATE_MS = int(os.environ.get("GRPO_TEST_LATE_MS", "0"))
+CPU_SLOWDOWN = int(os.environ.get("GRPO_TEST_CPU_SLOWDOWN", "1"))
 # Says which address the page has acted on, since only its own listener knows; runs before any script of the page.
 WATCH = """{
   const late = %d;
@@ -118,7 +119,7 @@ class Stack:
         return job_id
 
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=20)
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=patience(20))
 
 
 @pytest.fixture(scope="session")
@@ -151,7 +152,7 @@ def stack(
         for worker in workers:
             worker.terminate()
         for worker in workers:
-            worker.wait(timeout=60)
+            worker.wait(timeout=patience(60))
 
 
 def start_worker(
@@ -318,10 +319,13 @@ def visit(browser: Browser, stack: Stack) -> Iterator[Callable[..., Visitor]]:
 
     def open_window(**options: Any) -> Visitor:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "locale": "en-US", **options})
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(1000 * patience(15))
         context.add_init_script(WATCH % LATE_MS)
         contexts.append(context)
-        visitors.append(Visitor(context.new_page(), stack))
+        page = context.new_page()
+        if CPU_SLOWDOWN > 1:
+            context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": CPU_SLOWDOWN})
+        visitors.append(Visitor(page, stack))
         return visitors[-1]
 
     yield open_window

@@ -12,7 +12,7 @@ import pytest
 
 from tests.browser.conftest import Stack, Visitor
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 Visit = Callable[..., Visitor]
 STEPS, FEWER = 60, 40

@@ -13,7 +13,7 @@ import pytest
 from jobs.store.job import JobStatus
 from tests.browser.conftest import OWNER, ROOT, Stack, Visitor
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 STEPS = 40
 

@@ -13,7 +13,7 @@ import pytest
 from jobs.store.job import JobStatus
 from tests.browser.conftest import OWNER, Stack, Visitor
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 Visit = Callable[..., Visitor]
 
@@ -165,7 +165,7 @@ def test_a_job_has_ended_also_where_its_record_cannot_be_read_then(visit: Visit,
     end(stack, job_id)
     page.locator(".badge.cancelled").wait_for()
     page.wait_for_timeout(1500)
-    with page.expect_response(lambda answer: answer.url.endswith(job_id) and answer.ok, timeout=10_000):
+    with page.expect_response(lambda answer: answer.url.endswith(job_id) and answer.ok):
         page.unroute_all()
 
 

@@ -14,7 +14,7 @@ import pytest
 from jobs.store.job import JobStatus
 from tests.browser.conftest import OWNER, ROOT, Stack, Visitor
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 Visit = Callable[..., Visitor]
 REVIEWS = [("A lovely film", "good"), ("Dull and far too long", "bad")] * 20
@@ -71,11 +71,11 @@ def test_a_person_with_a_csv_trains_on_it(visit: Visit, stack: Stack, tmp_path: 
     # Reward: a right answer is paid more than a wrong one, on these very rows.
     visitor.step("reward")
     page.get_by_role("button", name="Score both").click()
-    page.get_by_text("The wanted answer scores higher").wait_for(timeout=30_000)
+    page.get_by_text("The wanted answer scores higher").wait_for()
     page.get_by_role("button", name="Number or formula").click()
     page.get_by_label("Right answer between tags").check()
     page.get_by_role("button", name="Score the right answers").click()
-    page.get_by_text("right answers score 5").wait_for(timeout=30_000)
+    page.get_by_text("right answers score 5").wait_for()
 
     visitor.step("size")
     page.locator("#field-training-steps").fill("8")
@@ -123,10 +123,10 @@ def test_labels_suggest_an_exact_answer(visit: Visit, stack: Stack, tmp_path: Pa
     visitor.step("reward")
     page.get_by_label("How much it counts").fill("3")
     page.get_by_role("button", name="Score both").click()
-    page.get_by_text("The wanted answer scores higher: 3 against 0.").wait_for(timeout=30_000)
+    page.get_by_text("The wanted answer scores higher: 3 against 0.").wait_for()
     page.locator("#try-unwanted").fill("good")
     page.get_by_role("button", name="Score both").click()
-    page.get_by_text("Both score 3").wait_for(timeout=30_000)
+    page.get_by_text("Both score 3").wait_for()
 
 
 def test_rows_suggest_where_the_answer_is_and_what_fits_it(visit: Visit, stack: Stack, tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_function_of_ones_own_says_what_is_wrong_with_it(visit: Visit, stack: 
     assert page.evaluate("document.activeElement.id") == "field-rewards-graders-code-source"
     source.fill("def grade(sample, item):\n    return float(sample['output_text'] == item['nothing'])")
     page.get_by_role("button", name="Score both").click()
-    page.get_by_text("Some of it could not be scored").wait_for(timeout=30_000)
+    page.get_by_text("Some of it could not be scored").wait_for()
     assert "KeyError" in page.locator(".scores").inner_text()
 
 

@@ -14,7 +14,7 @@ from jobs.store.job import JobStatus
 from jobs.store.workers import WorkerInfo
 from tests.browser.conftest import HERE, OWNER, Stack, Visitor
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 Visit = Callable[..., Visitor]
 STEPS = 60
@@ -627,7 +627,7 @@ def test_curves_of_ten_thousand_steps_stay_smooth(visit: Visit, stack: Stack) ->
     visitor = visit()
     page = visitor.page
     visitor.log_in(f"/jobs/{job_id}")
-    page.locator(".chart.big canvas").first.wait_for(timeout=30_000)
+    page.locator(".chart.big canvas").first.wait_for()
     box = page.locator(".chart.big .u-over").first.bounding_box()
     assert box is not None
     page.evaluate(

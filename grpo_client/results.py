@@ -281,7 +281,8 @@ class Job(JsonObject):
     phase: str | None
     """`preparing`: fetching the data and the checkpoint to start from; `loading`: loading the model; `training`:
     generating completions, scoring them and updating the adapter; `evaluating`: answering held-out questions, or
-    testing the saved adapter; `uploading`: uploading its last files."""
+    testing the saved adapter; `serving`: answering requests; `exporting`: writing the adapter in another form;
+    `uploading`: uploading its last files."""
     name: str | None
     metadata: dict[str, str]
     spec: dict[str, Any]

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if spec is None:
             return _BAD_REQUEST
         count = options.ranks or max(1, spec.resources.gpus)
-        if rank is None and count > 1 and not folder.is_used():
+        if rank is None and count > 1 and spec.has_steps and not folder.is_used():
             command = [sys.executable, "-m", "grpo_core", *(sys.argv[1:] if arguments is None else arguments)]
             return Launcher(command, folder, count, epoch=options.epoch).run()
         return _train(options, spec, folder, stop, rank or ALONE)
@@ -65,6 +65,11 @@ def _train(options: argparse.Namespace, spec: JobSpec, folder: RunFolder, stop: 
     if rank.is_lead and not folder.spec.exists():
         write_json(folder.spec, spec.as_dict())
     _prepare_environment()
+    if not spec.has_steps:
+        egress.install(())
+        from grpo_core import kinds
+
+        return kinds.run(spec, folder, epoch=options.epoch, stop=stop)
     egress.install((*trackers.hosts(spec, os.environ), *hosts_for(spec.rewards.graders, os.environ)))
     from grpo_core.training.run import run
 

@@ -120,6 +120,8 @@ class SpecWarning:
 
 def estimate(spec: JobSpec, *, rows: int | None = None, devices: Iterable[str] = ()) -> Estimate:
     """The numbers of a job; `rows` is the size of its data set, where known, and `devices` are those of workers."""
+    if not spec.has_steps:
+        return _of_weights(spec)
     sampling = spec.sampling
     # A batch of completions serves `iterations` optimizer steps.
     batches = -(-spec.training.steps // spec.loss.iterations)
@@ -161,6 +163,35 @@ def estimate(spec: JobSpec, *, rows: int | None = None, devices: Iterable[str] =
         peak_memory_bytes=peak,
         gpus=[] if parameters is None else _by_gpu(spec, parameters, devices),
         detectable_difference=detectable_difference(spec.evaluation.questions),
+    )
+
+
+def _of_weights(spec: JobSpec) -> Estimate:
+    """The numbers of a job that draws no completions by itself: those of the model's weights."""
+    parameters = guess_parameters(spec.model.name)
+    return Estimate(
+        completions_per_step=0,
+        micro_batch=0,
+        prompts=0,
+        completions=0,
+        max_completion_tokens_per_step=0,
+        max_tokens_per_step=0,
+        max_completion_tokens=0,
+        max_tokens=0,
+        epoch_share=None,
+        checkpoints=0,
+        parameters=parameters,
+        weight_bytes=_by_precision(parameters, weight_bytes),
+        gpu_memory_bytes=None,
+        gpu=None,
+        step_seconds=None,
+        training_seconds=None,
+        evaluations=0,
+        evaluation_seconds=None,
+        evaluation_share=None,
+        peak_memory_bytes=None,
+        gpus=[],
+        detectable_difference=None,
     )
 
 
@@ -310,7 +341,12 @@ def _least_needs(spec: JobSpec) -> _Needs | None:
 
 
 def warnings(spec: JobSpec) -> list[SpecWarning]:
-    """Everything in a spec that is legal and suspicious, in the order of the spec's sections."""
+    """Everything in a spec that is legal and suspicious, in the order of the spec's sections.
+
+    The checks are about training, so that a job of another kind gets none.
+    """
+    if not spec.has_steps:
+        return []
     return [warning for check in CHECKS for warning in check(spec)]
 
 

@@ -88,6 +88,7 @@ class FailureCode(StrEnum):
     NO_CHAT_TEMPLATE = "no_chat_template", FailureClass.USER_CONFIG, "The tokenizer has no chat template"
     CHAT_TEMPLATE_FAILED = "chat_template_failed", FailureClass.USER_CONFIG, "The chat template raises an error"
     CHAT_TEMPLATE_TOO_LARGE = "chat_template_too_large", FailureClass.USER_CONFIG, "The chat template needs too much"
+    ADAPTER_UNREADABLE = "adapter_unreadable", FailureClass.USER_CONFIG, "The adapter's files do not fit the job"
     NO_SUCH_MODULE = "no_such_module", FailureClass.USER_CONFIG, "The model lacks modules that the spec adapts"
     SEQUENCE_TOO_LONG = "sequence_too_long", FailureClass.USER_CONFIG, "The model's context is too short"
     TOO_FEW_GPUS = "too_few_gpus", FailureClass.USER_CONFIG, "The worker has fewer GPUs than the job asks for"
@@ -192,6 +193,8 @@ class Phase(Word):
     LOADING = "loading", "loading the model", "加载模型"
     TRAINING = "training", "generating completions, scoring them and updating the adapter", "训练中"
     EVALUATING = "evaluating", "answering held-out questions, or testing the saved adapter", "评估中"
+    SERVING = "serving", "answering requests", "服务中"
+    EXPORTING = "exporting", "writing the adapter in another form", "导出中"
     UPLOADING = "uploading", "uploading its last files", "上传中"
 
     @property

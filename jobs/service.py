@@ -38,6 +38,7 @@ from jobs.lifecycle.commands import Commands, conflict
 from jobs.lifecycle.deletion import Deletion
 from jobs.lifecycle.reference_checks import ReferenceChecks
 from jobs.lifecycle.retention import Retention
+from jobs.lifecycle.source_jobs import SourceJobs
 from jobs.lifecycle.submit import Submission
 from jobs.lifecycle.sweeper import Sweeper
 from jobs.lifecycle.time_limit import Overdue
@@ -205,11 +206,13 @@ class JobService:
             self.job_store, self.write_once, self._wakeups, queue, valkey_recovery=self._valkey_recovery
         )
         self._reference_checks = ReferenceChecks(self._find, self.store, self.datasets)
+        self._source_jobs = SourceJobs(self._find, self.store)
         self._submission = Submission(
             self.job_store,
             self.write_once,
             self._admission,
             self._reference_checks,
+            self._source_jobs,
             self._deletion,
             self._wakeups,
             self._retired,
@@ -347,7 +350,8 @@ class JobService:
         return self.group(group, owner)
 
     def preview(self, spec: JobSpec, owner: str) -> Preview:
-        """Return the result of a dry run. Raises `Rejected` as `submit` does."""
+        """Return the result of a dry run. Raises `Rejected` and `NotFound` as `submit` does."""
+        spec = self._source_jobs.resolve(spec, owner)
         upload = self._reference_checks.check(spec, owner)
         rows = upload.rows if upload else None
         spec = with_evaluation(spec, rows)

@@ -54,6 +54,16 @@ class RunFolder:
         return self.inputs / "resume"
 
     @property
+    def adapters(self) -> Path:
+        """The adapters to serve or to export, each in a folder by its name, and `adapters.json`."""
+        return self.inputs / "adapters"
+
+    @property
+    def export(self) -> Path:
+        """What an export writes."""
+        return self.root / "export"
+
+    @property
     def events(self) -> Path:
         return self.root / "events.jsonl"
 

@@ -264,12 +264,16 @@ def _columns_differ(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _cpu_jobs_ask_for_nothing_of_cuda(spec: JobSpec) -> Iterator[Problem]:
-    """With `resources.gpus` 0, `optimizer.name` is `adamw_torch`, `model.precision` `auto`, `engine` `auto`, `trl` or
-    `native`, and `resources.min_gpu_memory_gb` null."""
+    """With `resources.gpus` 0, `optimizer.name` is `adamw_torch` if the job trains, `model.precision` `auto`, `engine`
+    `auto`, `trl` or `native`, and `resources.min_gpu_memory_gb` null."""
     if spec.resources.gpus:
         return
     needs_cuda = {
-        "/optimizer/name": (spec.optimizer.name != "adamw_torch", "the 8-bit optimizers need a GPU", "adamw_torch"),
+        "/optimizer/name": (
+            spec.has_steps and spec.optimizer.name != "adamw_torch",
+            "the 8-bit optimizers need a GPU",
+            "adamw_torch",
+        ),
         "/model/precision": (spec.model.precision != "auto", "a CPU trains in 32-bit only", "auto"),
         "/engine": (spec.engine == "unsloth", "unsloth needs a GPU", "auto, trl or native"),
     }
@@ -307,9 +311,53 @@ def _trials_alone_have_rows(spec: JobSpec) -> Iterator[Problem]:
         yield Problem(
             pointer="/trial/rows",
             code="not_applicable",
-            detail="has no meaning where kind is training",
+            detail=f"has no meaning where kind is {spec.kind}",
             remedy='Leave it out, or set kind to "try".',
         )
+
+
+def _sections_have_their_kind(spec: JobSpec) -> Iterator[Problem]:
+    """`serving` and `export` are left out unless `kind` is theirs; an export names a job, and so does one that serves
+    `serving.steps`; each step is named once."""
+    for name, section in (("serving", spec.serving), ("export", spec.export)):
+        if spec.kind != name and section != type(section)():
+            yield Problem(
+                pointer=f"/{name}",
+                code="not_applicable",
+                detail=f"has no meaning where kind is {spec.kind}",
+                remedy=f'Leave it out, or set kind to "{name}".',
+            )
+    lacking = "/export/job" if spec.kind == "export" and spec.export.job is None else ""
+    if spec.kind == "serving" and spec.serving.job is None and spec.serving.steps:
+        lacking = "/serving/job"
+    if lacking:
+        yield Problem(
+            pointer=lacking,
+            code="missing_field",
+            detail="is missing",
+            remedy="Give the id of one of your jobs, whose adapter is meant.",
+        )
+    if spec.kind == "serving" and len(set(spec.serving.steps)) < len(spec.serving.steps):
+        yield Problem(
+            pointer="/serving/steps",
+            code="repeated",
+            detail="names a step twice",
+            remedy="Name each step once.",
+        )
+
+
+def _other_kinds_do_not_train(spec: JobSpec) -> Iterator[Problem]:
+    """With `kind` `serving` or `export`, the sections about training are left out, and so is `from_checkpoint`."""
+    if spec.has_steps:
+        return
+    for name in ("optimizer", "training", "loss", "rewards", "evaluation", "guards", "audits", "from_checkpoint"):
+        if getattr(spec, name) != type(spec).model_fields[name].get_default():
+            yield Problem(
+                pointer=f"/{name}",
+                code="not_applicable",
+                detail=f"has no meaning where kind is {spec.kind}",
+                remedy="Leave it out.",
+            )
 
 
 def _several_cards_have_an_engine(spec: JobSpec) -> Iterator[Problem]:
@@ -424,6 +472,8 @@ RULES: tuple[Callable[[JobSpec], Iterator[Problem]], ...] = (
     _cpu_jobs_ask_for_nothing_of_cuda,
     _eight_bits_have_an_engine,
     _trials_alone_have_rows,
+    _sections_have_their_kind,
+    _other_kinds_do_not_train,
     _several_cards_have_an_engine,
     _lora_scale_is_sane,
 )

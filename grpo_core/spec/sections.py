@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self, cast, get_args
+from typing import Annotated, Any, Final, Literal, Self, cast, get_args
 
 from pydantic import (
     ConfigDict,
@@ -503,6 +504,32 @@ class TrialSection(Section):
     """Number of questions. Each gets `sampling.generations` completions; the number is rounded up to whole steps."""
 
 
+class ServingSection(Section):
+    """What answers requests, with `kind` `serving`, and until when."""
+
+    job: str | None = Field(default=None, pattern=JOB_ID)
+    """Serve the adapters of this job of yours, beside its base model; null serves `model` alone. What the job trained
+    with takes the place of `model`, `lora`, `engine`, of its prompts and of the tokens of an answer."""
+    steps: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_STEPS)], ...], Strict(False)] = Field(
+        default=(), max_length=8
+    )
+    """Its checkpoints to serve, by their steps, beside its best or last adapter."""
+    ttl_seconds: int = Field(default=900, ge=5, le=86_400)
+    """Time after which serving ends, from when the model is loaded."""
+    idle_seconds: int = Field(default=300, ge=2, le=86_400)
+    """Time without a request after which it ends."""
+
+
+class ExportSection(Section):
+    """What is exported, with `kind` `export`."""
+
+    job: str | None = Field(default=None, pattern=JOB_ID)
+    """Export the adapter of this job of yours. What the job trained with takes the place of `model`, `lora` and
+    `engine`."""
+    step: int | None = Field(default=None, ge=1, le=MAX_STEPS)
+    """One of its checkpoints; null is its best or last adapter."""
+
+
 class CheckpointReference(Section):
     """A step of another job to start from."""
 
@@ -512,16 +539,33 @@ class CheckpointReference(Section):
     """One of its checkpoints."""
 
 
+STEPPING: Final = ("training", "try")
+"""Kinds of jobs that go through training steps. The others read no data and pay no rewards."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReference:
+    """The adapters that a job of another kind than training reads."""
+
+    section: Literal["serving", "export"]
+    """The section that names them."""
+    job: str
+    steps: tuple[int, ...]
+    """Checkpoints, besides the best or last adapter; an export has at most one, and takes it in that adapter's
+    place."""
+
+
 class JobSpec(Section):
-    """One GRPO training job. An empty spec is the published recipe."""
+    """One job. An empty spec is the published recipe."""
 
     schema_version: int = Field(default=SCHEMA_VERSION, json_schema_extra={"const": SCHEMA_VERSION})
     """The version of this schema."""
     name: str | None = Field(default=None, min_length=1, max_length=100, pattern=ONE_LINE)
     """A label."""
-    kind: Annotated[Literal["training", "try"], Since(2)] = "training"
+    kind: Annotated[Literal["training", "try", "serving", "export"], Since(2)] = "training"
     """`try`: only draw completions from the model that training would start from, score them, and say whether training
-    would learn anything. No adapter is trained or saved."""
+    would learn anything. `serving`: answer requests with a job's adapters. `export`: write a job's adapter in another
+    form. Only `training` trains and saves an adapter."""
     metadata: dict[
         Annotated[str, Field(min_length=1, max_length=64, pattern=ONE_LINE)],
         Annotated[str, Field(max_length=512)],
@@ -543,6 +587,8 @@ class JobSpec(Section):
     audits: AuditsSection = AuditsSection()
     resources: ResourcesSection = ResourcesSection()
     trial: Annotated[TrialSection, Since(2)] = TrialSection()
+    serving: Annotated[ServingSection, Since(2)] = ServingSection()
+    export: Annotated[ExportSection, Since(2)] = ExportSection()
     from_checkpoint: CheckpointReference | None = None
     """Start from the adapter that another of your jobs had after a step."""
 
@@ -599,6 +645,21 @@ class JobSpec(Section):
 
         check(self)
         return self
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether its run goes through training steps with data and rewards, as a trial's does too."""
+        return self.kind in STEPPING
+
+    @property
+    def source(self) -> SourceReference | None:
+        """The adapters of another job that it serves or exports; None if it names no job."""
+        if self.kind == "serving" and self.serving.job is not None:
+            return SourceReference("serving", self.serving.job, self.serving.steps)
+        if self.kind == "export" and self.export.job is not None:
+            step = self.export.step
+            return SourceReference("export", self.export.job, () if step is None else (step,))
+        return None
 
     @property
     def held_out_rows(self) -> int:

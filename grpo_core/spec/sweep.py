@@ -89,9 +89,21 @@ def _with(spec: Any, field: str, value: Any) -> Any:
 
 def _parse(asked: object, settings: Mapping[str, Any]) -> JobSpec:
     try:
-        return parse_spec(asked)
+        spec = parse_spec(asked)
     except SpecError as error:
         raise SpecError([_placed(problem, settings) for problem in error.problems]) from None
+    if not spec.has_steps:
+        raise SpecError([_placed(_no_kind_for_a_sweep(spec), settings)])
+    return spec
+
+
+def _no_kind_for_a_sweep(spec: JobSpec) -> Problem:
+    return Problem(
+        pointer="/kind",
+        code="not_applicable",
+        detail=f"is {spec.kind}, and a sweep compares how jobs train",
+        remedy="Submit the job alone, or set kind to training.",
+    )
 
 
 def _placed(problem: Problem, settings: Mapping[str, Any]) -> Problem:

@@ -40,7 +40,7 @@ class Deletion:
         self._erase(record.id, record.owner)
 
     def begin(self, record: JobRecord) -> None:
-        """Mark a job for deletion. Raises `InUse` if an unfinished job starts from one of its checkpoints."""
+        """Mark a job for deletion. Raises `InUse` if an unfinished job reads one of its checkpoints."""
         self._begin(f"Job {record.id}", record.id, record.owner)
 
     def erase_dataset(self, record: DatasetRecord) -> None:
@@ -121,6 +121,9 @@ def used_by(spec: dict[str, Any]) -> dict[str, str]:
     """Return the ids of uploads and jobs that a job with this spec reads, by the pointer to each."""
     start, data, apart = spec.get("from_checkpoint"), spec["data"], spec["evaluation"].get("dataset")
     used: dict[str, str] = {"/from_checkpoint/job": start["job"]} if start else {}
+    for section in ("serving", "export"):
+        if source := spec.get(section, {}).get("job"):
+            used[f"/{section}/job"] = source
     if data["source"] == "upload":
         used |= {"/data/dataset": data["dataset"]} | ({"/evaluation/dataset": apart} if apart else {})
     return used

@@ -45,7 +45,12 @@ class ReferenceChecks:
         self._datasets = datasets
 
     def check(self, spec: JobSpec, owner: str) -> DatasetRecord | None:
-        """Raise `Rejected` with every name that cannot be used. Returns the upload, if the spec names one."""
+        """Raise `Rejected` with every name that cannot be used. Returns the upload, if the spec names one.
+
+        The job whose adapters are served or exported has been checked by `source_jobs`.
+        """
+        if not spec.has_steps:
+            return None
         problems: list[Problem] = []
         upload: DatasetRecord | None = None
         if (problem := too_large(spec)) is not None:

@@ -18,6 +18,7 @@ from jobs.errors import NotFound, Rejected, Unavailable
 from jobs.lifecycle.admission import REMEMBER_SECONDS, Admission, RequestKey, Ticket
 from jobs.lifecycle.deletion import Deletion, used_by
 from jobs.lifecycle.reference_checks import ReferenceChecks
+from jobs.lifecycle.source_jobs import SourceJobs
 from jobs.lifecycle.wakeups import WakeupPublisher
 from jobs.store.job import JobRecord, member_ids, new_group_id, new_job_id, record_of
 from jobs.store.job_store import JobStore
@@ -36,6 +37,7 @@ class Submission:
         write_once: WriteOnceStore,
         admission: Admission,
         reference_checks: ReferenceChecks,
+        source_jobs: SourceJobs,
         deletion: Deletion,
         wakeups: WakeupPublisher,
         retired: Retired,
@@ -47,6 +49,7 @@ class Submission:
         self._write_once = write_once
         self._admission = admission
         self._reference_checks = reference_checks
+        self._source_jobs = source_jobs
         self._deletion = deletion
         self._wakeups = wakeups
         self._retired = retired
@@ -57,7 +60,8 @@ class Submission:
         """Accept a job, or return the job that an earlier attempt of this request created, and whether it did.
 
         Raises `Rejected`, `TooManyJobs`, `GpuQuotaUsedUp`, `StorageQuotaUsedUp`, `KeyReused`, `InProgress`,
-        `Unavailable`, and `NotFound` if the request's job was deleted.
+        `Unavailable`, and `NotFound` if the request's job was deleted, or the one that it serves or exports is none of
+        the owner's.
         """
         ticket = self._admission.admit_job(owner, new_job_id(), request)
         if ticket.state == "done":
@@ -68,7 +72,7 @@ class Submission:
             record = self._write_down(ticket, spec, request)
             key = request.digest if request else None
             self._job_store.create(record, key=key, remember_seconds=REMEMBER_SECONDS)
-        except (Rejected, GpuQuotaUsedUp, StorageQuotaUsedUp):
+        except (NotFound, Rejected, GpuQuotaUsedUp, StorageQuotaUsedUp):
             self._admission.withdraw(ticket, forget=True)
             raise
         except Unavailable:
@@ -130,6 +134,7 @@ class Submission:
         if asked is None:
             if group is None:
                 self._quotas.check_job(ticket.owner)
+                spec = self._source_jobs.resolve(spec, ticket.owner)
                 self._check_references(ticket, spec)
             asked = self._as_asked(ticket, with_evaluation(spec, self._reference_checks.rows_of(spec, ticket.owner)))
             if group is not None:

@@ -15,6 +15,7 @@ from ulid import ULID
 
 from grpo_core.reasons import Phase, Word
 from grpo_core.shown import Shown
+from grpo_core.spec.sections import STEPPING
 
 RECORD_VERSION = 1
 
@@ -27,7 +28,7 @@ class JobStatus(Word):
     PAUSING = "pausing", "asked to pause; the worker has yet to checkpoint", "正在暂停"
     PAUSED = "paused", "checkpointed, holds no GPU", "已暂停"
     CANCELLING = "cancelling", "asked to end; the worker has yet to stop", "正在取消"
-    SUCCEEDED = "succeeded", "trained to the end; the adapter is stored", "成功"
+    SUCCEEDED = "succeeded", "finished; of a training, the adapter is stored", "成功"
     FAILED = "failed", "ended by an error, which the job explains", "失败"
     CANCELLED = "cancelled", "ended on request", "已取消"
 
@@ -157,7 +158,7 @@ def record_of(asked: dict[str, Any]) -> JobRecord:
         group=asked.get("group"),
         name=spec["name"],
         metadata=spec["metadata"],
-        total_steps=spec["training"]["steps"],
+        total_steps=spec["training"]["steps"] if spec.get("kind", "training") in STEPPING else 0,
     )
 
 

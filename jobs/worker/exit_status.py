@@ -105,7 +105,11 @@ class ExitClassifier:
     def _out_of_memory(self, report: FailureReport, *, killed: bool) -> RunResult:
         """Hand the job back with a higher gradient accumulation, or fail it if that cannot help."""
         before = self._base.gradient_accumulation or self._spec.sampling.gradient_accumulation
-        useless = (killed and self._spec.resources.gpus) or not micro_batch.can_cure(report.code, self._tail.phase)
+        useless = (
+            not self._spec.has_steps
+            or (killed and self._spec.resources.gpus)
+            or not micro_batch.can_cure(report.code, self._tail.phase)
+        )
         lowered = None if useless else micro_batch.smaller(self._spec, before)
         if lowered is None and killed:
             return RunResult(status=None, handback=HandBack(report=report))

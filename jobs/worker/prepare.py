@@ -1,6 +1,7 @@
 """Prepares a run folder: the spec, the data set, and the checkpoint from which to resume or to start.
 
-Owns `spec.json` and `inputs/`, and chooses where a run begins: at the best commit of earlier runs with a complete
+A job that serves or exports gets the adapters of its source job in `inputs/adapters/` (`grpo_core.adapters`), and no
+data. Owns `spec.json` and `inputs/`, and chooses where a run begins: at the best commit of earlier runs with a complete
 checkpoint, or at the start. Invariants: `inputs/resume/` holds every file of one checkpoint with the hash in its
 commit, or does not exist; and no folder is created after the run's folder was removed, so an abandoned download leaves
 nothing.
@@ -9,20 +10,23 @@ nothing.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
 from grpo_core import strict_json
+from grpo_core.adapters import MAIN, LocalAdapter, name_of, write_index
 from grpo_core.datasets import EVALUATION_UPLOAD_NAME, UPLOAD_NAME
 from grpo_core.reasons import EventType, WarningCode
 from grpo_core.retry import AT_ONCE, retry
 from grpo_core.run_dir.layout import sha256_of
 from grpo_core.spec import JobSpec
+from grpo_core.spec.sections import SourceReference
 from jobs.errors import Damaged, NotFound
 from jobs.store import commits, event_log
+from jobs.store.adapters import AdapterFinder, StoredAdapter
 from jobs.store.bucket import ObjectStore
 from jobs.store.commits import Commit, CommitRef, ResumeBase
 from jobs.store.datasets import DatasetStore
@@ -41,7 +45,17 @@ INTERRUPTS: Collection[Interrupt] = ("cancel", "pause", "stop")
 class Preparation:
     """Fills the folder of one run. Raises `NotFound`, `Damaged`, `DatasetError`, and as `InterruptibleRetry` does."""
 
-    def __init__(self, store: ObjectStore, datasets: DatasetStore, retry: InterruptibleRetry, folder: Path) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        datasets: DatasetStore,
+        retry: InterruptibleRetry,
+        folder: Path,
+        *,
+        find: Callable[[str], JobRecord | None] = lambda _: None,
+    ) -> None:
+        """`find` returns a job by its id, for the adapters that another job reads."""
+        self._find = find
         self._store = store
         self._datasets = datasets
         self._retry = retry
@@ -52,7 +66,10 @@ class Preparation:
         """Write the spec, fetch its data, and choose where the run begins."""
         self._inputs.mkdir(exist_ok=True)
         (self._folder / "spec.json").write_text(strict_json.dumps(spec.as_dict()), encoding="utf-8")
-        if spec.data.source in ("upload", "s3"):
+        if not spec.has_steps:
+            if spec.source is not None:
+                self._fetch_adapters(spec.source, record.owner)
+        elif spec.data.source in ("upload", "s3"):
             files = {UPLOAD_NAME: spec.data.dataset, EVALUATION_UPLOAD_NAME: spec.evaluation.dataset}
             for file, dataset in files.items():
                 if dataset is not None:
@@ -63,6 +80,34 @@ class Preparation:
         if spec.from_checkpoint is not None and start.base.resumed is None:
             self._fetch_checkpoint(spec.from_checkpoint.job, spec.from_checkpoint.step)
         return start
+
+    def _fetch_adapters(self, source: SourceReference, owner: str) -> None:
+        """Fetch the adapters that the job serves or exports, with their SHA-256 checked, and list them.
+
+        The best or last one is `main`; an export of a step takes that in its place. Raises `NotFound` for one that was
+        deleted since the job was accepted.
+        """
+        store, folder = self._store, self._inputs / "adapters"
+        record = self._retry(lambda: self._find(source.job), INTERRUPTS)
+        if record is None or record.owner != owner:
+            raise NotFound("job", source.job)
+        finder = AdapterFinder(store, source.job, record.best_step, record.manifest)
+        wanted: dict[str, StoredAdapter | None] = {
+            name_of(step): self._retry(lambda s=step: finder.at(s), INTERRUPTS) for step in source.steps
+        }
+        if source.section == "serving" or not source.steps:
+            wanted[MAIN] = self._retry(finder.main, INTERRUPTS)
+        folder.mkdir(exist_ok=True)
+        found: list[LocalAdapter] = []
+        for name, adapter in wanted.items():
+            if adapter is None:
+                raise NotFound("adapter", f"{name} of {source.job}")
+            found.append(LocalAdapter(name=name, step=adapter.step, folder=folder / name))
+            (folder / name).mkdir(exist_ok=True)
+            for file in adapter.files:
+                target = folder / name / file.path
+                self._retry(lambda f=file, t=target: store.download(f.key, t, f.sha256), INTERRUPTS)
+        write_index(folder, found)
 
     def _fetch_checkpoint(self, job_id: str, step: int) -> None:
         """Fetch the adapter from which the job starts, of this or another job."""

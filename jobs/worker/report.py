@@ -20,6 +20,7 @@ import structlog
 from grpo_core import report_page, strict_json
 from grpo_core.errors import FailureReport
 from grpo_core.run_dir.layout import new_file
+from grpo_core.spec.sections import STEPPING
 from jobs.errors import Damaged, Denied, JobsError, Unavailable
 from jobs.store import commits, event_log
 from jobs.store.write_once import FinalStatus, ManifestEntry
@@ -49,7 +50,12 @@ def write_report(
     *,
     until: float | None = None,
 ) -> None:
-    """Write `report.html` for the job's runs so far. Raises only what `InterruptibleRetry` raises."""
+    """Write `report.html` for the job's runs so far, unless it is of a kind without steps.
+
+    Raises only what `InterruptibleRetry` raises.
+    """
+    if context.record.spec.get("kind", "training") not in STEPPING:
+        return
     if context.epoch > 1:
         seconds = FETCH_SECONDS if until is None else min(FETCH_SECONDS, max(0.1, (until - time.monotonic()) / 2))
         earlier = EarlierRuns(context, until=time.monotonic() + seconds)

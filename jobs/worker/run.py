@@ -20,6 +20,7 @@ from jobs.lifecycle.time_limit import over_time
 from jobs.store.commits import ResumeBase
 from jobs.store.job import JobRecord
 from jobs.store.job_store import JobEvent
+from jobs.store.retired import Retired
 from jobs.worker import run_dirs
 from jobs.worker.exit_status import RunResult, broken_machine
 from jobs.worker.finalize import Finalizer
@@ -89,9 +90,12 @@ class JobRun:
 
     def _prepare(self) -> ResumeBase:
         deps, context = self._deps, self._context
-        start = Preparation(deps.store, deps.datasets, context.retry, self._folder).prepare(
-            context.record, self._spec, context.epoch
+        retired = Retired(deps.write_once)
+        preparation = Preparation(
+            *(deps.store, deps.datasets, context.retry, self._folder),
+            find=lambda job_id: deps.job_store.get(job_id) or retired.find(job_id),
         )
+        start = preparation.prepare(context.record, self._spec, context.epoch)
         context.base = start.base
         if start.warnings:
             self._publish(*start.warnings)

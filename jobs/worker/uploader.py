@@ -39,7 +39,7 @@ EVENTS_AT_ONCE = 500
 """Approximate number of events per file between commits, so that a long job has few files."""
 FINAL_FILES = (
     *("metrics.jsonl", "evaluations.jsonl", "evaluation.parquet", "report.json", "report.html", "spec.json"),
-    *("stderr.log", "adapter/*", "tensorboard/**/*"),
+    *("stderr.log", "adapter/*", "export/*", "tensorboard/**/*"),
 )
 """Files that change until the run ends."""
 COMMITS_KEPT = 2

@@ -1,7 +1,7 @@
 """The job whose adapters another job serves or exports: whether it may, and what it takes over.
 
 Owns the rules for `serving.job` and `export.job`. The look-up of adapters in the bucket is `jobs.store.adapters`.
-Invariant: the spec of an accepted job names a job of its owner that had the adapters when it was accepted, and has that
+Invariant: the spec of an accepted job names a job of the same owner, which had the adapters at that time, and has that
 job's model, adapter settings and prompts, so that a worker reads nothing but this spec.
 """
 

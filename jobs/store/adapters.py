@@ -1,8 +1,8 @@
 """Finds the adapters of a job in the bucket: its best or last one, and those of its checkpoints.
 
 Owns which objects make up an adapter; `list_checkpoints` knows the checkpoints. Invariant: every file is named with the
-SHA-256 that a manifest of the job has for it, and only the two files of PEFT's format are named, whatever else a
-training process wrote beside them.
+SHA-256 that a manifest of the job has for it, and only the two files of PEFT's format are named, not the others in a
+checkpoint.
 """
 
 from __future__ import annotations

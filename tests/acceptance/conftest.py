@@ -49,7 +49,7 @@ class WorkerProcess:
 
     def stop(self) -> int:
         self.process.terminate()
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=patience(30))
 
 
 @pytest.fixture

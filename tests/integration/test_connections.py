@@ -147,7 +147,7 @@ def test_a_header_now_and_then_does_not_prolong_it() -> None:
 
 
 def test_a_body_that_trickles_is_ended_and_one_that_flows_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api.connections, "BODY_SECONDS", 0.5)
+    monkeypatch.setattr(api.connections, "BODY_SECONDS", 2.0)
     head = "POST /datasets HTTP/1.1\r\nHost: a\r\nAuthorization: {}\r\nContent-Type: application/x-ndjson\r\n"
     head = head.format(bearer()["Authorization"])
     line = b'{"question": "1+1?", "answer": "%s"}\n' % (b"2" * 60_000)
@@ -158,7 +158,7 @@ def test_a_body_that_trickles_is_ended_and_one_that_flows_is_not(monkeypatch: py
             steady.sendall(line)
             with contextlib.suppress(OSError):
                 slow.sendall(b"{")
-            time.sleep(0.3)
+            time.sleep(0.4)
         assert b"201" in answer(steady).partition(b"\r\n")[0]
         assert answer(slow).partition(b"\r\n")[0] in (b"", b"HTTP/1.1 408 Request Timeout")
 

@@ -12,6 +12,7 @@ import pytest
 from api.places import Places
 from api.problems import ApiError
 from api.threads import OWNER, FairThreads
+from tests.clock import patience
 
 
 @pytest.fixture
@@ -31,9 +32,9 @@ def submit(threads: FairThreads, owner: str, call: Callable[[], object]) -> Futu
 def test_slow_calls_of_one_owner_leave_threads_for_the_others(threads: FairThreads) -> None:
     release = threading.Event()
     slow = [submit(threads, "ann", release.wait) for _ in range(7)]
-    assert [submit(threads, "bob", lambda: 1).result(timeout=5) for _ in range(20)] == [1] * 20
+    assert [submit(threads, "bob", lambda: 1).result(timeout=patience(5)) for _ in range(20)] == [1] * 20
     release.set()
-    assert all(call.result(timeout=5) for call in slow)
+    assert all(call.result(timeout=patience(5)) for call in slow)
 
 
 def test_owners_take_turns(threads: FairThreads) -> None:
@@ -43,7 +44,7 @@ def test_owners_take_turns(threads: FairThreads) -> None:
     calls = [submit(threads, owner, lambda owner=owner: order.append(owner)) for owner in ("ann",) * 4 + ("bob", "eve")]
     release.set()
     for call in (*blocked, *calls):
-        call.result(timeout=5)
+        call.result(timeout=patience(5))
     assert {*order[:4]} == {"ann", "bob", "eve"}
 
 
@@ -55,12 +56,12 @@ def test_what_one_owner_has_waiting_is_bounded(threads: FairThreads) -> None:
     assert (refused.value.code, refused.value.headers) == ("too_many_requests", {"Retry-After": "1"})
     calls.append(submit(threads, "bob", release.wait))
     release.set()
-    assert all(call.result(timeout=5) for call in calls)
+    assert all(call.result(timeout=patience(5)) for call in calls)
 
 
 def test_an_error_is_its_callers(threads: FairThreads) -> None:
     with pytest.raises(ZeroDivisionError):
-        submit(threads, "ann", lambda: 1 // 0).result(timeout=5)
+        submit(threads, "ann", lambda: 1 // 0).result(timeout=patience(5))
 
 
 def test_calls_that_wait_at_the_end_are_cancelled() -> None:
@@ -68,9 +69,9 @@ def test_calls_that_wait_at_the_end_are_cancelled() -> None:
     running, waiting = submit(threads, "ann", release.wait), submit(threads, "ann", release.wait)
     threads.shutdown(wait=False)
     release.set()
-    assert running.result(timeout=5)
+    assert running.result(timeout=patience(5))
     with pytest.raises(BaseException):  # noqa: B017 - CancelledError is none of Exception's
-        waiting.result(timeout=5)
+        waiting.result(timeout=patience(5))
 
 
 def test_places_are_an_owners_and_everyones() -> None:

@@ -207,6 +207,8 @@ class Visitor:
         self.page, self.stack = page, stack
         self.troubles: list[str] = []
         self.expected: list[Expected] = []
+        self.is_torn = False
+        """Whether Chromium dropped what it was loading, since a network interface of this machine came or went."""
         page.on("pageerror", lambda error: self._trouble(f"error: {error}", ""))
         page.on("console", self._read)
 
@@ -230,7 +232,9 @@ class Visitor:
         return self.troubles + [f"never came: {one}" for one in self.expected if one.is_missing]
 
     def _read(self, line: ConsoleMessage) -> None:
-        if line.type in ("error", "warning"):
+        if "net::ERR_NETWORK_CHANGED" in line.text:
+            self.is_torn = True
+        elif line.type in ("error", "warning"):
             self._trouble(line.text, line.location["url"])
 
     def _trouble(self, text: str, url: str) -> None:
@@ -241,6 +245,9 @@ class Visitor:
     def log_in(self, path: str = "/") -> None:
         """Log in as a person would, then go to an address."""
         self.page.goto(f"{self.stack.url}/")
+        while self.is_torn:
+            self.is_torn = False
+            self.page.reload()
         self.page.locator("#key").fill(self.stack.key)
         self.page.locator("#key").press("Enter")
         self.page.locator("#list").wait_for()

@@ -12,8 +12,9 @@ import pytest
 
 from jobs.store.job import JobStatus
 from tests.browser.conftest import OWNER, ROOT, Stack, Visitor
+from tests.clock import patience
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]
 
 STEPS = 40
 
@@ -49,7 +50,7 @@ def test_a_person_sees_a_model_learn(visit: Callable[..., Visitor], stack: Stack
 
     # The reward arrives by itself, without a reload.
     page.evaluate("window.stayed = true")
-    page.locator(".chart.big canvas").first.wait_for(timeout=120_000)
+    page.locator(".chart.big canvas").first.wait_for(timeout=1000 * patience(120))
     count = page.locator(".progress-tile .count")
     visitor.until("parseInt(document.querySelector('.progress-tile .count').textContent) >= 12", seconds=120)
     assert page.locator(".live .live").inner_text() == "Live"
@@ -57,7 +58,7 @@ def test_a_person_sees_a_model_learn(visit: Callable[..., Visitor], stack: Stack
     # Pause, as a person does it; what was trained stays, and goes on.
     page.get_by_role("button", name="Pause").click()
     page.get_by_role("dialog").get_by_role("button", name="Pause").click()
-    page.locator(".badge.paused").wait_for(timeout=60_000)
+    page.locator(".badge.paused").wait_for(timeout=1000 * patience(60))
     paused_at = stack.service.get(job_id, OWNER).step
     assert 0 < paused_at < STEPS
     page.get_by_role("button", name="Resume").click()
@@ -86,7 +87,7 @@ def test_a_person_sees_a_model_learn(visit: Callable[..., Visitor], stack: Stack
     page.locator("dialog").wait_for(state="detached")
 
     page.get_by_role("link", name="Curves").click()
-    page.locator(".badge.succeeded").wait_for(timeout=180_000)
+    page.locator(".badge.succeeded").wait_for(timeout=1000 * patience(180))
     assert page.evaluate("window.stayed"), "the page was never loaded again"
     assert count.inner_text() == f"{STEPS} / {STEPS}"
     stack.wait(job_id, JobStatus.SUCCEEDED)

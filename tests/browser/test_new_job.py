@@ -13,8 +13,9 @@ import pytest
 
 from jobs.store.job import JobStatus
 from tests.browser.conftest import OWNER, ROOT, Stack, Visitor
+from tests.clock import patience
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]
 
 Visit = Callable[..., Visitor]
 REVIEWS = [("A lovely film", "good"), ("Dull and far too long", "bad")] * 20
@@ -87,7 +88,7 @@ def test_a_person_with_a_csv_trains_on_it(visit: Visit, stack: Stack, tmp_path: 
     # A trial first: it trains nothing and says that the rewards differ.
     page.get_by_role("button", name="Try first").click()
     visitor.arrived(r"#/jobs/job-")
-    page.get_by_text("Questions with different rewards").wait_for(timeout=240_000)
+    page.get_by_text("Questions with different rewards").wait_for(timeout=1000 * patience(240))
     page.get_by_role("link", name="Train with these settings").click()
     visitor.arrived(r"#/new\?from=job-")
     assert "kind" not in spec_of(visitor)
@@ -98,7 +99,7 @@ def test_a_person_with_a_csv_trains_on_it(visit: Visit, stack: Stack, tmp_path: 
 
     # The job trains, and its curve shows the reward that was added.
     job_id = page.url.rsplit("/", 1)[1]
-    page.locator(".badge.succeeded").wait_for(timeout=240_000)
+    page.locator(".badge.succeeded").wait_for(timeout=1000 * patience(240))
     stack.wait(job_id, JobStatus.SUCCEEDED)
     metrics = stack.service.metrics(job_id, OWNER)
     assert [metric["step"] for metric in metrics] == list(range(1, 9))
@@ -176,6 +177,7 @@ def test_a_file_is_dropped_and_its_chats_are_continued(visit: Visit, stack: Stac
     assert (data["format"], data["question_column"], data["answer_column"]) == ("messages", "talk", "label")
     assert "system_prompt" not in data, "the chat has its own"
     visitor.step("data")
+    page.locator("#field-data-question_column").wait_for()
     options = page.get_by_label("Column with the question").locator("option").all_inner_texts()
     assert options == ["label", "talk (chat)"], "a column with gaps cannot be asked"
 
@@ -232,8 +234,9 @@ def test_what_is_wrong_stands_at_its_field(visit: Visit, stack: Stack) -> None:
     assert page.locator(".steps [data-step=size] .count").inner_text().startswith("1")
     page.locator("#field-sampling-generations").fill("8")
     assert page.locator("[aria-invalid=true]").count() == 0
-    assert page.locator(".steps [data-step=size] .count").inner_text() == ""
+    page.locator("#step-size .tile .note").first.wait_for()
     page.locator("#field-sampling-max_completion_tokens").fill("8")
+    assert page.locator(".steps [data-step=size] .count").inner_text() == "", "an estimate is no warning"
     page.get_by_role("button", name="Check only").click()
     page.get_by_text("This job would be accepted").wait_for()
     note = page.locator(".field", has=page.locator("#field-sampling-max_completion_tokens")).locator(".note")

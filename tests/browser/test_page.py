@@ -13,6 +13,7 @@ from grpo_core.spec import parse_spec
 from jobs.store.job import JobStatus
 from jobs.store.workers import WorkerInfo
 from tests.browser.conftest import HERE, OWNER, Stack, Visitor
+from tests.clock import patience
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -403,7 +404,7 @@ def test_a_connection_that_breaks_loses_no_step(visit: Visit, stack: Stack) -> N
         for connection in list(server.server_state.connections):
             loop.call_soon_threadsafe(connection.transport.abort)
         page.locator(".live .broken").wait_for()
-    page.locator(".badge.succeeded").wait_for(timeout=60_000)
+    page.locator(".badge.succeeded").wait_for(timeout=1000 * patience(60))
     page.locator(".chart.big details summary").first.click()
     cells = page.locator(".chart.big").first.locator("tbody th")
     cells.first.wait_for()

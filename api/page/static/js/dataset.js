@@ -65,6 +65,7 @@ export function datasetStep(guide) {
     draft.set("/data/dataset", dataset.id);
     draft.onchange = quiet;
     guide.rows = null;
+    guide.rewarded = "";
     guide.fresh = true;
     guide.redraw("data");
     guide.changed();
@@ -101,6 +102,7 @@ export function datasetStep(guide) {
     if (!isFile()) {
       if (wanted === asked) return;
       guide.rows = null;
+      guide.rewarded = "";
       asked = "";
       fill(mapping);
       fill(preview, h("p", { class: "hint" }, t("data.none"), " ", raw(draft.value("/data/dataset"), { class: "code" })), look(wanted));
@@ -139,11 +141,15 @@ export function datasetStep(guide) {
     if (isNew || guide.mapped) {
       guide.mapped = false;
       suggest(guide);
+      guide.changed();
     }
     fill(preview, rowsOf(rows));
     if (drawn === rows.id) return;
     drawn = rows.id;
     fill(mapping, columns(rows));
+    // Once for a data set: what somebody has scored meanwhile stays.
+    if (guide.rewarded === rows.id) return;
+    guide.rewarded = rows.id;
     guide.redraw("reward");
   }
 

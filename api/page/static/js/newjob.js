@@ -26,7 +26,7 @@ let kept = /** @type {{owner: string, from: string | null, spec: any, text: stri
  * What a step is given, and what it gives back.
  *
  * @typedef {{
- *   draft: Draft, fields: Fields, offers: any, holder: any, rows: any, estimate: any, refusal: any, resolved: any, fresh: boolean, mapped: boolean, suggested: [string, any][],
+ *   draft: Draft, fields: Fields, offers: any, holder: any, rows: any, estimate: any, refusal: any, resolved: any, fresh: boolean, mapped: boolean, rewarded: string, suggested: [string, any][],
  *   tryFirst: () => void, redraw: (name: string) => void, visit: (name: string) => void, changed: () => void,
  * }} Guide
  * @typedef {{element: HTMLElement, summary: () => any, update?: () => void, close?: () => void}} Step
@@ -49,7 +49,7 @@ export async function newJobView(_, query, holder) {
   /** The job that was sent and not answered: sent again it is the same one. */
   let unanswered = { text: "", key: "" };
 
-  const guide = /** @type {Guide} */ ({ draft, fields, offers, holder, rows: null, estimate: null, refusal: null, resolved: null, fresh: false, mapped: false, suggested: [], tryFirst: () => send(false, true), redraw, visit, changed });
+  const guide = /** @type {Guide} */ ({ draft, fields, offers, holder, rows: null, estimate: null, refusal: null, resolved: null, fresh: false, mapped: false, rewarded: "", suggested: [], tryFirst: () => send(false, true), redraw, visit, changed });
   const parts = { model: presetStep, data: datasetStep, reward: rewardStep, size: sizeStep, review: reviewStep };
   /** @type {Record<string, Step>} */
   const steps = {};
@@ -93,9 +93,9 @@ export async function newJobView(_, query, holder) {
     asking.ask(() => post("/jobs?dry_run=true", draft.spec), { answered: measured, refused: (error) => measured({ estimate: null, spec: null }, error) });
   }
 
-  /** A file that is not chosen yet would be refused. */
+  /** A file that is not chosen yet, or whose columns are not mapped yet, would be refused. */
   function isReady() {
-    return draft.at("/data/source") !== "upload" || Boolean(draft.at("/data/dataset"));
+    return draft.at("/data/source") !== "upload" || (Boolean(draft.at("/data/dataset")) && !guide.fresh && !guide.mapped);
   }
 
   function measured({ estimate, spec }, error = null) {
@@ -185,7 +185,7 @@ export async function newJobView(_, query, holder) {
   /** How much of a step is wrong, and how much may surprise, as it stands there. */
   function told(name) {
     const count = (selector) => place.querySelectorAll(`#step-${name} :is(${selector})`).length;
-    return { errors: count("[aria-invalid=true], .step-troubles .danger"), notes: count(".note:not(:empty), .step-troubles .warning") };
+    return { errors: count("[aria-invalid=true], .step-troubles .danger"), notes: count(".field .note:not(:empty), .step-troubles .warning") };
   }
 
   /** What each step holds and lacks now. The buttons stay, so that a click on one is never lost. */

@@ -316,7 +316,19 @@ class JobStore:
 
     def beat(self, job_id: str, *, epoch: int, lease_seconds: float | None) -> Change:
         """Renew the lease, or with None only read it. Refused if the epoch has ended."""
+        if lease_seconds is None:
+            return self._read_claim(job_id, epoch)
         return self.change(job_id, from_statuses=HELD, epoch=epoch, lease_seconds=lease_seconds)
+
+    def _read_claim(self, job_id: str, epoch: int) -> Change:
+        """Answer as a change of nothing would, without a write: every worker asks this each second."""
+        fields = self._call(lambda: self.client.hmget(f"{self.prefix}:job:{job_id}", ["status", "epoch", "shipped"]))
+        status, present, shipped = fields
+        if status is None:
+            return Change(refusal="missing", status=None, epoch=0, shipped=0)
+        is_held = JobStatus(status) in HELD
+        refusal: Refusal | None = "epoch" if int(present) != epoch else None if is_held else "status"
+        return Change(refusal=refusal, status=JobStatus(status), epoch=int(present), shipped=int(shipped or 0))
 
     def list_ids(
         self,

@@ -88,7 +88,8 @@ class Finalizer:
 
     def _is_mine(self) -> bool:
         """Whether no later run holds the job. A later ticket alone does not count: its claim may have failed."""
-        change = self._deps.job_store.beat(self._job_id, epoch=self._epoch, lease_seconds=None)
+        # A change, not a read: a server that is now a replica would answer a read with what was.
+        change = self._deps.job_store.change(self._job_id, from_statuses=HELD, epoch=self._epoch)
         if change.refusal == "missing":
             return self._deps.write_once.latest_epoch(self._job_id) == self._epoch
         if change.epoch < self._epoch:

@@ -21,7 +21,7 @@ log = structlog.get_logger()
 POLL_SECONDS = 1.0
 """Seconds between two reads of the job's status, which is also the delay of a cancel."""
 HOLD_SECONDS = 900.0
-"""Seconds without an answer of Valkey after which a run gives its job up."""
+"""Seconds without an accepted heartbeat after which a run gives its job up."""
 
 
 class Lease:
@@ -110,8 +110,9 @@ class Lease:
                     self._lost.set()
                     return
                 if change.done and change.status:  # without a record, Valkey has lost its data: keep the lease
-                    heard, self._status = time.monotonic(), change.status
-                    self._beaten = asked if due else self._beaten
+                    self._status = change.status
+                    if due:  # a replica answers a read too, and a server whose disk is full
+                        heard, self._beaten = time.monotonic(), asked
             if time.monotonic() - heard > HOLD_SECONDS:
                 log.error("contact_lost", job_id=self._job_id, epoch=self._epoch)
                 self._lost.set()

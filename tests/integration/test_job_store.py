@@ -98,6 +98,30 @@ def test_looking_does_not_keep_the_lease(job_store: JobStore, job_id: str) -> No
     assert job_store.expired_leases() == [job_id]
 
 
+def test_looking_writes_nothing_and_is_refused_as_a_change_would_be(job_store: JobStore, job_id: str) -> None:
+    """Each worker looks once a second: 10,000 of them must not fill the append-only file."""
+
+    def written() -> int:
+        return job_store.client.info("persistence")["rdb_changes_since_last_save"]
+
+    def looks_like_a_change(epoch: int) -> str | None:
+        look = job_store.beat(job_id, epoch=epoch, lease_seconds=None)
+        assert look == job_store.change(job_id, from_statuses=HELD, epoch=epoch)
+        return look.refusal
+
+    assert job_store.beat("job-nobody", epoch=1, lease_seconds=None).refusal == "missing"
+    assert looks_like_a_change(0) == "status", "queued"
+    job_store.claim(job_id, epoch=1, worker="a", lease_seconds=60)
+    job_store.change(job_id, epoch=1, events=[JobEvent(type="log", data={})], first_ordinal=1)
+    before = written()
+    assert all(job_store.beat(job_id, epoch=1, lease_seconds=None).done for _ in range(100))
+    assert written() - before < 100, "nothing but what others wrote"
+    assert looks_like_a_change(1) is None
+    assert looks_like_a_change(2) == "epoch"
+    job_store.change(job_id, epoch=1, to=JobStatus.FAILED)
+    assert looks_like_a_change(1) == "status"
+
+
 def test_times_are_the_servers_and_survive_a_round_trip(job_store: JobStore, job_id: str) -> None:
     job_store.claim(job_id, epoch=1, worker="a", lease_seconds=60)
     job_store.change(job_id, to=JobStatus.FAILED, fields={"error": {"code": "x", "class": "infra"}})

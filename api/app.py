@@ -21,6 +21,9 @@ from api.audit import RequestAudit
 from api.auth import BearerAuth, check_scope
 from api.dependencies import PROVIDERS
 from api.edge import Edge
+from api.openai import files as openai_files
+from api.openai import graders as openai_graders
+from api.openai import jobs as openai_jobs
 from api.openai.errors import handle
 from api.page import assets, curves, guide, report, session
 from api.places import Places
@@ -57,6 +60,9 @@ def create_app(
             rewards.list_rewards,
             graders.ROUTER,
             usage.get_usage,
+            openai_files.router(settings.max_dataset_bytes),
+            openai_jobs.ROUTER,
+            openai_graders.ROUTER,
             health.health,
             health.readiness,
             metrics.service_metrics,

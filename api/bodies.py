@@ -76,7 +76,7 @@ async def read_json(
     request: Request[Any, Any, Any], parse: Callable[[Any], T], *, expected: str, max_values: int = MAX_VALUES
 ) -> T:
     """What `parse` makes of the JSON in the body; `expected` tells a client whose body is empty what to send."""
-    _check_encoding(request)
+    check_encoding(request)
     body = await request.body()
     if not body.strip():
         raise ApiError("empty_body", expected)
@@ -109,7 +109,7 @@ def _count(value: Any, most: int) -> int:
 
 async def receive_dataset(request: Request[Any, Any, Any]) -> AsyncIterator[Upload]:
     """Dependency: the body as a checked JSONL file, kept for as long as the request lasts."""
-    _check_encoding(request)
+    check_encoding(request)
     kind = CONVERTED.get(_check_content_type(request, (*JSONL, *CONVERTED)))
     settings: ApiSettings = request.app.state.settings
     uploads: Uploads = request.app.state.uploads
@@ -142,7 +142,7 @@ async def _receive(request: Request[Any, Any, Any], place: Place, path: Path, ch
             check(batch)
             file.write(batch)
 
-        async for batch in _batches(request.stream()):
+        async for batch in batches(request.stream()):
             await sync_to_thread(take, batch)
             place.take(len(batch))
 
@@ -165,7 +165,8 @@ class _Size:
             raise DatasetTooLargeError([problem])
 
 
-async def _batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """A body in parts of a megabyte, the last one smaller."""
     held = bytearray()
     async for chunk in chunks:
         held += chunk
@@ -176,7 +177,7 @@ async def _batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield bytes(held)
 
 
-def _check_encoding(request: Request[Any, Any, Any]) -> None:
+def check_encoding(request: Request[Any, Any, Any]) -> None:
     """Nothing is decompressed here: what a body may grow to would be its sender's choice."""
     given = request.headers.get("content-encoding", "").strip().lower()
     if given not in ("", "identity"):

@@ -54,7 +54,7 @@ async def submission_key(request: Request[Any, Any, Any], spec: NamedDependency[
 
     The body and not the resolved spec, which a newer release may resolve otherwise between two attempts.
     """
-    key = _read(request)
+    key = read_key(request)
     if key is None:
         return None
     body = await request.body()
@@ -66,7 +66,7 @@ async def group_key(
     sweep: NamedDependency[SkipValidation[list[JobSpec]]],  # noqa: ARG001 - read first
 ) -> Any:
     """Dependency: the same for a group of jobs."""
-    key = _read(request)
+    key = read_key(request)
     if key is None:
         return None
     body = await request.body()
@@ -77,13 +77,14 @@ async def group_key(
 
 def upload_key(request: Request[Any, Any, Any], upload: NamedDependency[SkipValidation[Upload]]) -> Any:
     """Dependency: the key of an upload, if it has one, with the file's hash and label."""
-    key = _read(request)
+    key = read_key(request)
     if key is None:
         return None
     return RequestKey.of("uploadDataset", key, f"{upload.summary.sha256}\n{request.query_params.get('name', '')}")
 
 
-def _read(request: Request[Any, Any, Any]) -> str | None:
+def read_key(request: Request[Any, Any, Any]) -> str | None:
+    """The Idempotency-Key of a request, or None. Raises `ApiError` for a header that cannot be used."""
     given = request.headers.getall("idempotency-key", [])
     if not given:
         return None

@@ -26,6 +26,7 @@ from api.auth import PUBLIC
 from api.bodies import JSON, JSONL
 from api.idempotency import KEY_PATTERN
 from api.metric_table import MEDIA_TYPE as CSV
+from api.openai.multipart import PURPOSES
 from api.streams import MEDIA_TYPE as EVENT_STREAM
 from grpo_core import __version__
 from grpo_core.reasons import Phase
@@ -225,14 +226,46 @@ def _object_body(description: str, required: list[str], properties: dict[str, An
     return {"required": True, "description": description, "content": content}
 
 
+_RUN = _object_body(
+    "A grader, a completion and the row it answers, in OpenAI's fields.",
+    ["grader", "model_sample"],
+    {"grader": _GRADER, "item": _ITEM, "model_sample": _SAMPLE},
+    {"grader": _EXAMPLE_GRADER, "item": {"answer": "12"}, "model_sample": "12"},
+)
+_VALIDATION = _object_body("A grader.", ["grader"], {"grader": _GRADER}, {"grader": _EXAMPLE_GRADER})
+
+_OPENAI_JOB: dict[str, Any] = {
+    "model": {"type": "string", "minLength": 1, "description": "A hub name, a folder of models, or `job-ID:step-50`"},
+    "training_file": {"type": "string", "description": "The id of a file"},
+    "validation_file": {"type": ["string", "null"]},
+    "suffix": {"type": ["string", "null"], "maxLength": 64},
+    "seed": {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31 - 1},
+    "metadata": {"type": ["object", "null"], "additionalProperties": {"type": "string"}},
+    "integrations": {"type": ["array", "null"], "items": {"type": "object"}},
+    "method": {
+        "type": "object",
+        "required": ["type", "reinforcement"],
+        "properties": {
+            "type": {"const": "reinforcement"},
+            "reinforcement": {
+                "type": "object",
+                "properties": {
+                    "grader": _GRADER,
+                    "response_format": {"type": ["object", "null"]},
+                    "hyperparameters": {"type": "object"},
+                },
+                "additionalProperties": False,
+            },
+        },
+        "additionalProperties": False,
+    },
+    "grpo": {"$ref": f"{REF}JobSpec"},
+}
+"""docs/how-to/openai-sdk.md says what becomes of each field."""
+
 _BODIES: dict[str, Any] = {
-    "runGrader": _object_body(
-        "A grader, a completion and the row it answers, in OpenAI's fields.",
-        ["grader", "model_sample"],
-        {"grader": _GRADER, "item": _ITEM, "model_sample": _SAMPLE},
-        {"grader": _EXAMPLE_GRADER, "item": {"answer": "12"}, "model_sample": "12"},
-    ),
-    "validateGrader": _object_body("A grader.", ["grader"], {"grader": _GRADER}, {"grader": _EXAMPLE_GRADER}),
+    "runGrader": _RUN,
+    "validateGrader": _VALIDATION,
     "scoreRows": _object_body(
         "A job spec, of which `rewards`, `data` and `sampling.response_format` matter, and up to 200 rows.",
         ["spec", "rows"],
@@ -253,6 +286,38 @@ _BODIES: dict[str, Any] = {
         {
             "spec": {"rewards": {"graders": {"exact": _EXAMPLE_GRADER}}, "data": {"answer_column": "answer"}},
             "rows": [{"item": {"answer": "12"}, "model_sample": "12"}],
+        },
+    ),
+    "runOpenAIGrader": _RUN,
+    "validateOpenAIGrader": _VALIDATION,
+    "createOpenAIFile": {
+        "required": True,
+        "description": "A form with a JSONL file: one object per line, with `messages` and what graders read.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {"type": "string", "enum": list(PURPOSES)},
+                    },
+                    "additionalProperties": False,
+                }
+            }
+        },
+    },
+    "createFineTuningJob": _object_body(
+        "OpenAI's job with the method `reinforcement`; `grpo` has sections of a job spec.",
+        ["model", "training_file", "method"],
+        _OPENAI_JOB,
+        {
+            "model": "Qwen/Qwen2.5-7B-Instruct",
+            "training_file": "ds-01JDZ5T1E4Q8Y7M2N3P4R5S6T7",
+            "method": {
+                "type": "reinforcement",
+                "reinforcement": {"grader": _EXAMPLE_GRADER, "hyperparameters": {"n_epochs": 2, "batch_size": 4}},
+            },
         },
     ),
     "submitJob": {
@@ -295,6 +360,20 @@ _TABLE: dict[str, Any] = {
 }
 """One line per step; a column for each number, such as `rewards.correctness`."""
 
+_METADATA: dict[str, Any] = {
+    "name": "metadata",
+    "in": "query",
+    "description": "Only jobs with these pairs: metadata[key]=value",
+    "style": "deepObject",
+    "explode": True,
+    "schema": {
+        "type": "object",
+        "propertyNames": {"minLength": 1, "maxLength": 64, "pattern": r"^[^\x00-\x1f\x7f]+$"},
+        "additionalProperties": {"type": "string", "maxLength": 512},
+        "maxProperties": 16,
+    },
+}
+
 _EXTRA_PARAMETERS: dict[str, list[Any]] = {
     "submitJob": [_IDEMPOTENCY_KEY],
     "uploadDataset": [_IDEMPOTENCY_KEY],
@@ -306,19 +385,6 @@ _EXTRA_PARAMETERS: dict[str, list[Any]] = {
             "schema": {"type": "string", "pattern": "^[0-9]{1,15}$"},
         }
     ],
-    "listJobs": [
-        {
-            "name": "metadata",
-            "in": "query",
-            "description": "Only jobs with these pairs: metadata[key]=value",
-            "style": "deepObject",
-            "explode": True,
-            "schema": {
-                "type": "object",
-                "propertyNames": {"minLength": 1, "maxLength": 64, "pattern": r"^[^\x00-\x1f\x7f]+$"},
-                "additionalProperties": {"type": "string", "maxLength": 512},
-                "maxProperties": 16,
-            },
-        }
-    ],
+    "listJobs": [_METADATA],
+    "listFineTuningJobs": [_METADATA],
 }

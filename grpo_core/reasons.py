@@ -273,6 +273,11 @@ class WarningCode(Reason):
         "已跳过缺少问题或答案的行",
     )
     PROMPTS_DROPPED = "prompts_dropped", "Prompts that are too long were dropped", "已丢弃过长的提示词"
+    OPENAI_FIELD = (
+        "openai_field",
+        "A field of the request in OpenAI's format has no effect here, or another one",
+        "OpenAI 格式请求中的某个字段在此无效，或作用不同",
+    )
     FEWER_QUESTIONS = (
         "fewer_questions",
         "The evaluation split has fewer questions than requested",

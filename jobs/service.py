@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, BinaryIO, Generic, Self, TypeVar
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -23,6 +23,7 @@ from grpo_core.datasets import DatasetSummary
 from grpo_core.datasets.preview import records_of
 from grpo_core.estimates import Estimate, SpecWarning, estimate
 from grpo_core.estimates import warnings as suspicious_settings
+from grpo_core.reasons import EventType
 from grpo_core.row_warnings import warnings_of_lines
 from grpo_core.schedule import with_evaluation
 from grpo_core.spec import JobSpec
@@ -38,6 +39,7 @@ from jobs.lifecycle.commands import Commands, conflict
 from jobs.lifecycle.deletion import Deletion
 from jobs.lifecycle.reference_checks import ReferenceChecks
 from jobs.lifecycle.retention import Retention
+from jobs.lifecycle.retries import Retries
 from jobs.lifecycle.source_jobs import SourceJobs
 from jobs.lifecycle.submit import Submission
 from jobs.lifecycle.sweeper import Sweeper
@@ -60,7 +62,7 @@ from jobs.store.checkpoints import list_checkpoints
 from jobs.store.commits import RolloutFile, listed_rollouts, live_rollouts
 from jobs.store.datasets import DatasetRecord, DatasetStore, new_dataset_id
 from jobs.store.job import TERMINAL, JobRecord, JobStatus
-from jobs.store.job_store import JobStore
+from jobs.store.job_store import JobEvent, JobStore
 from jobs.store.retired import Retired
 from jobs.store.s3_datasets import S3Datasets, SourceSettings
 from jobs.store.valkey_checks import ValkeyWatch
@@ -79,6 +81,8 @@ BACKLOG_SECONDS = 15.0
 """How long a start waits for the servers to answer before it continues without them."""
 
 _EVALUATION: Collection[str] = ("evaluation",)
+WINDOWS_OF_EVENTS = 4
+"""Events that are read for each one of a page from the end, and by how much more if they are too few."""
 
 T = TypeVar("T")
 
@@ -174,6 +178,7 @@ class JobService:
         self._wakeups = WakeupPublisher(WakeupSender(queue), self.job_store)
         self._valkey_recovery = ValkeyRecovery(self.store, self.job_store, self._wakeups, queue)
         self._rollouts = RolloutStore(storage)
+        self._retries = Retries(self.job_store)
         self._admission = Admission(
             self.job_store,
             max_queued=self._settings.max_queued_jobs,
@@ -307,6 +312,19 @@ class JobService:
         self._require_servers()
         return self._submission.submit(spec, owner, request)
 
+    def repeatable(self, owner: str, key_id: str, operation: str, body: str, *, again: bool) -> RequestKey:
+        """Return the key of a request without Idempotency-Key, whose sender says whether it repeats an earlier one.
+
+        Raises `Unavailable`.
+        """
+        return self._retries.key(owner, key_id, operation, body, again=again)
+
+    def note(self, job_id: str, warnings: Sequence[Mapping[str, Any]]) -> None:
+        """Add warning events to an accepted job, if Valkey answers: the job's answer has them too."""
+        events = [JobEvent(type=EventType.WARNING, data=data) for data in warnings]
+        with contextlib.suppress(Unavailable):
+            self.job_store.change(job_id, events=events)
+
     def submit_group(
         self, specs: Sequence[JobSpec], owner: str, request: RequestKey | None = None
     ) -> tuple[str, list[JobRecord], bool]:
@@ -358,12 +376,12 @@ class JobService:
         # The run checks rows of hub data sets.
         of_rows = warnings_of_lines(spec, self.datasets.first_lines(spec.data, upload))
         return Preview(
-            estimate=estimate(spec, rows=rows, devices=self._devices()),
+            estimate=estimate(spec, rows=rows, devices=self.devices()),
             warnings=self.warnings(spec) + of_rows,
             spec=spec,
         )
 
-    def _devices(self) -> list[str]:
+    def devices(self) -> list[str]:
         """The devices of connected workers; none where Valkey does not answer, since an estimate does not need them."""
         try:
             return [worker.device for worker in self.workers.all()]
@@ -515,6 +533,23 @@ class JobService:
         """Return a job's events numbered above `after`, in order: from Valkey, or later from the bucket."""
         return self._events.read(self.get(job_id, owner), after=after, limit=limit, types=types)
 
+    def latest_events(
+        self, job_id: str, owner: str, *, before: int | None, limit: int, types: Collection[str]
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """Return a job's last events numbered below `before`, newest first, and whether there are earlier ones."""
+        record = self.get(job_id, owner)
+        newest = self.job_store.newest_events([job_id])[job_id]
+        last = newest if before is None else before - 1
+        window = WINDOWS_OF_EVENTS * limit
+        while True:
+            # Without a newest one the events are in the bucket, where reading a part costs as much as reading all.
+            after = max(0, last - window) if newest else 0
+            read = self._events.read(record, after=after, limit=last - after if newest else 1_000_000, types=())
+            found = [event for event in read if event["type"] in types and (before is None or event["seq"] < before)]
+            if len(found) > limit or not after:
+                return found[::-1][:limit], len(found) > limit
+            window *= WINDOWS_OF_EVENTS
+
     def read_on(self, job_id: str, *, after: int, types: Collection[str] = ()) -> EventPage:
         """Return the next events of a job, and whether they are its last. The caller has checked the reader's
         rights."""
@@ -590,7 +625,14 @@ class JobService:
         ]
 
     def store_dataset(
-        self, path: Path, summary: DatasetSummary, owner: str, name: str | None, request: RequestKey | None = None
+        self,
+        path: Path,
+        summary: DatasetSummary,
+        owner: str,
+        name: str | None,
+        request: RequestKey | None = None,
+        *,
+        purpose: str | None = None,
     ) -> tuple[DatasetRecord, bool]:
         """Store a checked upload, or return what an earlier attempt of this request stored, and whether it did."""
         self._require_servers()
@@ -598,14 +640,14 @@ class JobService:
             self.quotas.check_bytes(owner, summary.bytes)
             dataset_id = new_dataset_id()
             with self._census.change(owner, object_keys.dataset_folder(dataset_id), before=0, after=summary.bytes):
-                return self.datasets.put(path, summary, owner, name, dataset_id), False
+                return self.datasets.put(path, summary, owner, name, dataset_id, purpose=purpose), False
         ticket = self._admission.admit(owner, new_dataset_id(), request)
         if ticket.state == "done":
             return self.datasets.get(ticket.id, owner), True
         try:
             self.quotas.check_bytes(owner, summary.bytes)
             with self._census.change(owner, object_keys.dataset_folder(ticket.id), before=0, after=summary.bytes):
-                record = self.datasets.put(path, summary, owner, name, ticket.id)
+                record = self.datasets.put(path, summary, owner, name, ticket.id, purpose=purpose)
                 self._admission.finish(ticket)
         except StorageQuotaUsedUp:
             self._admission.withdraw(ticket, forget=True)
@@ -624,6 +666,35 @@ class JobService:
         found = self.datasets.list_of(owner, limit=limit + 1, before=cursor)
         page = found[:limit]
         return Page(items=page, next_cursor=page[-1].id if len(found) > limit else None)
+
+    def list_files(
+        self, owner: str, *, limit: int, after: str | None, oldest_first: bool, purpose: str | None
+    ) -> Page[tuple[DatasetRecord, str]]:
+        """Return a page of an owner's data sets, each with its purpose. The cursor is the last id of the previous
+        page."""
+        found: list[tuple[DatasetRecord, str]] = []
+        cursor = after
+        while len(found) <= limit:
+            page = self.datasets.list_of(owner, limit=limit + 1, before=cursor, oldest_first=oldest_first)
+            found += [
+                (record, known)
+                for record, known in zip(page, self.datasets.purposes(page), strict=True)
+                if purpose in (None, known)
+            ]
+            if len(page) <= limit:
+                break
+            cursor = page[-1].id
+        items = found[:limit]
+        return Page(items=items, next_cursor=items[-1][0].id if len(found) > limit else None)
+
+    def purpose_of(self, record: DatasetRecord) -> str:
+        """Return what an upload is for, in OpenAI's words."""
+        return self.datasets.purposes([record])[0]
+
+    def open_dataset(self, dataset_id: str, owner: str) -> tuple[DatasetRecord, BinaryIO]:
+        """Return an owner's data set and its rows, open for reading. Raises `NotFound`."""
+        record = self.datasets.get(dataset_id, owner)
+        return record, self.datasets.open(record)
 
     def delete_dataset(self, dataset_id: str, owner: str) -> None:
         """Delete an upload permanently. Raises `InUse`; after `Unavailable` it can be repeated."""

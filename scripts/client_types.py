@@ -60,6 +60,8 @@ from typing import Final
 NAMES = {"Warning": "SpecWarning"}
 """Schemas whose own name means something else in Python."""
 NOT_FOR_CLIENTS = {"Health", "Readiness", "ProblemDocument"}
+NOT_OURS = "OpenAI"
+"""How the names of OpenAI's objects begin, which its SDK reads."""
 PLAIN = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "object": "dict[str, Any]"}
 MANY = 5
 """Fields that two objects must share before one is said to be the other, and more."""
@@ -112,7 +114,8 @@ def objects() -> dict[str, Schema]:
         found |= metrics
         found["MetricList"]["properties"]["data"]["items"] = {"$ref": "#/$defs/StepMetrics"}
     enums = {name: schema for name, schema in found.items() if "enum" in schema}
-    found = {name: inlined(schema, enums) for name, schema in found.items() if name not in {*enums, *NOT_FOR_CLIENTS}}
+    left_out = {*enums, *NOT_FOR_CLIENTS, *(name for name in found if name.startswith(NOT_OURS))}
+    found = {name: inlined(schema, enums) for name, schema in found.items() if name not in left_out}
     return {name: schema for name, schema in found.items() if schema.get("properties")}
 
 

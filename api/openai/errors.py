@@ -122,3 +122,9 @@ def refusal(param: str, code: str, detail: str, remedy: str) -> ApiError:
 def refusals(errors: Iterable[FieldProblem]) -> ApiError:
     """Several wrong fields."""
     return ApiError("rejected", "The request cannot be accepted.", errors=errors)
+
+
+def missing(param: str, message: str) -> ApiError:
+    """What a path or a parameter names does not exist, or belongs to someone else."""
+    error = FieldProblem(pointer="", parameter=param, code="not_found", detail=message, remedy="Check the id.")
+    return ApiError("not_found", message, errors=[error])

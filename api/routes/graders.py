@@ -63,17 +63,17 @@ def runs_of(state: State) -> Places:
 
 async def read_run_body(request: Request[Any, Any, Any]) -> ScoreRequest:
     """Dependency: the body of `run`."""
-    return await _read(request, read_run, "grader, item and model_sample")
+    return await read_body(request, read_run, "grader, item and model_sample")
 
 
 async def read_validation_body(request: Request[Any, Any, Any]) -> JobSpec:
     """Dependency: the body of `validate`."""
-    return await _read(request, read_validation, "grader")
+    return await read_body(request, read_validation, "grader")
 
 
 async def read_rows_body(request: Request[Any, Any, Any]) -> ScoreRequest:
     """Dependency: the body of `score`."""
-    return await _read(request, read_rows, "spec and rows", max_values=MAX_ROWS_VALUES)
+    return await read_body(request, read_rows, "spec and rows", max_values=MAX_ROWS_VALUES)
 
 
 @post(
@@ -90,9 +90,7 @@ async def read_rows_body(request: Request[Any, Any, Any]) -> ScoreRequest:
 def run_grader(request_: Request_, owner: Owner, key_id: KeyId, runs: Runs, service: Service) -> GraderRun:
     """Score `model_sample` against `item` with one grader: OpenAI's request and answer. Judges and endpoints run
     if the operator has set the API up for it (otherwise 409 `grader_unavailable`)."""
-    found = _scored(request_, owner, key_id, runs, service)
-    _require_available(found)
-    return _run_of(request_.spec, found)
+    return run_once(request_, owner, key_id, runs, service)
 
 
 @post(
@@ -108,6 +106,18 @@ def run_grader(request_: Request_, owner: Owner, key_id: KeyId, runs: Runs, serv
 )
 def validate_grader(spec: GraderSpec, owner: Owner, runs: Runs) -> ValidatedGrader:
     """Check one grader as a job's would be, and load it where it can run here."""
+    return validate_once(spec, owner, runs)
+
+
+def run_once(request_: ScoreRequest, owner: str, key_id: str, runs: Places, service: Any) -> GraderRun:
+    """Run a grader on one completion. Raises `ApiError`."""
+    found = _scored(request_, owner, key_id, runs, service)
+    _require_available(found)
+    return _run_of(request_.spec, found)
+
+
+def validate_once(spec: JobSpec, owner: str, runs: Places) -> ValidatedGrader:
+    """Check a grader. Raises `ApiError`."""
     unknown = [
         FieldProblem(pointer=_in_request(pointer), code="not_registered", detail=detail, remedy=remedy)
         for pointer, detail, remedy in unregistered(spec.rewards.graders, os.environ)
@@ -163,9 +173,10 @@ def _scored(request_: ScoreRequest, owner: str, key_id: str, runs: Places, servi
         return score_apart(request_.spec, request_.rows)
 
 
-async def _read(
+async def read_body(
     request: Request[Any, Any, Any], parse: Callable[[Any], T], fields: str, *, max_values: int = MAX_VALUES
 ) -> T:
+    """What `parse` makes of the JSON in the body, which has these fields. Raises `ApiError`."""
     expected = f"A JSON object with {fields} is expected in the body."
     try:
         return await read_json(request, parse, expected=expected, max_values=max_values)

@@ -6,11 +6,12 @@ never changes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from ulid import ULID
 
@@ -74,7 +75,14 @@ class DatasetStore:
         self.sources = sources or S3Datasets(StorageSettings())
 
     def put(
-        self, path: Path, summary: DatasetSummary, owner: str, name: str | None, dataset_id: str | None = None
+        self,
+        path: Path,
+        summary: DatasetSummary,
+        owner: str,
+        name: str | None,
+        dataset_id: str | None = None,
+        *,
+        purpose: str | None = None,
     ) -> DatasetRecord:
         """Store a checked file and return its record. Under a given id, the same file may already be stored."""
         record = DatasetRecord(
@@ -88,7 +96,9 @@ class DatasetStore:
             created_at=datetime.now(UTC),
         )
         self._store.upload(path, object_keys.dataset_rows(record.id))
-        shape = {"v": 1, "fields": summary.fields, "chats": summary.chats}
+        shape: dict[str, Any] = {"v": 1, "fields": summary.fields, "chats": summary.chats}
+        if purpose is not None:
+            shape["purpose"] = purpose
         self._store.put_json(object_keys.dataset_shape(record.id), shape)
         self._store.put(object_keys.dataset_of(owner, record.id), b"")
         body: dict[str, Any] = {**record.__dict__, "created_at": record.created_at.isoformat()}
@@ -108,17 +118,33 @@ class DatasetStore:
         body = self._store.get_json(object_keys.dataset_shape(record.id)) or {}
         return DatasetShape(fields=body.get("fields", record.columns), chats=body.get("chats", []))
 
+    def purposes(self, records: Sequence[DatasetRecord]) -> list[str]:
+        """Return what each upload is for, in OpenAI's words; `fine-tune` unless its sender said otherwise."""
+        keys = [object_keys.dataset_shape(record.id) for record in records]
+        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+            return [(body or {}).get("purpose", "fine-tune") for body in pool.map(self._store.get_json, keys)]
+
+    def open(self, record: DatasetRecord) -> BinaryIO:
+        """Open the rows for reading. Raises `NotFound`."""
+        try:
+            return self._store.open(object_keys.dataset_rows(record.id))
+        except FileNotFoundError as error:
+            raise NotFound("data set", record.id) from error
+
     def first_lines(self, data: DataSection, record: DatasetRecord | None) -> bytes:
         """Return the first whole lines of an upload (`record`) or of an S3 object. Raises `Unavailable`."""
         if record is None:
             return self.sources.first_lines(data.dataset, LOOKED_AT_BYTES) if data.source == "s3" else b""
         return first_lines(self._store, object_keys.dataset_rows(record.id), LOOKED_AT_BYTES)
 
-    def list_of(self, owner: str, *, limit: int, before: str | None = None) -> list[DatasetRecord]:
-        """Return an owner's data sets with ids below `before`, newest first."""
+    def list_of(
+        self, owner: str, *, limit: int, before: str | None = None, oldest_first: bool = False
+    ) -> list[DatasetRecord]:
+        """Return an owner's data sets with ids below `before`, newest first; or those above it, oldest first."""
         prefix = object_keys.datasets_of(owner)
         names = (item.key.removeprefix(prefix) for item in self._store.list(prefix))
-        ids = sorted((name for name in names if not before or name < before), reverse=True)
+        left = (name for name in names if not before or (name > before if oldest_first else name < before))
+        ids = sorted(left, reverse=not oldest_first)
         found: list[DatasetRecord] = []
         with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
             for start in range(0, len(ids), _READ_AT_ONCE):

@@ -72,7 +72,7 @@ def target(
             ids["job_id"][0], epoch=1, events=[JobEvent(type="metric", step=1, data={"reward": 0.5})]
         )
         api.service.cancel(ids["job_id"][1], "ann")
-        ids["dataset_id"] = [upload(api.service, tmp_path_factory.mktemp("upload")).id]
+        ids["file_id"] = ids["dataset_id"] = [upload(api.service, tmp_path_factory.mktemp("upload")).id]
         yield api, {"Authorization": f"Bearer {key}"}, ids
 
 

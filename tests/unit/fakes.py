@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ulid import ULID
 
@@ -57,6 +58,9 @@ class FakeJobService:
 
     def __init__(self) -> None:
         self.judged_runs: list[str] = []
+        self.repeated: dict[tuple[str, str, str, str], str] = {}
+        self.worker_devices: list[str] = []
+        self.purposes: dict[str, str] = {}
         self.most_judged_runs = 100
         self.jobs: dict[str, JobRecord] = {}
         self.uploads: dict[str, tuple[DatasetRecord, bytes]] = {}
@@ -112,7 +116,7 @@ class FakeJobService:
 
     def submit(self, spec: JobSpec, owner: str) -> JobRecord:
         self.preview(spec, owner)
-        record = make_record(owner=owner, spec=spec)
+        record = replace(make_record(owner=owner, spec=spec), requested_spec=spec.requested)
         self.jobs[record.id] = record
         return record
 
@@ -126,6 +130,20 @@ class FakeJobService:
         if known[0] != request.fingerprint:
             raise KeyReused
         return self.jobs[known[1]], True
+
+    def repeatable(self, owner: str, key_id: str, operation: str, body: str, *, again: bool) -> RequestKey:
+        self._check()
+        name = (owner, key_id, operation, body)
+        if not again or name not in self.repeated:
+            self.repeated[name] = str(ULID())
+        return RequestKey.of(operation, self.repeated[name], body)
+
+    def note(self, job_id: str, warnings: Sequence[Mapping[str, Any]]) -> None:
+        for data in warnings:
+            self.add_event(job_id, "warning", **data)
+
+    def devices(self) -> list[str]:
+        return self.worker_devices
 
     def submit_group(
         self, specs: Sequence[JobSpec], owner: str, request: RequestKey | None = None
@@ -264,6 +282,13 @@ class FakeJobService:
         found = [e for e in self.job_events.get(job_id, []) if e["seq"] > after and (not types or e["type"] in types)]
         return found[:limit]
 
+    def latest_events(
+        self, job_id: str, owner: str, *, before: int | None, limit: int, types: Collection[str]
+    ) -> tuple[list[dict[str, Any]], bool]:
+        found = self.events(job_id, owner, after=0, limit=10**6, types=types)[::-1]
+        left = [event for event in found if before is None or event["seq"] < before]
+        return left[:limit], len(left) > limit
+
     def read_on(self, job_id: str, *, after: int, types: Collection[str] = ()) -> EventPage:
         self._check()
         found = [event for event in self.job_events.get(job_id, []) if event["seq"] > after]
@@ -291,7 +316,14 @@ class FakeJobService:
         return [LinkedCheckpoint(step=5, epoch=1, created_at=datetime.now(UTC), files=files)] if files else []
 
     def store_dataset(
-        self, path: Path, summary: DatasetSummary, owner: str, name: str | None, request: RequestKey | None = None
+        self,
+        path: Path,
+        summary: DatasetSummary,
+        owner: str,
+        name: str | None,
+        request: RequestKey | None = None,
+        *,
+        purpose: str | None = None,
     ) -> tuple[DatasetRecord, bool]:
         self._check()
         known = self.once.get((owner, request.digest)) if request else None
@@ -310,6 +342,7 @@ class FakeJobService:
             created_at=datetime.now(UTC),
         )
         self.uploads[record.id] = (record, path.read_bytes())
+        self.purposes[record.id] = purpose or "fine-tune"
         if request:
             self.once[owner, request.digest] = (request.fingerprint, record.id)
         return record, False
@@ -326,6 +359,23 @@ class FakeJobService:
         mine = sorted((r for r, _ in self.uploads.values() if r.owner == owner), key=lambda r: r.id, reverse=True)
         rest = [record for record in mine if cursor is None or record.id < cursor]
         return Page(items=rest[:limit], next_cursor=rest[limit - 1].id if len(rest) > limit else None)
+
+    def list_files(
+        self, owner: str, *, limit: int, after: str | None, oldest_first: bool, purpose: str | None
+    ) -> Page[tuple[DatasetRecord, str]]:
+        self._check()
+        mine = sorted((r for r, _ in self.uploads.values() if r.owner == owner), key=lambda r: r.id)
+        if not oldest_first:
+            mine.reverse()
+        rest = [r for r in mine if after is None or (r.id > after if oldest_first else r.id < after)]
+        found = [(r, self.purposes[r.id]) for r in rest if purpose in (None, self.purposes[r.id])]
+        return Page(items=found[:limit], next_cursor=found[limit - 1][0].id if len(found) > limit else None)
+
+    def purpose_of(self, record: DatasetRecord) -> str:
+        return self.purposes[record.id]
+
+    def open_dataset(self, dataset_id: str, owner: str) -> tuple[DatasetRecord, BinaryIO]:
+        return self.get_dataset(dataset_id, owner), BytesIO(self.uploads[dataset_id][1])
 
     def delete_dataset(self, dataset_id: str, owner: str) -> None:
         self.get_dataset(dataset_id, owner)

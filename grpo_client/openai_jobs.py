@@ -58,7 +58,7 @@ TABLE: Final = (
         "validation_file",
         "mapped",
         "evaluation.dataset, evaluation.questions",
-        f"the first {MOST_VALIDATED} rows are asked before, during and after training",
+        f"the first {MOST_VALIDATED} rows are the questions before, during and after training",
     ),
     FieldRow("suffix", "mapped", "name", "up to 64 characters"),
     FieldRow("metadata", "mapped", "metadata"),
@@ -109,7 +109,7 @@ _OF_ANSWERS: Final = frozenset(
         *("usage_metrics", "updated_at", "warnings"),
     }
 )
-"""Fields of a job that was read from a service: what happened to it, not what was asked for."""
+"""Fields of a job that was read from a service: its past, not the request."""
 
 
 @dataclass(frozen=True, kw_only=True)

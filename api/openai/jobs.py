@@ -1,6 +1,6 @@
 """OpenAI's routes of fine-tuning jobs, /v1/fine_tuning/jobs: create, list, read, order, events and checkpoints.
 
-Owns the form of these answers. A job is the same one as at /jobs; `requests` turns what is asked into its spec.
+Owns the form of these answers. A job is the same one as at /jobs; `requests` turns a create request into its spec.
 Invariant: only trainings are jobs here, and another owner's are 404.
 """
 
@@ -286,7 +286,7 @@ def _number(after: str | None, pattern: str) -> int | None:
 
 
 def job_of(record: JobRecord, service: Any, warnings: list[OpenAIJobWarning] | None = None) -> OpenAIJob:
-    """A job as OpenAI's: what was asked of it, and what became of it."""
+    """A job as OpenAI's: the request, and what became of it."""
     asked = record.requested_spec if record.requested_spec is not None else record.spec
     spec = record.spec
     files = (spec["data"]["dataset"], spec["evaluation"].get("dataset")) if spec["data"]["source"] == "upload" else ()

@@ -33,6 +33,8 @@ from grpo_core.reasons import Phase
 from grpo_core.scoring.requests import MAX_ROWS
 from grpo_core.shown import Shown, plain_type, shown_fields
 from grpo_core.spec import json_schema
+from jobs.webhooks.address import MAX_URL
+from jobs.webhooks.events import WebhookEvent
 
 REF = "#/components/schemas/"
 
@@ -319,6 +321,19 @@ _BODIES: dict[str, Any] = {
                 "reinforcement": {"grader": _EXAMPLE_GRADER, "hyperparameters": {"n_epochs": 2, "batch_size": 4}},
             },
         },
+    ),
+    "createWebhook": _object_body(
+        "A URL, and the names of events; without them, all.",
+        ["url"],
+        {
+            "url": {"type": "string", "maxLength": MAX_URL, "description": "https, at a public address"},
+            "events": {
+                "type": "array",
+                "minItems": 1,
+                "items": {"type": "string", "enum": [event.value for event in WebhookEvent]},
+            },
+        },
+        {"url": "https://example.com/hooks", "events": ["fine_tuning.job.succeeded", "fine_tuning.job.failed"]},
     ),
     "submitJob": {
         "required": True,

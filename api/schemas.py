@@ -28,14 +28,20 @@ from jobs.service import Artifact, LinkedCheckpoint
 from jobs.store.datasets import DatasetRecord
 from jobs.store.job import TERMINAL, JobRecord, JobRequest, JobState, JobStatus, JobView
 from jobs.usage.quotas import Usage
+from jobs.webhooks.deliveries import Delivery, State
+from jobs.webhooks.events import TEST, WebhookEvent
+from jobs.webhooks.registry import WEBHOOK_ID
+from jobs.webhooks.registry import Webhook as WebhookRecord
 
 if TYPE_CHECKING:
     EventWord = EventType
     FinishWord = FinishReason
+    WebhookWord = WebhookEvent
 else:
     # Their words as a list: an enum would be a component of the OpenAPI document, unlike in earlier releases.
     EventWord = Literal[tuple(map(str, EventType))]
     FinishWord = Literal[tuple(map(str, FinishReason))]
+    WebhookWord = Literal[tuple(map(str, WebhookEvent))]
 
 GROUP_ID = "^group-[0-9A-HJKMNP-TV-Z]{26}$"
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -413,6 +419,55 @@ class DatasetList(Struct, frozen=True, kw_only=True):
     next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")]
 
 
+class Webhook(Struct, frozen=True, kw_only=True):
+    """A URL that events of your jobs are posted to."""
+
+    id: Annotated[str, Meta(pattern=WEBHOOK_ID)]
+    object: Literal["webhook"] = "webhook"
+    url: str
+    events: list[WebhookWord]
+    status: Annotated[
+        Literal["enabled", "disabled"],
+        Meta(description="`disabled`: it failed for a day, and gets nothing until a test succeeds"),
+    ]
+    disabled_at: datetime | None
+    disabled_reason: Annotated[str | None, Meta(description="Why it was disabled")]
+    created_at: datetime
+    secret: Annotated[
+        str | UnsetType, Meta(description="Checks signatures; only in the answer that registers the webhook")
+    ] = UNSET
+
+
+class WebhookList(Struct, frozen=True, kw_only=True):
+    """Your webhooks, oldest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Webhook]
+
+
+class WebhookDelivery(Struct, frozen=True, kw_only=True):
+    """One event for one webhook."""
+
+    event_id: Annotated[str, Meta(description="The `webhook-id` that the receiver gets, the same at each attempt")]
+    object: Literal["webhook_delivery"] = "webhook_delivery"
+    type: Annotated[str, Meta(description=f"The event, or `{TEST}`")]
+    job: Annotated[str | None, Meta(description="The job that it is about")]
+    state: Annotated[State, Meta(description="`failed`: given up after the last attempt")]
+    attempts: Annotated[int, Meta(ge=0)]
+    last_status: Annotated[int | None, Meta(description="HTTP status of the last attempt; null without an answer")]
+    last_error: Annotated[str | None, Meta(description="What went wrong, where no status says it")]
+    last_attempt_at: datetime | None
+    next_attempt_at: Annotated[datetime | None, Meta(description="null once it has ended")]
+    created_at: datetime
+
+
+class WebhookDeliveryList(Struct, frozen=True, kw_only=True):
+    """A webhook's last deliveries, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[WebhookDelivery]
+
+
 class Reward(Struct, frozen=True, kw_only=True):
     """A reward function."""
 
@@ -708,4 +763,34 @@ def _error_of(error: dict[str, Any] | None) -> JobError | None:
         message=error.get("message", ""),
         hint=error.get("hint", ""),
         retryable=error.get("retryable", False),
+    )
+
+
+def webhook_of(record: WebhookRecord, *, secret: bool = False) -> Webhook:
+    """A webhook; with its secret only in the answer that registers it."""
+    return Webhook(
+        id=record.id,
+        url=record.url,
+        events=[WebhookEvent(name) for name in record.events],
+        status="enabled" if record.disabled_at is None else "disabled",
+        disabled_at=record.disabled_at,
+        disabled_reason=record.disabled_reason,
+        created_at=record.created_at,
+        secret=record.secret if secret else UNSET,
+    )
+
+
+def delivery_of(delivery: Delivery) -> WebhookDelivery:
+    """A delivery, without its body."""
+    return WebhookDelivery(
+        event_id=delivery.event_id,
+        type=delivery.type,
+        job=delivery.job,
+        state=delivery.state,
+        attempts=delivery.attempts,
+        last_status=delivery.last_status,
+        last_error=delivery.last_error,
+        last_attempt_at=delivery.last_attempt_at,
+        next_attempt_at=delivery.next_attempt_at,
+        created_at=delivery.created_at,
     )

@@ -319,6 +319,33 @@ class GrpoClient:
         body = {"spec": spec, "rows": [*rows]}
         return results.RowScores(self._connection.json("POST", "/graders/score", json=body, timeout=GRADER_SECONDS))
 
+    def create_webhook(self, url: str, events: Iterable[str] | None = None) -> results.Webhook:
+        """Register a URL that events of your jobs are posted to; None is all events. Only this answer has `secret`."""
+        body = {"url": url, **({} if events is None else {"events": [*events]})}
+        return results.Webhook(self._connection.json("POST", "/webhooks", json=body))
+
+    def webhooks(self) -> builtins.list[results.Webhook]:
+        """Your webhooks, oldest first."""
+        return results.WebhookList(self._connection.json("GET", "/webhooks")).data
+
+    def webhook(self, webhook_id: str) -> results.Webhook:
+        """A webhook."""
+        return results.Webhook(self._connection.json("GET", _webhook(webhook_id)))
+
+    def test_webhook(self, webhook_id: str) -> results.WebhookDelivery:
+        """Send one test event; returns its delivery, which has not ended yet."""
+        return results.WebhookDelivery(self._connection.json("POST", _webhook(webhook_id, "test")))
+
+    def webhook_deliveries(self, webhook_id: str, *, limit: int = 20) -> builtins.list[results.WebhookDelivery]:
+        """A webhook's last deliveries, newest first."""
+        params = {"limit": limit}
+        answer = self._connection.json("GET", _webhook(webhook_id, "deliveries"), params=params)
+        return results.WebhookDeliveryList(answer).data
+
+    def delete_webhook(self, webhook_id: str) -> None:
+        """Delete a webhook with its deliveries."""
+        self._connection.delete(_webhook(webhook_id))
+
     def usage(self) -> results.UsageReport:
         """What the key's owner has used of GPUs and storage, and may use."""
         return results.UsageReport(self._connection.json("GET", "/usage"))
@@ -354,6 +381,10 @@ def _group(group: str, *more: str) -> str:
 def _job(job_id: str, *rest: str) -> str:
     """The path of a job; quoted, so that no id can lead to another route."""
     return "/".join(("/jobs", quote(job_id, safe=""), *rest))
+
+
+def _webhook(webhook_id: str, *rest: str) -> str:
+    return "/".join(("/webhooks", quote(webhook_id, safe=""), *rest))
 
 
 def _chunks(file: BinaryIO, name: str, size: int, on_progress: Progress | None) -> Iterator[bytes]:

@@ -715,6 +715,60 @@ class SpecWarning(JsonObject):
     message: str
 
 
+class Webhook(JsonObject):
+    """A URL that events of your jobs are posted to."""
+
+    id: str
+    object: str
+    url: str
+    events: list[str]
+    status: str
+    """`disabled`: it failed for a day, and gets nothing until a test succeeds. One of `enabled`, `disabled`."""
+    disabled_at: datetime | None
+    disabled_reason: str | None
+    """Why it was disabled."""
+    created_at: datetime
+    secret: str | None
+    """Checks signatures; only in the answer that registers the webhook."""
+
+
+class WebhookDelivery(JsonObject):
+    """One event for one webhook."""
+
+    event_id: str
+    """The `webhook-id` that the receiver gets, the same at each attempt."""
+    object: str
+    type: str
+    """The event, or `webhook.test`."""
+    job: str | None
+    """The job that it is about."""
+    state: str
+    """`failed`: given up after the last attempt. One of `pending`, `delivered`, `failed`."""
+    attempts: int
+    last_status: int | None
+    """HTTP status of the last attempt; null without an answer."""
+    last_error: str | None
+    """What went wrong, where no status says it."""
+    last_attempt_at: datetime | None
+    next_attempt_at: datetime | None
+    """null once it has ended."""
+    created_at: datetime
+
+
+class WebhookDeliveryList(JsonObject):
+    """A webhook's last deliveries, newest first."""
+
+    object: str
+    data: list[WebhookDelivery]
+
+
+class WebhookList(JsonObject):
+    """Your webhooks, oldest first."""
+
+    object: str
+    data: list[Webhook]
+
+
 class JobDetail(Job):
     """One job, as GET /jobs/{id} returns it."""
 

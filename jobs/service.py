@@ -71,6 +71,8 @@ from jobs.store.write_once import Command, WriteOnceStore
 from jobs.usage.gpu_time import GpuTime
 from jobs.usage.quotas import Quotas, QuotaSettings, StorageQuotaUsedUp, Usage
 from jobs.usage.stored_bytes import Census
+from jobs.webhooks.service import WebhookService
+from jobs.webhooks.settings import WebhookSettings
 
 LIST_SCAN = 250
 """Number of jobs that one script examines, which blocks Valkey, when a list is filtered by metadata."""
@@ -161,6 +163,7 @@ class JobService:
         settings: ServiceSettings | None = None,
         sources: SourceSettings | None = None,
         quotas: QuotaSettings | None = None,
+        webhooks: WebhookSettings | None = None,
     ) -> None:
         self._settings = settings or ServiceSettings()
         self._queue_settings = queue
@@ -207,6 +210,7 @@ class JobService:
         )
         self._scrapers = ScraperKeys(self.keys, self.job_store, self._rates)
         self.workers = WorkerRegistry(self.job_store)
+        self.webhooks = WebhookService(self.store, self.job_store, webhooks)
         self._sweeper = Sweeper(
             self.job_store, self.write_once, self._wakeups, queue, valkey_recovery=self._valkey_recovery
         )
@@ -274,6 +278,7 @@ class JobService:
                 self._works = True
                 self._wakeups.start()
                 self._sweeper.start()
+                self.webhooks.courier.start()
         self.store.ping()
 
     def _require_servers(self) -> None:
@@ -292,6 +297,7 @@ class JobService:
         """Stop the threads."""
         self._is_closed = True
         self.readiness.close()
+        self.webhooks.courier.close()
         self._sweeper.close()
         self._wakeups.close()
 

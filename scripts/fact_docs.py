@@ -28,6 +28,7 @@ from grpo_core.run_dir.records import COLUMN_TYPES, Rollout  # noqa: E402
 from grpo_core.shown import shown_fields  # noqa: E402
 from jobs.read.queue_position import WaitReason  # noqa: E402
 from jobs.store.job import JobStatus  # noqa: E402
+from jobs.webhooks.events import WebhookEvent  # noqa: E402
 
 Rows = Iterable[Iterable[str]]
 
@@ -40,6 +41,7 @@ def tables() -> dict[str, Rows]:
         "statuses": with_sentences("status", JobStatus),
         "phases": with_sentences("phase", Phase),
         "event-types": with_sentences("type", EventType),
+        "webhook-events": with_sentences("event", WebhookEvent),
         "failure-classes": with_sentences("class", FailureClass),
         **{f"codes-{one.replace('_', '-')}": codes_of(one) for one in FailureClass},
         "warning-codes": with_sentences("code", WarningCode),

@@ -57,7 +57,11 @@ class CommandSet:
 
 CLIENT = CommandSet(
     title="Jobs and data",
-    groups=(("datasets", "Manage data sets."), ("graders", "Try graders before a job uses them.")),
+    groups=(
+        ("datasets", "Manage data sets."),
+        ("graders", "Try graders before a job uses them."),
+        ("webhooks", "Have events of your jobs posted to a URL."),
+    ),
     commands=(
         Command("submit", "grpo_client.cli.submit:submit", "Submit a job, and follow it with --wait; or a sweep."),
         Command("try", "grpo_client.cli.trial:run_trial", "See whether a job would learn anything, before training."),
@@ -93,6 +97,11 @@ CLIENT = CommandSet(
         Command("datasets upload", "grpo_client.cli.datasets:upload", "Upload a data set: JSONL, CSV, TSV or Parquet."),
         Command("datasets list", "grpo_client.cli.datasets:list_datasets", "List your data sets, newest first."),
         Command("datasets delete", "grpo_client.cli.datasets:delete", "Delete a data set."),
+        Command("webhooks add", "grpo_client.cli.webhooks:add", "Register a webhook, and print its secret once."),
+        Command("webhooks list", "grpo_client.cli.webhooks:list_webhooks", "List your webhooks."),
+        Command("webhooks test", "grpo_client.cli.webhooks:send_test", "Send a test event, and enable the webhook."),
+        Command("webhooks deliveries", "grpo_client.cli.webhooks:deliveries", "Show what was sent, with the status."),
+        Command("webhooks remove", "grpo_client.cli.webhooks:remove", "Delete a webhook."),
     ),
 )
 

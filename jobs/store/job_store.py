@@ -473,7 +473,7 @@ class JobStore:
         names = (
             *("create", "claim", "reclaim", "change", "obey", "replay", "restore", "forget"),
             *("admit", "withdraw", "take", "look", "note_compared", "release", "tally"),
-            *("search", "prune", "census"),
+            *("search", "prune", "census", "deliver", "redeliver"),
         )
         return {name: self.client.register_script(prelude + (folder / f"{name}.lua").read_text()) for name in names}
 

@@ -14,6 +14,7 @@ DATASETS_OF = "datasets-of/"
 PROBE = "probe/"
 ERASED = "erased/"
 USAGE = "usage/"
+WEBHOOKS = "webhooks/"
 SENTINEL = "sentinel.json"
 
 
@@ -135,6 +136,31 @@ def usages(owner: str) -> str:
 def usage(owner: str, day: str) -> str:
     """GPU time of an owner's runs that started on a day."""
     return f"{usages(owner)}{day}.json"
+
+
+def webhooks_of(owner: str) -> str:
+    """Prefix of an owner's webhooks."""
+    return f"{WEBHOOKS}{quote(owner, safe='')}/"
+
+
+def webhook_folder(owner: str, webhook_id: str) -> str:
+    """Prefix of all objects of a webhook."""
+    return f"{webhooks_of(owner)}{webhook_id}/"
+
+
+def webhook(owner: str, webhook_id: str) -> str:
+    """A webhook with its secret."""
+    return f"{webhook_folder(owner, webhook_id)}webhook.json"
+
+
+def sent_of(owner: str, webhook_id: str) -> str:
+    """Prefix of the marks of a webhook's deliveries."""
+    return f"{webhook_folder(owner, webhook_id)}sent/"
+
+
+def sent(owner: str, webhook_id: str, event_id: str) -> str:
+    """The mark that the end of a job was reported to a webhook, or given up."""
+    return f"{sent_of(owner, webhook_id)}{event_id}"
 
 
 def unquoted(name: str) -> str:

@@ -46,6 +46,7 @@ ABSENT = {
     "job_id": "job-01ARZ3NDEKTSV4RRFFQ69G5FAV",
     "dataset_id": "ds-01ARZ3NDEKTSV4RRFFQ69G5FAV",
     "group": "group-01ARZ3NDEKTSV4RRFFQ69G5FAV",
+    "webhook_id": "webhook-01ARZ3NDEKTSV4RRFFQ69G5FAV",
 }
 CHECKPOINT_STEP = 5
 
@@ -79,7 +80,9 @@ class Owners:
         service.cancel(self.jobs["cancelled"], SECRET)
         self.dataset = upload(service, folder, SECRET).id
         self.group, members, _ = service.submit_group([SPEC, SPEC], SECRET)
+        webhook = service.webhooks.create(SECRET, f"https://example.com/{SECRET}", ["job.requeued"])
         self.ids = {"job_id": list(self.jobs.values()), "dataset_id": [self.dataset], "group": [self.group]}
+        self.ids["webhook_id"] = [webhook.id]
         self.jobs |= {f"member {place}": record.id for place, record in enumerate(members)}
         self.calls: list[str] = []
 

@@ -26,6 +26,7 @@ from jobs.store.audit_log import AuditSettings
 from jobs.store.s3_datasets import SourceSettings
 from jobs.store.valkey_checks import ValkeySettings
 from jobs.usage.quotas import QuotaSettings
+from jobs.webhooks.settings import WebhookSettings
 from jobs.worker.worker import WorkerSettings
 from scripts import plain_english
 from tests.unit.fakes import FakeJobService
@@ -52,7 +53,7 @@ def variables(settings: type[BaseSettings]) -> list[str]:
     "settings",
     [
         *(StorageSettings, QueueSettings, ServiceSettings, SourceSettings, ApiSettings, WorkerSettings),
-        *(RetentionSettings, TimeLimitSettings, QuotaSettings, AuditSettings, ValkeySettings),
+        *(RetentionSettings, TimeLimitSettings, QuotaSettings, AuditSettings, ValkeySettings, WebhookSettings),
     ],
 )
 def test_every_setting_is_in_the_page_of_settings(settings: type[BaseSettings]) -> None:

@@ -36,8 +36,9 @@ local ordinal = (order.first or 1) - 1
 for _, event in ipairs(order.events or {}) do
   ordinal = ordinal + 1
   if not order.first or ordinal > shipped then
-    emit(now, event.epoch or epoch, event.type, event.step, event.data, event.time, order.first and ordinal)
+    local number = emit(now, event.epoch or epoch, event.type, event.step, event.data, event.time, order.first and ordinal)
     if event.type == 'metric' then time_step(event.data) end
+    if event.type == 'evaluation' then announce(now, owner, 'evaluated', number) end
     if order.first then shipped = ordinal end
   end
 end

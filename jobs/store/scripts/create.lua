@@ -18,5 +18,6 @@ for name, value in pairs(fields) do redis.call('HSET', job, name, value) end
 redis.call('HSET', job, 'created_at', fields.created_at or now, 'updated_at', now)
 add_to_lists(fields.owner, fields.group)
 set_status(now, fields.owner, nil, fields.status)
+announce_status(now, fields.owner, 'new', fields.status)
 emit(now, fields.epoch, 'status', '0', '{"status":"' .. fields.status .. '"}')
 return 1

@@ -43,10 +43,12 @@ local function next_number(now)
   return text
 end
 
--- `ordinal`: the event's position among those of its run, for events from a run's worker.
+-- `ordinal`: the event's position among those of its run, for events from a run's worker. Returns the event's number.
 local function emit(now, epoch, kind, step, data, time, ordinal)
-  redis.call('XADD', prefix .. ':events:' .. id, next_number(now) .. '-0',
+  local number = next_number(now)
+  redis.call('XADD', prefix .. ':events:' .. id, number .. '-0',
     'type', kind, 'epoch', epoch, 'time', time or now, 'step', step, 'data', data, 'n', ordinal or 0)
+  return number
 end
 
 -- Counts of jobs by status and of waiting jobs by queue: for telemetry, never for decisions.
@@ -121,8 +123,24 @@ local function add_to_lists(owner, group)
   if group and group ~= '' then redis.call('ZADD', list .. ':' .. group, 0, id) end
 end
 
+-- Record something that webhooks may report, until jobs/webhooks/courier.py has read it. What is recorded twice is one
+-- member, so it is reported once.
+local function announce(now, owner, ...)
+  redis.call('ZADD', prefix .. ':changes', 'NX', now, table.concat({ id, owner, ... }, ' '))
+end
+
+-- The epoch and the number of commands tell one change of a job from a later one between the same states.
+local passing = { pausing = true, cancelling = true }
+local function announce_status(now, owner, old, new)
+  if passing[new] then return end
+  local epoch, orders = unpack(redis.call('HMGET', job, 'epoch', 'orders'))
+  announce(now, owner, old, new, epoch or '0', orders or '0')
+end
+
 local function set_status(now, owner, old, new)
   count(now, old, new)
+  -- A record that is created or restored is no change: create.lua announces the former.
+  if old then announce_status(now, owner, old, new) end
   local list = prefix .. ':owner:' .. owner
   if old then redis.call('ZREM', list .. ':' .. old, id) end
   redis.call('ZADD', list .. ':' .. new, 0, id)

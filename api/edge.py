@@ -42,7 +42,7 @@ PREVIEW = "/v1"
 VERSIONED = frozenset(
     {
         *("comparison", "datasets", "graders", "groups", "healthz", "jobs", "metrics", "readyz", "rewards", "schema"),
-        "usage",
+        *("usage", "webhooks"),
     }
 )
 """First parts of the paths that are; other paths below `PREVIEW` are separate routes."""

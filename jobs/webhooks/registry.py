@@ -28,7 +28,7 @@ from jobs.webhooks.signature import new_secret
 
 WEBHOOK_ID = r"^webhook-[0-9A-HJKMNP-TV-Z]{26}$"
 CACHE_SECONDS = 60.0
-"""How long a process uses what it has read, if it cannot be told of a change."""
+"""How long a process uses what it has read, if a change could not be announced."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,20 @@ from api.openai.errors import handle
 from api.page import assets, curves, guide, report, session
 from api.places import Places
 from api.queries import check_query
-from api.routes import datasets, graders, groups, health, jobs, metrics, rewards, rollouts, schema, usage, webhooks
+from api.routes import (
+    datasets,
+    graders,
+    groups,
+    health,
+    jobs,
+    metrics,
+    rewards,
+    rollouts,
+    schema,
+    usage,
+    webhooks,
+    workers,
+)
 from api.routes.rollouts import MAX_WAITING_READS, READS_AT_ONCE
 from api.settings import ApiSettings
 from api.streams import EventStreams
@@ -64,6 +77,7 @@ def create_app(
             openai_jobs.ROUTER,
             openai_graders.ROUTER,
             webhooks.ROUTER,
+            workers.ROUTER,
             health.health,
             health.readiness,
             metrics.service_metrics,

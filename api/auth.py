@@ -20,7 +20,7 @@ from api.problems import ApiError
 from api.threads import OWNER
 from jobs.auth.api_keys import KeyRecord
 
-Scope = Literal["jobs:read", "jobs:write", "datasets:write", "metrics:read"]
+Scope = Literal["jobs:read", "jobs:write", "datasets:write", "metrics:read", "operator"]
 
 PUBLIC = {"exclude_from_auth": True}
 """The `opt` of a route that needs no key."""

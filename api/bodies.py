@@ -7,7 +7,7 @@ body is parsed no further than the rule it broke.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, cast
 from litestar import Request
 from litestar.concurrency import sync_to_thread
 
-from api.problems import ApiError
+from api.problems import ApiError, invalid_body
 from api.settings import ApiSettings
 from api.uploads import Upload as Place
 from api.uploads import Uploads
@@ -70,6 +70,27 @@ async def read_sweep(request: Request[Any, Any, Any]) -> list[JobSpec]:
     return await read_json(
         request, parse_sweep, expected='A sweep is expected in the body: {"spec": {...}, "grid": {...}, "repeat": 3}.'
     )
+
+
+async def read_fields(
+    request: Request[Any, Any, Any], names: Collection[str], *, optional: bool = False
+) -> dict[str, Any]:
+    """The body as a JSON object with no other field than these. With `optional`, an empty body is an empty object."""
+    if optional and not (await request.body()).strip():
+        return {}
+    example = ", ".join(f'"{name}": ...' for name in sorted(names))
+
+    def parse(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise invalid_body("", "the body is not an object", f"Send {{{example}}}.", code="bad_type")
+        found = cast("dict[str, Any]", value)
+        for name in found.keys() - set(names):
+            pointer = f"/{name.replace('~', '~0').replace('/', '~1')[:80]}"
+            remedy = f"Remove it; the fields are {', '.join(sorted(names))}."
+            raise invalid_body(pointer, "there is no such field", remedy, code="unknown_field")
+        return found
+
+    return await read_json(request, parse, expected=f"A JSON object is expected in the body: {{{example}}}.")
 
 
 async def read_json(

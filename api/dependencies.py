@@ -10,13 +10,14 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import SkipValidation
 from litestar.types import Dependencies
 
-from jobs.auth.api_keys import KeyRecord
+from jobs.auth.api_keys import OPERATOR, KeyRecord
 from jobs.service import JobService
 
 # Not validated, so that tests may inject another object with the same methods.
 Service = NamedDependency[SkipValidation[JobService]]
 Owner = NamedDependency[str]
 KeyId = NamedDependency[str]
+IsOperator = NamedDependency[bool]
 
 
 def service_of(state: State) -> Any:
@@ -34,8 +35,14 @@ def key_id_of(request: Request[KeyRecord, Any, Any]) -> str:
     return request.user.id
 
 
+def is_operator(request: Request[KeyRecord, Any, Any]) -> bool:
+    """Whether the caller's key is an operator's, who sees what is other owners'."""
+    return OPERATOR in request.user.scopes
+
+
 PROVIDERS: Dependencies = {
     "service": Provide(service_of, sync_to_thread=False),
     "owner": Provide(owner_of, sync_to_thread=False),
     "key_id": Provide(key_id_of, sync_to_thread=False),
+    "operator": Provide(is_operator, sync_to_thread=False),
 }

@@ -268,6 +268,15 @@ _OPENAI_JOB: dict[str, Any] = {
 _BODIES: dict[str, Any] = {
     "runGrader": _RUN,
     "validateGrader": _VALIDATION,
+    "drainWorker": {
+        **_object_body(
+            "What becomes of the job at hand; without a body it finishes.",
+            [],
+            {"mode": {"enum": ["finish", "checkpoint"], "description": "`finish` by default"}},
+            {"mode": "checkpoint"},
+        ),
+        "required": False,
+    },
     "scoreRows": _object_body(
         "A job spec, of which `rewards`, `data` and `sampling.response_format` matter, and up to 200 rows.",
         ["spec", "rows"],

@@ -38,6 +38,7 @@ from grpo_core.strict_json import StrictJsonError
 from jobs.auth.rate_limit import RateLimited
 from jobs.errors import BadCursor, Conflict, InUse, NotFound, Rejected, Unavailable, Unreadable
 from jobs.lifecycle.admission import InProgress, KeyReused, TooManyJobs
+from jobs.read.fleet import CannotDrain
 from jobs.usage.quotas import GpuQuotaUsedUp, StorageQuotaUsedUp
 
 log = structlog.get_logger(__name__)
@@ -67,12 +68,13 @@ PROBLEMS: dict[str, ProblemType] = {
     "no_such_route": ProblemType(404, "There is no such address"),
     "method_not_allowed": ProblemType(405, "Method not allowed"),
     "too_slow": ProblemType(408, "The request is too slow"),
-    "conflict": ProblemType(409, "The job's state does not allow this"),
+    "conflict": ProblemType(409, "The present state does not allow this"),
     "grader_unavailable": ProblemType(409, "A grader cannot run on the service's machine"),
     "idempotency_in_progress": ProblemType(409, "A request with this Idempotency-Key is being served"),
     "body_too_large": ProblemType(413, "The body is too large"),
     "unsupported_media_type": ProblemType(415, "The body has the wrong type or encoding"),
     "invalid_spec": ProblemType(422, "The job spec has problems"),
+    "invalid_body": ProblemType(422, "The body has problems"),
     "invalid_grader": ProblemType(422, "The grader or what it is given has problems"),
     "grader_failed": ProblemType(422, "The graders did not finish within their limits"),
     "unreadable": ProblemType(422, "A file of the training is too large to be read here"),
@@ -221,6 +223,11 @@ def _(error: Conflict, _request: Request[Any, Any, Any]) -> ApiError:
 
 
 @describe.register
+def _(error: CannotDrain, _request: Request[Any, Any, Any]) -> ApiError:
+    return ApiError("conflict", str(error))
+
+
+@describe.register
 def _(error: KeyReused, _request: Request[Any, Any, Any]) -> ApiError:
     return ApiError("idempotency_key_reused", str(error))
 
@@ -308,6 +315,12 @@ def _(error: ValidationException, request: Request[Any, Any, Any]) -> ApiError:
 def field_problem(problem: Problem) -> FieldProblem:
     """A problem of the spec, a data set or a request, as the answer has it."""
     return FieldProblem(pointer=problem.pointer, code=problem.code, detail=problem.detail, remedy=problem.remedy)
+
+
+def invalid_body(pointer: str, detail: str, remedy: str, *, code: str = "bad_value") -> ApiError:
+    """The problem of one field of a body that is no job spec."""
+    errors = [FieldProblem(pointer=pointer, code=code, detail=detail, remedy=remedy)]
+    return ApiError("invalid_body", _count(errors, "the body"), errors=errors)
 
 
 def bad_parameter(name: str, message: str, remedy: str) -> FieldProblem:

@@ -15,11 +15,12 @@ from msgspec import UNSET, Meta, Struct, UnsetType, ValidationError, convert, fi
 
 from grpo_core.datasets.preview import Holds, PreviewedRow, preview_columns, preview_rows
 from grpo_core.estimates import Estimate, SpecWarning
-from grpo_core.reasons import EventType, FailureClass, FinishReason
+from grpo_core.reasons import EventType, FailureClass, FinishReason, Phase
 from grpo_core.rewards import RewardInfo
 from grpo_core.run_dir.records import Rollout
 from grpo_core.shown import Shown, shown_fields
 from grpo_core.spec import JobSpec
+from jobs.read.fleet import FleetWorker, WorkerState
 from jobs.read.groups import GroupSummary
 from jobs.read.queue_position import QueuePosition as Place
 from jobs.read.queue_position import WaitReason
@@ -27,6 +28,7 @@ from jobs.read.rollouts import RolloutStep
 from jobs.service import Artifact, LinkedCheckpoint
 from jobs.store.datasets import DatasetRecord
 from jobs.store.job import TERMINAL, JobRecord, JobRequest, JobState, JobStatus, JobView
+from jobs.store.job_store import HeldJob
 from jobs.usage.quotas import Usage
 from jobs.webhooks.deliveries import Delivery, State
 from jobs.webhooks.events import TEST, WebhookEvent
@@ -37,11 +39,13 @@ if TYPE_CHECKING:
     EventWord = EventType
     FinishWord = FinishReason
     WebhookWord = WebhookEvent
+    WorkerStateWord = WorkerState
 else:
     # Their words as a list: an enum would be a component of the OpenAPI document, unlike in earlier releases.
     EventWord = Literal[tuple(map(str, EventType))]
     FinishWord = Literal[tuple(map(str, FinishReason))]
     WebhookWord = Literal[tuple(map(str, WebhookEvent))]
+    WorkerStateWord = Literal[tuple(map(str, WorkerState))]
 
 GROUP_ID = "^group-[0-9A-HJKMNP-TV-Z]{26}$"
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -579,6 +583,61 @@ class RowScores(Struct, frozen=True, kw_only=True):
     printed: Annotated[dict[str, str], Meta(description="What `python` graders printed, cut off")]
 
 
+class WorkerJob(Struct, frozen=True, kw_only=True):
+    """The job that a worker has at hand."""
+
+    id: Annotated[str | None, Meta(description="null: another owner's, and your key has no scope `operator`")]
+    owner: Annotated[str | None, Meta(description="null as `id`")]
+    name: Annotated[str | None, Meta(description="Its name; null without one, or as `id`")]
+    phase: Annotated[str | None, Meta(description=Phase.described())]
+    step: Annotated[int, Meta(ge=0, description="The last trained step")]
+    total_steps: Annotated[int, Meta(ge=0, description="The number of its steps")]
+
+
+class WorkerDrain(Struct, frozen=True, kw_only=True):
+    """The order to a worker to take no new job."""
+
+    mode: Annotated[
+        Literal["finish", "checkpoint"],
+        Meta(description="`finish`: the job at hand runs to its end; `checkpoint`: it saves and is queued again"),
+    ]
+    by: Annotated[str, Meta(description="The operator who gave it, by the owner of the key")]
+    at: Annotated[datetime, Meta(description="When it was given")]
+    empty: Annotated[bool, Meta(description="The worker obeys and has no job at hand: it can be stopped")]
+
+
+class Worker(Struct, frozen=True, kw_only=True):
+    """A worker of the fleet."""
+
+    name: Annotated[str, Meta(description="Its `GRPO_WORKER_NAME`, or its host's name and a random part")]
+    object: Literal["worker"] = "worker"
+    state: Annotated[WorkerStateWord, Meta(description=WorkerState.described())]
+    host: Annotated[str | None, Meta(description="The host's name; null: it does not say, or is silent")]
+    device: Annotated[str | None, Meta(description="Its GPUs or CPU, in words")]
+    gpus: Annotated[list[str], Meta(description="The name of each GPU")]
+    gpu_memory_gb: Annotated[float | None, Meta(description="Memory of the smallest GPU, in 10^9 bytes")]
+    memory_gb: Annotated[float | None, Meta(description="Memory of the machine or container, in 10^9 bytes")]
+    engines: Annotated[list[str], Meta(description="What it can train and serve with")]
+    grader_isolation: Annotated[
+        str | None, Meta(description="How it confines the code of graders; `none`: it runs no such jobs")
+    ]
+    version: Annotated[str | None, Meta(description="The service's release that it runs")]
+    spec_format: Annotated[int | None, Meta(description="The newest spec format that it reads")]
+    queues: Annotated[list[str], Meta(description="The queues whose jobs it takes")]
+    job: Annotated[WorkerJob | None, Meta(description="The job at hand; null: none")]
+    drain: Annotated[WorkerDrain | None, Meta(description="null: it takes jobs")]
+    last_seen_at: Annotated[datetime | None, Meta(description="null: it was stopped")]
+
+
+class WorkerList(Struct, frozen=True, kw_only=True):
+    """The workers of the fleet, by name."""
+
+    object: Literal["list"] = "list"
+    data: list[Worker]
+    has_more: bool
+    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")]
+
+
 class Health(Struct, frozen=True, kw_only=True):
     """The process answers."""
 
@@ -652,6 +711,41 @@ def usage_of(usage: Usage, unfinished: int, max_unfinished: int | None) -> Usage
             used=usage.stored.bytes, limit=usage.max_stored_bytes, measured_at=usage.stored.measured_at
         ),
         unfinished_jobs=JobUsage(used=unfinished, limit=max_unfinished),
+    )
+
+
+def worker_of(worker: FleetWorker, *, viewer: str | None) -> Worker:
+    """The public form of a worker; `viewer` may see whose job it has if it is the own one, None sees all."""
+    info, drain = worker.info, worker.drain
+    return Worker(
+        name=worker.name,
+        state=worker.state,
+        host=(info and info.host) or None,
+        device=info and info.device,
+        gpus=info.gpus if info else [],
+        gpu_memory_gb=info and info.gpu_memory_gb,
+        memory_gb=info and info.memory_gb,
+        engines=info.engines if info else [],
+        grader_isolation=info and info.grader_isolation,
+        version=(info and info.version) or None,
+        spec_format=info and info.spec_format,
+        queues=info.queues if info else [],
+        job=worker.job and _worker_job_of(worker.job, shown=viewer in (None, worker.job.owner)),
+        drain=WorkerDrain(mode=drain.mode, by=drain.by, at=drain.at, empty=worker.empty)
+        if drain and drain.mode
+        else None,
+        last_seen_at=worker.seen_at,
+    )
+
+
+def _worker_job_of(job: HeldJob, *, shown: bool) -> WorkerJob:
+    return WorkerJob(
+        id=job.id if shown else None,
+        owner=job.owner if shown else None,
+        name=(job.name or None) if shown else None,
+        phase=job.phase or None,
+        step=job.step,
+        total_steps=job.total_steps,
     )
 
 

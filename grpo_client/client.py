@@ -350,6 +350,22 @@ class GrpoClient:
         """What the key's owner has used of GPUs and storage, and may use."""
         return results.UsageReport(self._connection.json("GET", "/usage"))
 
+    def workers(self, *, limit: int = 100, cursor: str | None = None) -> results.WorkerList:
+        """A page of the fleet, by name; its `next_cursor` leads to the next."""
+        return results.WorkerList(self._connection.json("GET", "/workers", params=_given(limit=limit, cursor=cursor)))
+
+    def worker(self, name: str) -> results.Worker:
+        """One worker."""
+        return results.Worker(self._connection.json("GET", _worker(name)))
+
+    def drain_worker(self, name: str, *, mode: str = "finish") -> results.Worker:
+        """Let a worker take no new job; `mode` `checkpoint` also queues the job at hand again. For operators."""
+        return results.Worker(self._connection.json("POST", _worker(name, "drain"), json={"mode": mode}))
+
+    def undrain_worker(self, name: str) -> results.Worker:
+        """Let a drained worker take jobs again. For operators."""
+        return results.Worker(self._connection.json("DELETE", _worker(name, "drain")))
+
     def service_metrics(self) -> str:
         """The service's own metrics in Prometheus' text format; the key needs the scope metrics:read."""
         return self._connection.text("/metrics", "text/plain")
@@ -372,6 +388,10 @@ class GrpoClient:
     ) -> Iterable[results.Event]:
         path = _job(job_id, "events")
         return EventStream(self._connection, path, after=after, pause=poll, patience=patience, deadline=deadline)
+
+
+def _worker(name: str, *more: str) -> str:
+    return "/".join(("/workers", quote(name, safe=""), *more))
 
 
 def _group(group: str, *more: str) -> str:

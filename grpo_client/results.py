@@ -769,6 +769,87 @@ class WebhookList(JsonObject):
     data: list[Webhook]
 
 
+class Worker(JsonObject):
+    """A worker of the fleet."""
+
+    name: str
+    """Its `GRPO_WORKER_NAME`, or its host's name and a random part."""
+    object: str
+    state: str
+    """`idle`: waits for a job; `busy`: runs a job; `draining`: takes no new job and still has one at hand;
+    `drained`: takes no new job and has none at hand; `lost`: fell silent without stopping; `stopped`: was stopped;
+    it takes no job either when it starts again."""
+    host: str | None
+    """The host's name; None: it does not say, or is silent."""
+    device: str | None
+    """Its GPUs or CPU, in words."""
+    gpus: list[str]
+    """The name of each GPU."""
+    gpu_memory_gb: float | None
+    """Memory of the smallest GPU, in 10^9 bytes."""
+    memory_gb: float | None
+    """Memory of the machine or container, in 10^9 bytes."""
+    engines: list[str]
+    """What it can train and serve with."""
+    grader_isolation: str | None
+    """How it confines the code of graders; `none`: it runs no such jobs."""
+    version: str | None
+    """The service's release that it runs."""
+    spec_format: int | None
+    """The newest spec format that it reads."""
+    queues: list[str]
+    """The queues whose jobs it takes."""
+    job: WorkerJob | None
+    """The job at hand; None: none."""
+    drain: WorkerDrain | None
+    """None: it takes jobs."""
+    last_seen_at: datetime | None
+    """None: it was stopped."""
+
+
+class WorkerDrain(JsonObject):
+    """The order to a worker to take no new job."""
+
+    mode: str
+    """`finish`: the job at hand runs to its end; `checkpoint`: it saves and is queued again."""
+    by: str
+    """The operator who gave it, by the owner of the key."""
+    at: datetime
+    """When it was given."""
+    empty: bool
+    """The worker obeys and has no job at hand: it can be stopped."""
+
+
+class WorkerJob(JsonObject):
+    """The job that a worker has at hand."""
+
+    id: str | None
+    """None: another owner's, and your key has no scope `operator`."""
+    owner: str | None
+    """null as `id`."""
+    name: str | None
+    """Its name; null without one, or as `id`."""
+    phase: str | None
+    """`preparing`: fetching the data and the checkpoint to start from; `loading`: loading the model; `training`:
+    generating completions, scoring them and updating the adapter; `evaluating`: answering held-out questions, or
+    testing the saved adapter; `serving`: answering requests; `exporting`: writing the adapter in another form;
+    `uploading`: uploading its last files."""
+    step: int
+    """The last trained step."""
+    total_steps: int
+    """The number of its steps."""
+
+
+class WorkerList(JsonObject):
+    """The workers of the fleet, by name."""
+
+    object: str
+    data: list[Worker]
+    has_more: bool
+    next_cursor: str | None
+    """Send it as `cursor` for the next page."""
+
+
 class JobDetail(Job):
     """One job, as GET /jobs/{id} returns it."""
 

@@ -48,6 +48,7 @@ from jobs.lifecycle.valkey_recovery import ValkeyRecovery
 from jobs.lifecycle.wakeups import WakeupPublisher
 from jobs.read import metrics
 from jobs.read.events import EventPage, EventPages
+from jobs.read.fleet import Fleet, FleetWorker
 from jobs.read.groups import GroupSummary, summarise
 from jobs.read.hub_look import hub_records
 from jobs.read.queue_position import QueuePosition, WaitReason, queue_position_of, workers_for
@@ -61,6 +62,7 @@ from jobs.store.bucket import ObjectStore
 from jobs.store.checkpoints import list_checkpoints
 from jobs.store.commits import RolloutFile, listed_rollouts, live_rollouts
 from jobs.store.datasets import DatasetRecord, DatasetStore, new_dataset_id
+from jobs.store.drains import DrainMode
 from jobs.store.job import TERMINAL, JobRecord, JobStatus
 from jobs.store.job_store import JobEvent, JobStore
 from jobs.store.retired import Retired
@@ -211,6 +213,7 @@ class JobService:
         self._scrapers = ScraperKeys(self.keys, self.job_store, self._rates)
         self.workers = WorkerRegistry(self.job_store)
         self.webhooks = WebhookService(self.store, self.job_store, webhooks)
+        self._fleet = Fleet(self.job_store, self.workers)
         self._sweeper = Sweeper(
             self.job_store, self.write_once, self._wakeups, queue, valkey_recovery=self._valkey_recovery
         )
@@ -738,6 +741,19 @@ class JobService:
     def log_out(self, token: str) -> KeyRecord | None:
         """End a session and return the record of its key; None if it had ended."""
         return self._sessions.close(token)
+
+    def list_workers(self, *, limit: int, cursor: str | None = None) -> Page[FleetWorker]:
+        """Return a page of the fleet, by name. The cursor is the last name of the previous page."""
+        found = [worker for worker in self._fleet.all() if cursor is None or worker.name > cursor]
+        return Page(items=found[:limit], next_cursor=found[limit - 1].name if len(found) > limit else None)
+
+    def get_worker(self, name: str) -> FleetWorker:
+        """Return one worker. Raises `NotFound`."""
+        return self._fleet.get(name)
+
+    def drain_worker(self, name: str, mode: DrainMode | None, *, by: str) -> FleetWorker:
+        """Order a worker to take no new job, or with None take that back. Raises `NotFound` and `CannotDrain`."""
+        return self._fleet.drain(name, mode, by=by)
 
     def telemetry(self) -> Telemetry:
         """Return the state of the service for monitoring. Raises `Unavailable`."""

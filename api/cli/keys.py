@@ -22,7 +22,7 @@ Scopes = Annotated[
     Parameter(
         name="--scope",
         negative="",
-        help="jobs:read, jobs:write, datasets:write or metrics:read; repeatable. All but the last by default.",
+        help="jobs:read, jobs:write, datasets:write, metrics:read or operator; repeatable. The first three by default.",
     ),
 ]
 

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from grpo_core.monitoring.audits import Audit
 from grpo_core.reasons import EventType, FailureClass, FetchFailure, FinishReason, Phase, Reason, WarningCode
 from grpo_core.run_dir.metrics import charts, short_names
+from jobs.read.fleet import WorkerState
 from jobs.read.queue_position import WaitReason
 from jobs.store.job import JobStatus
 
@@ -24,6 +25,7 @@ REASONS: Final[dict[str, type[Reason]]] = {
     "status": JobStatus,
     "wait": WaitReason,
     "warning": WarningCode,
+    "worker": WorkerState,
 }
 """By the first part of their keys, such as `status.queued`."""
 

@@ -42,6 +42,12 @@ _NOT_INHERITED = (
 )
 
 
+_SCOPES = tuple(
+    word for name in ("jobs:read", "jobs:write", "datasets:write", "operator") for word in ("--scope", name)
+)
+"""Of the key that `up` creates: whoever starts the service on this machine operates it."""
+
+
 def up(
     data: Path,
     *,
@@ -237,7 +243,7 @@ def _default_commands(api_port: int) -> Commands:
     return Commands(
         api=(*python, "api", "api", "--host", "127.0.0.1", "--port", str(api_port)),
         worker=(*python, "jobs"),
-        create_key=(*python, "api", "keys", "create", "--owner", "local", "--json"),
+        create_key=(*python, "api", "keys", "create", "--owner", "local", "--json", *_SCOPES),
     )
 
 

@@ -61,6 +61,7 @@ CLIENT = CommandSet(
         ("datasets", "Manage data sets."),
         ("graders", "Try graders before a job uses them."),
         ("webhooks", "Have events of your jobs posted to a URL."),
+        ("workers", "Look at the fleet, and drain workers."),
     ),
     commands=(
         Command("submit", "grpo_client.cli.submit:submit", "Submit a job, and follow it with --wait; or a sweep."),
@@ -94,6 +95,9 @@ CLIENT = CommandSet(
         ),
         Command("graders run", "grpo_client.cli.graders:run", "Score completions with a grader, or a spec's rewards."),
         Command("graders validate", "grpo_client.cli.graders:validate", "Check a grader."),
+        Command("workers list", "grpo_client.cli.workers:list_workers", "List the workers of the fleet."),
+        Command("workers drain", "grpo_client.cli.workers:drain", "Let a worker take no new job; for operators."),
+        Command("workers undrain", "grpo_client.cli.workers:undrain", "Let a drained worker take jobs again."),
         Command("datasets upload", "grpo_client.cli.datasets:upload", "Upload a data set: JSONL, CSV, TSV or Parquet."),
         Command("datasets list", "grpo_client.cli.datasets:list_datasets", "List your data sets, newest first."),
         Command("datasets delete", "grpo_client.cli.datasets:delete", "Delete a data set."),

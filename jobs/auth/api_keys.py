@@ -30,7 +30,9 @@ log = structlog.get_logger()
 
 OWNER_SCOPES = ("jobs:read", "jobs:write", "datasets:write")
 """The scopes that an owner needs for jobs and data; the default of a new key."""
-SCOPES = (*OWNER_SCOPES, "metrics:read")
+OPERATOR = "operator"
+"""The scope of those who run the service: the fleet, and the jobs, data sets, keys and usage of all owners."""
+SCOPES = (*OWNER_SCOPES, "metrics:read", OPERATOR)
 KEY_PREFIX = "grpo_"
 OWNER = r"[\w.@+-]{1,100}"
 """Pattern of an owner's name. It can be part of a Valkey key, and an unset shell variable does not match."""

@@ -57,7 +57,12 @@ class HandBack:
 LOST = HandBack(report=SILENCE)
 STOPPED = HandBack(
     counts=False,
-    events=(JobEvent(type=EventType.LOG, data={"code": "worker_stopped", "message": "The worker was asked to stop."}),),
+    events=(
+        JobEvent(
+            type=EventType.LOG,
+            data={"code": "worker_stopped", "message": "The worker was asked to stop or is drained."},
+        ),
+    ),
 )
 
 

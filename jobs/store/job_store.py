@@ -74,6 +74,20 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldJob:
+    """A job that a worker holds, for displays."""
+
+    id: str
+    worker: str
+    owner: str
+    status: str
+    phase: str
+    step: int
+    total_steps: int
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Look:
     """The identity of this Valkey server, and of the one whose records were last compared with the bucket."""
 
@@ -247,6 +261,36 @@ class JobStore:
     def held(self) -> list[str]:
         """Return the ids of all jobs that a run holds."""
         return self._whole(f"{self.prefix}:leases")
+
+    def held_jobs(self) -> list[HeldJob]:
+        """Return all jobs that a run holds, without their specs."""
+        ids = self.held()
+        names = ("worker", "owner", "status", "phase", "step", "total_steps", "name")
+
+        def read() -> list[list[str | None]]:
+            pipeline = self.client.pipeline(transaction=False)
+            for job_id in ids:
+                pipeline.hmget(f"{self.prefix}:job:{job_id}", names)
+            return pipeline.execute()
+
+        found = [
+            (job_id, {name: value or "" for name, value in zip(names, values, strict=True)})
+            for job_id, values in zip(ids, self._call(read) if ids else [], strict=True)
+        ]
+        return [
+            HeldJob(
+                id=job_id,
+                worker=fields["worker"],
+                owner=fields["owner"],
+                status=fields["status"],
+                phase=fields["phase"],
+                step=_progress(fields)[0],
+                total_steps=int(fields["total_steps"] or 0),
+                name=fields["name"],
+            )
+            for job_id, fields in found
+            if fields["worker"]
+        ]
 
     def paused(self) -> list[str]:
         """Return the ids of all paused jobs. Scans the names of all keys, so it is for rare use."""

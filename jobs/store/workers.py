@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 import grpo_core
@@ -19,6 +19,10 @@ from jobs.store.job_store import JobStore, guarded
 EXPIRY_SECONDS = 60
 NAMED_SECONDS = 24 * 3600
 """How long the name of a killed worker is kept: far longer than hosts' clocks differ."""
+
+
+_FIRST = frozenset({"name", "queues", "device", "job"})
+"""The fields of the first release."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +40,30 @@ class WorkerInfo:
     """Its release; empty for a release that does not announce it."""
     grader_isolation: str = "none"
     """How it confines the code of jobs: `landlock+seccomp`, `unconfined`, or `none`: it runs no code of jobs."""
+    host: str = ""
+    gpus: list[str] = field(default_factory=list[str])
+    """The name of each of its GPUs."""
+    gpu_memory_gb: float | None = None
+    """Memory of its smallest GPU in 10^9 bytes; None without one."""
+    memory_gb: float | None = None
+    """Memory of its machine or container in 10^9 bytes."""
+    engines: list[str] = field(default_factory=list[str])
+    """What it can train and serve with: `native`, `trl`, `unsloth`, `vllm`."""
+    drain: str | None = None
+    """The drain that it obeys: its mode, or an empty string; None for a release that cannot be drained."""
+    busy: bool = False
+    """Whether it claims or runs a job."""
 
     def written(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return its entry, and separately the fields of later releases: the first release refuses unknown fields."""
         body = asdict(self)
-        return body, {name: body.pop(name) for name in ("spec_format", "version", "grader_isolation")}
+        return body, {name: body.pop(name) for name in list(body) if name not in _FIRST}
 
     @classmethod
     def read(cls, body: str, later: str | None) -> Self:
         """Read what `written` of any release returned; the first release wrote no second part."""
         found: dict[str, Any] = {"spec_format": 1, "version": "", **json.loads(body), **json.loads(later or "{}")}
-        return cls(**{field.name: found[field.name] for field in fields(cls) if field.name in found})
+        return cls(**{one.name: found[one.name] for one in fields(cls) if one.name in found})
 
 
 class WorkerRegistry:
@@ -86,3 +103,9 @@ class WorkerRegistry:
         bodies: list[str | None] = guarded(lambda: client.mget(keys))
         pairs = zip(bodies[: len(names)], bodies[len(names) :], strict=True)
         return [WorkerInfo.read(body, later) for body, later in pairs if body]
+
+    def seen(self) -> dict[str, float]:
+        """Return when each worker that did not stop by itself was last seen, as a Unix time, for a day."""
+        client = self._job_store.client
+        pairs: list[tuple[str, float]] = guarded(lambda: client.zrange(self._names, 0, -1, withscores=True))
+        return dict(pairs)

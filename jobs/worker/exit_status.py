@@ -91,7 +91,7 @@ class ExitClassifier:
     def _left_saved(self, *, asked: bool) -> HandBack:
         """The child saved a checkpoint and exited. If nothing here asked it to, count it as preempted, so that it
         cannot loop."""
-        if self._stop.asked:
+        if self._stop.leaves:
             return STOPPED
         if asked:
             return HandBack(counts=False)

@@ -57,7 +57,7 @@ class InterruptibleRetry:
         given: dict[Interrupt, bool] = {
             "cancel": self._lease.cancelled,
             "pause": self._lease.pausing,
-            "stop": self._stop.asked,
+            "stop": self._stop.leaves,
             "deadline": self._stop.over,
         }
         for interrupt in interrupts:

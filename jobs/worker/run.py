@@ -64,7 +64,7 @@ class JobRun:
         except Interrupted as interrupt:
             if interrupt.kind == "cancel":
                 return RunResult(status="cancelled")
-            return RunResult(status=None, handback=STOPPED if self._deps.stop.asked else HandBack(counts=False))
+            return RunResult(status=None, handback=STOPPED if self._deps.stop.leaves else HandBack(counts=False))
         except NotFound as error:
             return _failed(FailureCode.INPUT_GONE, str(error))
         except Damaged as error:

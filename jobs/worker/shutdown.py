@@ -1,4 +1,4 @@
-"""Graceful shutdown of a worker after TERM, as sent by `docker stop` and at a spot preemption.
+"""Graceful shutdown of a worker after TERM, as sent by `docker stop` and at a spot preemption; and of one run alone.
 
 Owns the grace time and its division: most of it is for the child to finish its step and save; the rest is for uploading
 the checkpoint. Invariant: after a second TERM or the end of the grace time, the worker waits for nothing.
@@ -19,6 +19,7 @@ class GracefulShutdown:
         self._grace = grace_seconds
         self._asked_at: float | None = None
         self._hurried = False
+        self._released = False
 
     def give(self) -> None:
         """Request the stop; the second time, an immediate one."""
@@ -31,6 +32,19 @@ class GracefulShutdown:
     def asked(self) -> bool:
         """Whether the worker must stop."""
         return self._asked_at is not None
+
+    @property
+    def leaves(self) -> bool:
+        """Whether the run at hand must save and go back to the queue: the worker stops, or only gives up its job."""
+        return self.asked or self._released
+
+    def release(self) -> None:
+        """Request that the run at hand be handed back, without a time limit; the worker goes on."""
+        self._released = True
+
+    def keep(self) -> None:
+        """Forget that request, once the run has ended."""
+        self._released = False
 
     @property
     def child_is_late(self) -> bool:

@@ -75,7 +75,7 @@ class Supervisor:
             return RunResult(status="cancelled")
         if exit_code is not None:
             return self._judge(self._classify(exit_code, asked=self._asked_at is not None))
-        if self._stop.asked or self._lease.pausing or self._over_time:
+        if self._stop.leaves or self._lease.pausing or self._over_time:
             return self._wind_down()
         self._stall.look(self._forwarder.tail.phase)
         reason = self._stall.stalled()
@@ -96,7 +96,7 @@ class Supervisor:
         if self._asked_at is None:
             self._asked_at = time.monotonic()
             self._child.terminate()
-        if self._stop.asked:
+        if self._stop.leaves:
             self._forwarder.note_stop()
         late = self._stop.child_is_late if self._stop.asked else time.monotonic() - self._asked_at > PAUSE_SECONDS
         if not late:

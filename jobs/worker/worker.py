@@ -8,6 +8,7 @@ Invariant: a wake-up for a job that cannot be claimed changes nothing.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import secrets
 import shlex
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import cache
 from itertools import repeat
 from pathlib import Path
 from typing import Literal
@@ -44,6 +46,7 @@ from jobs.settings import CommaSeparated, QueueSettings, StorageSettings
 from jobs.store import event_log
 from jobs.store.bucket import ObjectStore
 from jobs.store.datasets import DatasetStore
+from jobs.store.drains import DrainStore
 from jobs.store.job import HELD, JobRecord, JobStatus
 from jobs.store.job_store import JobStore
 from jobs.store.queues import queues_served, with_formats
@@ -51,6 +54,7 @@ from jobs.store.valkey_checks import ValkeyWatch
 from jobs.store.workers import EXPIRY_SECONDS, WorkerInfo, WorkerRegistry
 from jobs.store.write_once import WriteOnceStore
 from jobs.worker import isolation, run_dirs
+from jobs.worker.draining import LOOK_SECONDS, Draining
 from jobs.worker.exit_status import broken_machine
 from jobs.worker.run import JobRun
 from jobs.worker.run_context import WorkerDeps
@@ -143,7 +147,10 @@ class Worker:
         )
         self._registry = WorkerRegistry(self._job_store)
         self._stopped = threading.Event()
+        self._news = threading.Event()
         self._job: str | None = None
+        stop = GracefulShutdown(settings.stop_grace_seconds)
+        self._draining = Draining(DrainStore(self._job_store), self.name, stop)
         self._deps = WorkerDeps(
             worker=self.name,
             job_store=self._job_store,
@@ -155,7 +162,7 @@ class Worker:
             lease_seconds=queue.lease_seconds,
             launcher=settings.launcher_argv(),
             isolation=_isolate(settings),
-            stop=GracefulShutdown(settings.stop_grace_seconds),
+            stop=stop,
             stall_limits=StallLimits(
                 factor=settings.stall_factor,
                 floor_seconds=settings.stall_floor_seconds,
@@ -186,6 +193,7 @@ class Worker:
             self._consume()
         finally:
             self._stopped.set()
+            self._news.set()
             self._sweeper.close()
             self._wakeups.close()
             self._withdraw()
@@ -243,6 +251,9 @@ class Worker:
         if self._deps.stop.asked or not self._has_room():
             return  # the sweeper publishes another wake-up, for a worker that stays and has space
         try:
+            if not self._draining.begin():
+                self._stand_aside(job_id)
+                return
             claimed = self._claim(job_id)
             if claimed is not None:
                 self._run(claimed)
@@ -254,8 +265,23 @@ class Worker:
             log.exception("run_broken", job_id=job_id)
         finally:
             self._job = None
+            self._draining.end()
+            self._news.set()
             processes.reap()  # it is process 1 of a container
             self._clean_scratch()
+
+    def _stand_aside(self, job_id: str) -> None:
+        """Pass the wake-up on to another worker, and receive none while this one is drained.
+
+        Celery delivers the next message once this returns. Otherwise an idle, drained worker would use up the wake-ups
+        for which the others have yet to get free.
+        """
+        record = self._job_store.get(job_id)
+        if record is not None and record.status is JobStatus.QUEUED:
+            self._wakeups.add(job_id, record.queue)
+        self._draining.end()
+        self._news.set()
+        self._draining.wait(lambda: self._deps.stop.asked, self._news)
 
     def _has_room(self) -> bool:
         free = run_dirs.free_bytes(self._settings.work_dir)
@@ -326,6 +352,7 @@ class Worker:
 
     def _run(self, record: JobRecord) -> None:
         self._job = record.id
+        self._news.set()
         log.info("run_started", job_id=record.id, epoch=record.epoch)
         try:
             with run_dirs.run_folder(self._settings.work_dir, record.id, record.epoch) as folder:
@@ -345,21 +372,35 @@ class Worker:
             hand_back(self._job_store, self._write_once, self._wakeups, current, handback, by=self.name)
 
     def _announce(self) -> None:
-        while True:
+        """Announce this worker regularly, and at once when something about it has changed."""
+        due = 0.0
+        while not self._stopped.is_set():
             try:
-                self._registry.announce(
-                    WorkerInfo(
-                        name=self.name,
-                        queues=self.queues,
-                        device=_device(self._gpus),
-                        job=self._job,
-                        grader_isolation=self._proof.isolation,
-                    )
-                )
+                if self._draining.look() or self._news.is_set() or time.monotonic() >= due:
+                    self._news.clear()
+                    self._registry.announce(self._info())
+                    due = time.monotonic() + EXPIRY_SECONDS / 6
             except Unavailable as error:
                 log.warning("announce_failed", reason=str(error))
-            if self._stopped.wait(EXPIRY_SECONDS / 6):
-                return
+            self._news.wait(LOOK_SECONDS)
+
+    def _info(self) -> WorkerInfo:
+        memory = min((gpu.memory_bytes / 1e9 for gpu in self._gpus), default=None)
+        # `busy` is read last: a drain that is obeyed was read before it.
+        return WorkerInfo(
+            name=self.name,
+            queues=self.queues,
+            device=_device(self._gpus),
+            job=self._job,
+            grader_isolation=self._proof.isolation,
+            host=socket.gethostname(),
+            gpus=[gpu.name for gpu in self._gpus],
+            gpu_memory_gb=None if memory is None else round(memory, 1),
+            memory_gb=round(isolation.machine_memory() / 1e9, 1),
+            engines=_engines(),
+            drain=self._draining.mode,
+            busy=self._draining.busy,
+        )
 
     def _withdraw(self) -> None:
         try:
@@ -404,6 +445,13 @@ def _isolate(settings: WorkerSettings) -> isolation.Isolation:
 
 def _unusable(folder: Path, fault: str) -> Misconfigured:
     return Misconfigured("GRPO_WORK_DIR", folder, fault, "Set it to a folder that this process may make and write to.")
+
+
+@cache
+def _engines() -> list[str]:
+    """What is installed to train and serve with, without importing it."""
+    packages = {"native": "torch", "trl": "trl", "unsloth": "unsloth", "vllm": "vllm"}
+    return [engine for engine, package in packages.items() if importlib.util.find_spec(package) is not None]
 
 
 def _device(gpus: list[Gpu]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.read.fleet import WorkerState
 from jobs.service import JobService
 from jobs.store import commits, object_keys
 from jobs.store.job import JobRecord, JobStatus
@@ -244,6 +245,52 @@ def test_a_pause_frees_the_worker_and_a_resumed_job_goes_on(
     assert (done.status, done.epoch, done.attempts) == (JobStatus.SUCCEEDED, 2, 0)
     assert resumed_at(service, job) == [paused.step]
     assert_whole(service, done)
+
+
+def test_a_drained_worker_hands_its_job_to_another_and_takes_none(
+    service: JobService, start_worker: Start, submit: Submit
+) -> None:
+    start_worker()
+    job = submit(steps=60, checkpoint_every=1000, step_seconds="0.1")
+    wait_for_step(service, job, 3)
+    start_worker()
+    wait_until(lambda: len(service.list_workers(limit=10).items) == 2)
+    assert service.get_worker("w0").state is WorkerState.BUSY
+    service.drain_worker("w0", "checkpoint", by="chief")
+    wait_until(lambda: service.get_worker("w0").empty)
+    wait_until(lambda: service.get(job.id, OWNER).worker == "w1")
+    more = [submit(steps=2) for _ in range(3)]
+    done = wait_for(service, job.id)
+    assert (done.status, done.epoch, done.attempts) == (JobStatus.SUCCEEDED, 2, 0)
+    assert resumed_at(service, job)[0] >= 3, "it saved before it left"
+    for each in more:
+        assert wait_for(service, each.id).status is JobStatus.SUCCEEDED
+    (by_first,) = [e for e in service.events(job.id, OWNER) if e["data"].get("code") == "worker_stopped"]
+    assert by_first["epoch"] == 1
+    assert service.get_worker("w0").state is WorkerState.DRAINED
+    service.drain_worker("w1", "finish", by="chief")
+    wait_until(lambda: service.get_worker("w1").empty)
+    last = submit(steps=2)
+    service.drain_worker("w0", None, by="chief")
+    assert wait_for(service, last.id).status is JobStatus.SUCCEEDED, "the first takes jobs again"
+
+
+def test_a_drain_lets_the_job_at_hand_finish(service: JobService, start_worker: Start, submit: Submit) -> None:
+    worker = start_worker()
+    job = submit(steps=30, step_seconds="0.1")
+    wait_for_step(service, job, 2)
+    service.drain_worker("w0", "finish", by="chief")
+    waiting = submit(steps=2)
+    done = wait_for(service, job.id)
+    assert (done.status, done.epoch) == (JobStatus.SUCCEEDED, 1)
+    wait_until(lambda: service.get_worker("w0").empty)
+    assert service.get(waiting.id, OWNER).status is JobStatus.QUEUED
+    assert worker.stop() == 0, "TERM ends a drained worker"
+    assert service.get_worker("w0").state is WorkerState.STOPPED
+    start_worker(GRPO_WORKER_NAME="w0")
+    wait_until(lambda: service.get_worker("w0").state is WorkerState.DRAINED)
+    service.drain_worker("w0", None, by="chief")
+    assert wait_for(service, waiting.id).status is JobStatus.SUCCEEDED
 
 
 def test_a_pause_before_training_stops_at_once(service: JobService, start_worker: Start, submit: Submit) -> None:

@@ -20,12 +20,13 @@ from grpo_core.datasets import DatasetSummary
 from grpo_core.datasets.preview import records_of
 from grpo_core.estimates import SpecWarning, estimate
 from grpo_core.spec import SPEC_FORMAT, JobSpec, Problem
-from jobs.auth.api_keys import SCOPES, KeyRecord
+from jobs.auth.api_keys import OPERATOR, SCOPES, KeyRecord
 from jobs.auth.rate_limit import RateLimited
 from jobs.auth.sessions import Session, TooManyAttempts
 from jobs.errors import Conflict, NotFound, Rejected
 from jobs.lifecycle.admission import KeyReused, RequestKey
 from jobs.read.events import EventPage
+from jobs.read.fleet import FleetWorker, WorkerState
 from jobs.read.groups import GroupSummary, summarise
 from jobs.read.queue_position import QueuePosition, WaitReason
 from jobs.read.rollout_query import RolloutQuery, decode_cursor
@@ -33,6 +34,7 @@ from jobs.read.rollouts import Rollout, RolloutStep
 from jobs.read.telemetry import QueueState, Telemetry
 from jobs.service import Artifact, LinkedCheckpoint, Page, Preview
 from jobs.store.datasets import DatasetRecord
+from jobs.store.drains import Drain, DrainMode
 from jobs.store.job import TERMINAL, JobRecord, JobStatus, member_ids, new_group_id, new_job_id
 from jobs.usage.quotas import Usage
 from jobs.usage.stored_bytes import Stored
@@ -40,6 +42,7 @@ from jobs.usage.stored_bytes import Stored
 ALICE = "grpo_alice-key"
 BOB = "grpo_bob-key"
 READER = "grpo_reader-key"
+CHIEF = "grpo_chief-key"
 
 
 def bearer(key: str = ALICE) -> dict[str, str]:
@@ -71,6 +74,7 @@ class FakeJobService:
         self.rollout_queries: list[RolloutQuery] = []
         self.queues: list[QueueState] = []
         self.workers = 1
+        self.fleet: dict[str, FleetWorker] = {}
         self.verdicts = {"valkey": "ok", "storage": "ok"}
         self.valkey = FakeValkey()
         self.fail: Exception | None = None
@@ -82,6 +86,7 @@ class FakeJobService:
             ALICE: key_record("alice"),
             BOB: key_record("bob"),
             READER: key_record("alice", ["jobs:read"]),
+            CHIEF: key_record("chief", list(SCOPES)),
         }
 
     def start(self) -> None:
@@ -411,6 +416,24 @@ class FakeJobService:
         states = {status: jobs[status] for status in JobStatus}
         return Telemetry(jobs=states, queues=self.queues, leases=0, lease_age_seconds=0.0, workers=[])
 
+    def list_workers(self, *, limit: int, cursor: str | None = None) -> Page[FleetWorker]:
+        self._check()
+        names = sorted(name for name in self.fleet if cursor is None or name > cursor)
+        more = len(names) > limit
+        return Page(items=[self.fleet[n] for n in names[:limit]], next_cursor=names[limit - 1] if more else None)
+
+    def get_worker(self, name: str) -> FleetWorker:
+        self._check()
+        if name not in self.fleet:
+            raise NotFound("worker", name)
+        return self.fleet[name]
+
+    def drain_worker(self, name: str, mode: DrainMode | None, *, by: str) -> FleetWorker:
+        drain = Drain(mode=mode, by=by, at=datetime.now(UTC)) if mode else None
+        state = WorkerState.DRAINING if drain else WorkerState.IDLE
+        self.fleet[name] = replace(self.get_worker(name), drain=drain, state=state)
+        return self.fleet[name]
+
     def usage(self, owner: str) -> tuple[Usage, int, int | None]:
         self._check()
         stored = Stored(bytes=0, measured_at=None)
@@ -472,7 +495,12 @@ class FakeJobService:
 
 
 def key_record(owner: str, scopes: list[str] | None = None) -> KeyRecord:
-    return KeyRecord(id=f"key-{owner}", owner=owner, scopes=scopes or list(SCOPES), created_at=datetime.now(UTC))
+    return KeyRecord(
+        id=f"key-{owner}",
+        owner=owner,
+        scopes=scopes or [scope for scope in SCOPES if scope != OPERATOR],
+        created_at=datetime.now(UTC),
+    )
 
 
 def make_record(*, owner: str = "alice", spec: JobSpec | None = None, **fields: Any) -> JobRecord:

@@ -270,7 +270,7 @@ _BODIES: dict[str, Any] = {
     "validateGrader": _VALIDATION,
     "drainWorker": {
         **_object_body(
-            "What becomes of the job at hand; without a body it finishes.",
+            "What becomes of its job; without a body it finishes.",
             [],
             {"mode": {"enum": ["finish", "checkpoint"], "description": "`finish` by default"}},
             {"mode": "checkpoint"},

@@ -584,7 +584,7 @@ class RowScores(Struct, frozen=True, kw_only=True):
 
 
 class WorkerJob(Struct, frozen=True, kw_only=True):
-    """The job that a worker has at hand."""
+    """The job that a worker has."""
 
     id: Annotated[str | None, Meta(description="null: another owner's, and your key has no scope `operator`")]
     owner: Annotated[str | None, Meta(description="null as `id`")]
@@ -599,11 +599,11 @@ class WorkerDrain(Struct, frozen=True, kw_only=True):
 
     mode: Annotated[
         Literal["finish", "checkpoint"],
-        Meta(description="`finish`: the job at hand runs to its end; `checkpoint`: it saves and is queued again"),
+        Meta(description="`finish`: its job runs to its end; `checkpoint`: it saves and is queued again"),
     ]
     by: Annotated[str, Meta(description="The operator who gave it, by the owner of the key")]
     at: Annotated[datetime, Meta(description="When it was given")]
-    empty: Annotated[bool, Meta(description="The worker obeys and has no job at hand: it can be stopped")]
+    empty: Annotated[bool, Meta(description="The worker obeys and has no job: it can be stopped")]
 
 
 class Worker(Struct, frozen=True, kw_only=True):
@@ -624,7 +624,7 @@ class Worker(Struct, frozen=True, kw_only=True):
     version: Annotated[str | None, Meta(description="The service's release that it runs")]
     spec_format: Annotated[int | None, Meta(description="The newest spec format that it reads")]
     queues: Annotated[list[str], Meta(description="The queues whose jobs it takes")]
-    job: Annotated[WorkerJob | None, Meta(description="The job at hand; null: none")]
+    job: Annotated[WorkerJob | None, Meta(description="Its job; null: none")]
     drain: Annotated[WorkerDrain | None, Meta(description="null: it takes jobs")]
     last_seen_at: Annotated[datetime | None, Meta(description="null: it was stopped")]
 

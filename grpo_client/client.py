@@ -359,7 +359,7 @@ class GrpoClient:
         return results.Worker(self._connection.json("GET", _worker(name)))
 
     def drain_worker(self, name: str, *, mode: str = "finish") -> results.Worker:
-        """Let a worker take no new job; `mode` `checkpoint` also queues the job at hand again. For operators."""
+        """Let a worker take no new job; `mode` `checkpoint` also queues its job again. For operators."""
         return results.Worker(self._connection.json("POST", _worker(name, "drain"), json={"mode": mode}))
 
     def undrain_worker(self, name: str) -> results.Worker:

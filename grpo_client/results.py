@@ -776,9 +776,9 @@ class Worker(JsonObject):
     """Its `GRPO_WORKER_NAME`, or its host's name and a random part."""
     object: str
     state: str
-    """`idle`: waits for a job; `busy`: runs a job; `draining`: takes no new job and still has one at hand;
-    `drained`: takes no new job and has none at hand; `lost`: fell silent without stopping; `stopped`: was stopped;
-    it takes no job either when it starts again."""
+    """`idle`: waits for a job; `busy`: runs a job; `draining`: takes no new job and still has one; `drained`: takes
+    no new job and has none; `lost`: fell silent without stopping; `stopped`: was stopped; it takes no job either
+    when it starts again."""
     host: str | None
     """The host's name; None: it does not say, or is silent."""
     device: str | None
@@ -800,7 +800,7 @@ class Worker(JsonObject):
     queues: list[str]
     """The queues whose jobs it takes."""
     job: WorkerJob | None
-    """The job at hand; None: none."""
+    """Its job; None: none."""
     drain: WorkerDrain | None
     """None: it takes jobs."""
     last_seen_at: datetime | None
@@ -811,17 +811,17 @@ class WorkerDrain(JsonObject):
     """The order to a worker to take no new job."""
 
     mode: str
-    """`finish`: the job at hand runs to its end; `checkpoint`: it saves and is queued again."""
+    """`finish`: its job runs to its end; `checkpoint`: it saves and is queued again."""
     by: str
     """The operator who gave it, by the owner of the key."""
     at: datetime
     """When it was given."""
     empty: bool
-    """The worker obeys and has no job at hand: it can be stopped."""
+    """The worker obeys and has no job: it can be stopped."""
 
 
 class WorkerJob(JsonObject):
-    """The job that a worker has at hand."""
+    """The job that a worker has."""
 
     id: str | None
     """None: another owner's, and your key has no scope `operator`."""

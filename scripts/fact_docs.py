@@ -26,6 +26,7 @@ from grpo_core.reasons import EventType, FailureClass, FailureCode, Phase, Reaso
 from grpo_core.run_dir.metrics import described  # noqa: E402
 from grpo_core.run_dir.records import COLUMN_TYPES, Rollout  # noqa: E402
 from grpo_core.shown import shown_fields  # noqa: E402
+from jobs.read.fleet import WorkerState  # noqa: E402
 from jobs.read.queue_position import WaitReason  # noqa: E402
 from jobs.store.job import JobStatus  # noqa: E402
 from jobs.webhooks.events import WebhookEvent  # noqa: E402
@@ -46,6 +47,7 @@ def tables() -> dict[str, Rows]:
         **{f"codes-{one.replace('_', '-')}": codes_of(one) for one in FailureClass},
         "warning-codes": with_sentences("code", WarningCode),
         "wait-reasons": with_sentences("reason", WaitReason),
+        "worker-states": with_sentences("state", WorkerState),
         "exit-codes": [("exit code", "class"), *((str(code), f"`{name}`") for name, code in EXIT_CODES.items())],
         "metrics": [
             ("field", "unit", "better", "meaning"),

@@ -81,12 +81,12 @@ def get_worker(name: Name, owner: Owner, operator: IsOperator, service: Service)
     opt=OPERATE,
     status_code=200,
     dependencies={"mode": Provide(read_mode)},
-    response_description="The order stands; `drain.empty` says when nothing is at hand",
+    response_description="The order stands; `drain.empty` says when nothing is left",
     responses=responses("bad_query", "not_found", "conflict", *JSON_ERRORS, "invalid_body"),
     sync_to_thread=True,
 )
 def drain_worker(name: Name, mode: Mode, owner: Owner, service: Service) -> Worker:
-    """Let the job at hand finish, or with `checkpoint` save and go back to the queue. A second order replaces the
+    """Let its job finish, or with `checkpoint` save and go back to the queue. A second order replaces the
     first."""
     known: Any = mode
     return worker_of(service.drain_worker(name, known, by=owner), viewer=None)

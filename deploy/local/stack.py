@@ -45,7 +45,7 @@ _NOT_INHERITED = (
 _SCOPES = tuple(
     word for name in ("jobs:read", "jobs:write", "datasets:write", "operator") for word in ("--scope", name)
 )
-"""Of the key that `up` creates: whoever starts the service on this machine operates it."""
+"""Of the key that `up` creates: who starts the service on this machine operates it."""
 
 
 def up(

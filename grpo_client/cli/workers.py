@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 2.0
 
-Now = Annotated[bool, Parameter(negative="", help="Save the job at hand and queue it again, instead of finishing it.")]
-Wait = Annotated[bool, Parameter(negative="", help="Return only once the worker has no job at hand.")]
+Now = Annotated[bool, Parameter(negative="", help="Save its job and queue it again, instead of finishing it.")]
+Wait = Annotated[bool, Parameter(negative="", help="Return only once the worker has no job.")]
 Seconds = Annotated[float | None, Parameter(validator=validators.Number(gt=0))]
 
 
@@ -44,7 +44,7 @@ def list_workers(*, limit: int = 100, cursor: str | None = None, json: AsJson = 
 
 
 def drain(name: str, /, *, now: Now = False, wait: Wait = False, timeout: Seconds = None, json: AsJson = False) -> None:
-    """Let a worker take no new job. The job at hand finishes, or with --now saves and is queued again.
+    """Let a worker take no new job. Its job finishes, or with --now saves and is queued again.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def _emptied(client: GrpoClient, worker: Worker, timeout: float | None) -> Worke
     until = None if timeout is None else time.monotonic() + timeout
     while worker.drain is not None and not worker.drain.empty:
         if until is not None and time.monotonic() > until:
-            raise CommandError(f"{worker.name} still has a job at hand; the drain stays.", EXIT_FAILED)
+            raise CommandError(f"{worker.name} still has a job; the drain stays.", EXIT_FAILED)
         time.sleep(POLL_SECONDS)
         worker = client.worker(worker.name)
     return worker
@@ -92,6 +92,6 @@ def _line(worker: Worker) -> str:
 def _job(worker: Worker) -> str:
     job = worker.job
     if job is None:
-        return "and has no job at hand"
+        return "and has no job"
     whose = f"{job.id} of {job.owner}" if job.id else "a job of another owner"
     return f"{whose}, step {job.step} of {job.total_steps}" + (f" ({job.phase})" if job.phase else "")

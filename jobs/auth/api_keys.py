@@ -31,7 +31,7 @@ log = structlog.get_logger()
 OWNER_SCOPES = ("jobs:read", "jobs:write", "datasets:write")
 """The scopes that an owner needs for jobs and data; the default of a new key."""
 OPERATOR = "operator"
-"""The scope of those who run the service: the fleet, and the jobs, data sets, keys and usage of all owners."""
+"""The scope of operators: they drain workers, and see whose job each one has."""
 SCOPES = (*OWNER_SCOPES, "metrics:read", OPERATOR)
 KEY_PREFIX = "grpo_"
 OWNER = r"[\w.@+-]{1,100}"

@@ -1,7 +1,7 @@
-"""The fleet: every worker with its job at hand, and whether it drains; and the orders of operators to workers.
+"""The fleet: every worker with its job, and whether it drains; and the orders of operators to workers.
 
 Reads the registry, the marks of drains and the records of held jobs. Invariant: a worker is said to be drained only if
-no job is at hand, by its own word or, once it is silent, by the leases.
+it has no job, by its own word or, once it is silent, by the leases.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class WorkerState(Word):
 
     IDLE = "idle", "waits for a job", "空闲"
     BUSY = "busy", "runs a job", "忙碌"
-    DRAINING = "draining", "takes no new job and still has one at hand", "正在排空"
-    DRAINED = "drained", "takes no new job and has none at hand", "已排空"
+    DRAINING = "draining", "takes no new job and still has one", "正在排空"
+    DRAINED = "drained", "takes no new job and has none", "已排空"
     LOST = "lost", "fell silent without stopping", "失联"
     STOPPED = "stopped", "was stopped; it takes no job either when it starts again", "已停止"
 

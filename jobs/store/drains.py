@@ -19,7 +19,7 @@ from jobs.store.job_store import JobStore, guarded
 from jobs.store.workers import NAMED_SECONDS
 
 DrainMode = Literal["finish", "checkpoint"]
-"""What becomes of the job at hand: it runs to its end, or saves a checkpoint and goes back to the queue."""
+"""What becomes of its job: it runs to its end, or saves a checkpoint and goes back to the queue."""
 MODES: tuple[DrainMode, ...] = get_args(DrainMode)
 _NONE = "none"
 

@@ -1,4 +1,4 @@
-"""A worker's side of a drain: no new job, and the job at hand is finished or handed back with a checkpoint.
+"""A worker's side of a drain: no new job, and its job is finished or handed back with a checkpoint.
 
 Owns what the worker knows of its mark. Invariants: no job is claimed after the mark was read, and the mark is read
 after the worker has said that it is busy. If Valkey loses the mark, the worker writes it again.
@@ -50,13 +50,13 @@ class Draining:
         return not self.mode
 
     def end(self) -> None:
-        """Say that no job is at hand."""
+        """Say that it has no job."""
         with self._lock:
             self._busy = False
             self._stop.keep()
 
     def look(self) -> bool:
-        """Read the mark, and ask the run at hand to leave if it says so. Returns whether anything has changed."""
+        """Read the mark, and ask the current run to leave if it says so. Returns whether anything has changed."""
         found = self._marks.of(self._worker)
         with self._lock:
             before = self.mode

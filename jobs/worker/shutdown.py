@@ -35,11 +35,11 @@ class GracefulShutdown:
 
     @property
     def leaves(self) -> bool:
-        """Whether the run at hand must save and go back to the queue: the worker stops, or only gives up its job."""
+        """Whether the current run must save and go back to the queue: the worker stops, or only gives up its job."""
         return self.asked or self._released
 
     def release(self) -> None:
-        """Request that the run at hand be handed back, without a time limit; the worker goes on."""
+        """Request that the current run be handed back, without a time limit; the worker goes on."""
         self._released = True
 
     def keep(self) -> None:

@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 Visit = Callable[..., Visitor]
 STEPS = 60
+TEAM = ("/workers",)
+"""The views of what a team shares."""
 AXE = (HERE / "vendor" / "axe.min.js").read_text("utf-8")
 
 
@@ -461,7 +463,7 @@ def test_every_text_of_the_page_is_in_the_catalogue(visit: Visit, stack: Stack, 
     assert set(visible_text_that_is_not_from_the_catalogue(page)) <= OWN_TEXT
     visitor.log_in()
     tabs = ("curves", "rollouts?step=3", "events", "report", "files", "spec")
-    for path in ("/", *(f"/jobs/{job}/{tab}" for tab in tabs), f"/compare?a={job}&b={job}", "/new", "/nowhere"):
+    for path in ("/", *(f"/jobs/{job}/{tab}" for tab in tabs), f"/compare?a={job}&b={job}", "/new", "/nowhere", *TEAM):
         visitor.go(path)
         found = [text for text in visible_text_that_is_not_from_the_catalogue(page) if text not in OWN_TEXT]
         assert [text for text in found if "scopes" not in text and "jobs:read" not in text] == [], path
@@ -515,7 +517,7 @@ def test_nothing_is_left_in_english(visit: Visit, stack: Stack, job: str) -> Non
 
 def views(job: str) -> list[str]:
     tabs = ("curves", "rollouts?step=3", "events", "report", "files", "spec")
-    return ["/", *(f"/jobs/{job}/{tab}" for tab in tabs), f"/compare?a={job}&b={job}", "/new"]
+    return ["/", *(f"/jobs/{job}/{tab}" for tab in tabs), f"/compare?a={job}&b={job}", "/new", *TEAM]
 
 
 def test_a_phone_has_room_for_it(visit: Visit, stack: Stack, job: str) -> None:

@@ -121,7 +121,7 @@ def test_a_worker_takes_no_job_after_the_order_and_keeps_it_when_valkey_forgets(
     assert draining.begin()
     service.drain_worker("w", "finish", by="chief")
     assert draining.look()
-    assert not stop.leaves, "the job at hand is finished"
+    assert not stop.leaves, "its job is finished"
     service.drain_worker("w", "checkpoint", by="chief")
     draining.look()
     assert stop.leaves

@@ -31,6 +31,7 @@ from grpo_core.run_dir import metrics
 from grpo_core.run_dir.metrics import Chart, Metric, Short, StepMetrics
 from grpo_core.run_dir.records import Completion, Rollout, RolloutColumns, read_rollouts, write_rollouts
 from grpo_core.shown import Shown, plain_type, shown_fields
+from jobs.read.fleet import WorkerState
 from jobs.read.queue_position import WaitReason
 from jobs.read.rollouts import _rollout
 from jobs.store import job_store
@@ -39,7 +40,7 @@ from scripts import client_types, fact_docs
 from tests.unit.fakes import FakeJobService, make_record
 
 ROOT = Path(__file__).resolve().parents[2]
-ALL = (EventType, FailureClass, FetchFailure, FinishReason, JobStatus, Phase, WaitReason, WarningCode)
+ALL = (EventType, FailureClass, FetchFailure, FinishReason, JobStatus, Phase, WaitReason, WarningCode, WorkerState)
 CODE = [path for package in ("api", "jobs", "grpo_core", "grpo_client") for path in (ROOT / package).rglob("*.py")]
 
 

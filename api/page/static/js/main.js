@@ -10,6 +10,7 @@ import { jobView } from "./job.js";
 import { jobsView } from "./jobs.js";
 import { logInView } from "./login.js";
 import { newJobView } from "./newjob.js";
+import { workersView } from "./workers.js";
 
 const app = /** @type {HTMLElement} */ (document.getElementById("app"));
 /** @type {{owner: string, scopes: string[]} | null} */
@@ -27,6 +28,7 @@ const VIEWS = [
   [/^\/groups\/(?<id>group-[0-9A-Z]{26})$/, groupView],
   [/^\/comparison$/, groupView],
   [/^\/new$/, newJobView],
+  [/^\/workers$/, workersView],
 ];
 
 /** What the address after `#` says: a path and its query. */
@@ -102,6 +104,7 @@ function frame() {
     h("a", { href: "#/" }, t("nav.jobs")),
     h("a", { href: "#/new" }, t("nav.new")),
     h("a", { href: "#/compare" }, t("nav.compare")),
+    h("a", { href: "#/workers", data: { section: "team" } }, t("nav.team")),
     h("a", { href: "/schema", target: "_blank", rel: "noopener", class: "wide" }, t("nav.api")),
   );
   const account = holder

@@ -1,0 +1,11 @@
+// The views of what a team shares: the fleet, and who used what.
+
+import { h } from "./dom.js";
+import { t } from "./i18n.js";
+
+const TABS = ["workers"];
+
+/** The links between these views; `here` is the one that is shown. */
+export function teamTabs(here) {
+  return h("nav", { class: "tabs", "aria-label": t("team.title") }, TABS.map((name) => h("a", { href: `#/${name}`, "aria-current": name === here ? "page" : null }, t(`tab.${name}`))));
+}

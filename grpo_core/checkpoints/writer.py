@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -61,6 +62,8 @@ class CheckpointWriter:
         self._digest = spec_digest or spec.digest()
         self._carried: dict[str, Callable[[], Any]] = {}
         self._kept: Callable[[], int | None] = lambda: None
+        self._saved = time.monotonic()
+        """When the latest checkpoint was written, or this run began."""
 
     def carry(self, name: str, state: Callable[[], Any]) -> None:
         """Put what `state` returns, which must be JSON, into every checkpoint: `SavedRun.progress[name]`."""
@@ -74,6 +77,11 @@ class CheckpointWriter:
         """Whether the spec asks for a checkpoint after this step."""
         training = self._spec.training
         return step % training.checkpoint_every == 0 or step % training.save_steps == 0
+
+    def is_overdue(self) -> bool:
+        """Whether the latest checkpoint is older than the spec asks for, by this rank.s clock: the lead decides."""
+        is_trial = self._spec.kind == "try"
+        return not is_trial and time.monotonic() - self._saved >= 60 * self._spec.training.checkpoint_minutes
 
     def has(self, step: int) -> bool:
         return self._folder.checkpoint(step).exists()
@@ -90,6 +98,7 @@ class CheckpointWriter:
             write_json(part / PROGRESS_NAME, {"v": CHECKPOINT_VERSION, **progress})
             shutil.copyfile(self._folder.metrics, part / METRICS_NAME)
             write_manifest(part, step=step, epoch=self._epoch, spec_digest=self._digest)
+        self._saved = time.monotonic()
         self._prune()
         path = self._folder.checkpoint(step).relative_to(self._folder.root).as_posix()
         self._events.emit(EventType.CHECKPOINT, {"path": path, "step": step}, step=step)

@@ -253,9 +253,12 @@ class TrlEngine:
         if held_out is not None and self._agree(self._is_evaluation_due(held_out, step)):
             stops |= self._evaluate(held_out, step)
             is_best = held_out.curve.best_step == step
-        if is_best or self._context.checkpoints.is_due(step):
+        if is_best or self._context.checkpoints.is_due(step) or self._agree(self._is_checkpoint_overdue()):
             self.save_checkpoint()
         return stops
+
+    def _is_checkpoint_overdue(self) -> bool:
+        return self._context.rank.is_lead and self._context.checkpoints.is_overdue()
 
     def _agree(self, flag: bool) -> bool:
         """Return whether `flag` is true on any rank."""

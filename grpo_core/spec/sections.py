@@ -146,6 +146,9 @@ class TrainingSection(Section):
     """Number of steps between two checkpoints that are kept."""
     checkpoint_every: int = Field(default=25, ge=1, le=MAX_STEPS)
     """Number of steps between two checkpoints from which an interrupted job resumes."""
+    checkpoint_minutes: Annotated[float, Since(2)] = Field(default=30.0, gt=0, le=1440)
+    """Longest time in minutes between two such checkpoints, for slow steps. The first step that ends after it is saved,
+    also between those of `checkpoint_every`. To save by time alone, set `checkpoint_every` to `steps`."""
     seed: int = Field(default=3407, ge=0, le=2**31 - 1)
     """Random seed for the order of the data and for sampling."""
     report_to: Annotated[tuple[Tracker, ...], Strict(False)] = Field(default=(), max_length=len(TRACKERS))

@@ -12,7 +12,7 @@ import pytest
 from grpo_core.spec import parse_spec
 from jobs.store.job import JobStatus
 from jobs.store.workers import WorkerInfo
-from tests.browser.conftest import HERE, OWNER, Stack, Visitor
+from tests.browser.conftest import HERE, LATE_MS, OWNER, Stack, Visitor
 from tests.clock import patience
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -622,7 +622,8 @@ def test_a_job_of_250_steps_is_there_at_once(visit: Visit, stack: Stack) -> None
     visitor.page.locator(".chart.big canvas").first.wait_for()
     seconds = visitor.page.evaluate(f"(performance.now() - {began}) / 1000")
     print(f"job page of 250 steps: {seconds:.2f} s from an empty window to its curves")
-    assert seconds < 5, "a second on an idle machine; tests share theirs"
+    late = 5 * LATE_MS / 1000  # the page asks for what an answer names, and may be made to wait each time
+    assert seconds < patience(2) + late, "a second on an idle machine; tests share theirs"
 
 
 def test_curves_of_ten_thousand_steps_stay_smooth(visit: Visit, stack: Stack) -> None:

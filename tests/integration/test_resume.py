@@ -246,6 +246,17 @@ def test_term_in_a_long_evaluation_loses_no_step(straight: Run, finish: Finish, 
     assert evaluation_of(run) == evaluation_of(straight)
 
 
+def test_checkpoints_by_time_resume_as_those_by_steps_do(straight: Run, finish: Finish, tmp_path: Path) -> None:
+    """Each step is longer than the time between two checkpoints, and none is due by its number."""
+    training = {"steps": STEPS, "checkpoint_every": STEPS, "save_steps": STEPS, "checkpoint_minutes": 1e-6}
+    spec = spec_with(**SHORT, training=training)
+    whole = finish(tmp_path / "whole", spec, epoch=1)
+    assert [event["data"]["step"] for event in whole.of_type("checkpoint")] == list(range(1, STEPS + 1))
+    assert_same_end(whole, straight, after=0)
+    run = finish(give(whole.folder.checkpoint(STEPS - 1), tmp_path / "run"), spec)
+    assert_same_end(run, straight, after=STEPS - 1)
+
+
 def test_a_damaged_checkpoint_is_refused(straight: Run, finish: Finish, tmp_path: Path) -> None:
     root = give(straight.folder.checkpoint(2), tmp_path / "run")
     state = root / "inputs" / "resume" / "state.safetensors"

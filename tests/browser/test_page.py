@@ -309,13 +309,13 @@ def test_the_list_is_filtered_and_follows(visit: Visit, stack: Stack, job: str) 
     page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
     page.locator(".badge.cancelled").wait_for()
     assert page.get_by_role("button", name="Cancel").count() == 0
+    visitor.expect_refusals(404, f"/jobs/{running}")
+    visitor.expect_trouble("^Problem: There is no job")
     page.get_by_role("button", name="Delete").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     page.get_by_text("Deleted").wait_for()
     page.locator(f"tr[data-job={job}]").wait_for()
     assert page.locator(f"tr[data-job={running}]").count() == 0
-    visitor.expect_refusals(404, f"/jobs/{running}")
-    visitor.expect_trouble("^Problem: There is no job")
     visitor.go(f"/jobs/{running}")
     page.get_by_role("heading", name="Not found").wait_for()
 

@@ -10,7 +10,7 @@ from jobs.auth.api_keys import OWNER_SCOPES
 from jobs.store.job import JobStatus
 from tests.browser.conftest import OWNER, Stack, Visitor
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 Visit = Callable[..., Visitor]
 
@@ -20,7 +20,7 @@ def row(visitor: Visitor, worker: str) -> str:
 
 
 def test_an_operator_drains_a_worker_and_lets_it_in_again(visit: Visit, stack: Stack) -> None:
-    job_id = stack.made_up("good", "long enough to drain", 900, 0.05)
+    job_id = stack.made_up("good", "long enough to drain", 5000, 0.05)
     stack.wait(job_id, JobStatus.RUNNING, step=3)
     name = stack.service.get(job_id, OWNER).worker
     assert name is not None
@@ -49,7 +49,7 @@ def test_an_operator_drains_a_worker_and_lets_it_in_again(visit: Visit, stack: S
 
 
 def test_others_see_the_fleet_without_whose_job_it_has(visit: Visit, stack: Stack) -> None:
-    job_id = stack.made_up("good", "nobody else's", 900, 0.05)
+    job_id = stack.made_up("good", "nobody else's", 5000, 0.05)
     stack.wait(job_id, JobStatus.RUNNING, step=3)
     name = stack.service.get(job_id, OWNER).worker
     assert name is not None

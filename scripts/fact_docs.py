@@ -16,11 +16,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ROOT / "docs" / "reference"
+PAGES = (ROOT / "docs" / "reference", ROOT / "docs" / "how-to")
 
 sys.path.insert(0, str(ROOT))  # so that it runs from a checkout that is not installed
 
 from api.schemas import JobDetail  # noqa: E402
+from grpo_client import openai_jobs  # noqa: E402
 from grpo_core.errors import EXIT_CODES  # noqa: E402
 from grpo_core.reasons import EventType, FailureClass, FailureCode, Phase, Reason, WarningCode  # noqa: E402
 from grpo_core.run_dir.metrics import described  # noqa: E402
@@ -59,6 +60,10 @@ def tables() -> dict[str, Rows]:
         "job-fields": [
             ("field", "meaning"),
             *((f"`{name}`", each.mark.meaning) for name, each in shown_fields(JobDetail).items()),
+        ],
+        "openai-fields": [
+            ("field", "what happens", "field of the [spec](../reference/spec.md)", "notes"),
+            *((f"`{row.param}`", row.how, row.ours, row.note) for row in openai_jobs.TABLE),
         ],
         "rollout-columns": [
             ("column", "type", "meaning"),
@@ -103,7 +108,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only say whether the pages are current")
     checks, outdated = parser.parse_args().check, 0
-    for path in sorted(PAGES.glob("*.md")):
+    for path in sorted(page for folder in PAGES for page in folder.glob("*.md")):
         page = path.read_text(encoding="utf-8")
         if (now := filled(page)) == page:
             continue

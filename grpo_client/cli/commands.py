@@ -98,6 +98,14 @@ CLIENT = CommandSet(
         Command("workers list", "grpo_client.cli.workers:list_workers", "List the workers of the fleet."),
         Command("workers drain", "grpo_client.cli.workers:drain", "Let a worker take no new job; for operators."),
         Command("workers undrain", "grpo_client.cli.workers:undrain", "Let a drained worker take jobs again."),
+        Command(
+            "import-openai",
+            "grpo_client.cli.openai_jobs:import_job",
+            "Turn a reinforcement job of OpenAI or Azure into a job spec.",
+        ),
+        Command(
+            "export-openai", "grpo_client.cli.openai_jobs:export_job", "Turn a job spec into a job for OpenAI's SDK."
+        ),
         Command("datasets upload", "grpo_client.cli.datasets:upload", "Upload a data set: JSONL, CSV, TSV or Parquet."),
         Command("datasets list", "grpo_client.cli.datasets:list_datasets", "List your data sets, newest first."),
         Command("datasets delete", "grpo_client.cli.datasets:delete", "Delete a data set."),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -64,6 +65,8 @@ def main() -> int:
     _be_ended_first()
     calls = sys.stdin.buffer.readline() == CALLS
     _confine(connects=calls)
+    # A library of text_similarity asks for this folder when it is imported, and no folder can be written to.
+    tempfile.tempdir = "/"
     order = json.loads(sys.stdin.buffer.read())
     os.environ.update(order["environment"])
     spec = parse_spec(order["spec"])

@@ -110,6 +110,19 @@ def test_a_multi_shows_the_scores_of_its_members(client: Client) -> None:
     assert found["sub_rewards"] == {"a": 1.0, "b": 0.0}
 
 
+@pytest.mark.parametrize("metric", ["fuzzy_match", "bleu", "gleu", "rouge_1", "rouge_l"])
+def test_a_similarity_is_measured_in_the_confined_process(client: Client, metric: str) -> None:
+    grader = {
+        "type": "text_similarity",
+        "input": "{{sample.output_text}}",
+        "reference": "{{item.answer}}",
+        "evaluation_metric": metric,
+    }
+    text = "the quick brown fox jumps"
+    found = client.post("/graders/run", json={"grader": grader, "item": {"answer": text}, "model_sample": text})
+    assert found.json()["reward"] == pytest.approx(1.0)
+
+
 def test_a_completion_that_is_json_is_read_as_json(client: Client) -> None:
     grader = {**EXACT, "input": "{{sample.output_json.city}}"}
     body = {"grader": grader, "item": {"answer": "Bonn"}, "model_sample": '{"city": "Bonn"}'}

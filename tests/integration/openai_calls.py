@@ -22,13 +22,7 @@ EXACT = {
     "reference": "{{item.answer}}",
     "operation": "eq",
 }
-SIMILAR = {
-    "type": "text_similarity",
-    "name": "similar",
-    "input": "{{sample.output_text}}",
-    "reference": "{{item.answer}}",
-    "evaluation_metric": "fuzzy_match",
-}
+SIMILAR = {**EXACT, "name": "similar", "operation": "ilike"}
 MULTI: Any = {
     "type": "multi",
     "name": "both",

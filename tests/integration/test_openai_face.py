@@ -26,6 +26,7 @@ from grpo_core.reasons import Phase
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
 from jobs.store.job_store import JobEvent
+from tests.clock import patience
 from tests.integration.openai_calls import EXACT, MULTI, rows
 from tests.integration.running import RunningApi
 
@@ -78,7 +79,7 @@ def older_package(version: str, request: pytest.FixtureRequest) -> Path:
         [*map(str, command), "--python", sys.executable, "--target", str(folder), "--requirement", str(wanted)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(60),
         check=False,
     )
     if done.returncode:
@@ -134,7 +135,7 @@ def call(running: tuple[RunningApi, str], which: str, folder: Path | None = None
         [sys.executable, str(CALLS), api.url, key, which],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=patience(200),
         check=False,
         env=environment,
     )

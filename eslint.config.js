@@ -4,6 +4,7 @@ import globals from "globals";
 export default [
   { ignores: ["**/vendor/**", "api/static/**", "site/**", "build/**", ".venv*/**"] },
   js.configs.recommended,
+  { files: ["tests/**/*.mjs"], languageOptions: { globals: globals.node } },
   {
     files: ["api/page/static/js/**/*.js"],
     languageOptions: { globals: { ...globals.browser, uPlot: "readonly", Diff: "readonly" } },

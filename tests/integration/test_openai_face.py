@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -159,6 +160,67 @@ def test_earlier_majors_make_every_call(
 ) -> None:
     folder = older_package(version, request)
     check(call(running, which, folder), version.split(".")[0])
+
+
+NODE_VERSION = "7.59.0"
+NODE_HASH = "sha512-wPYKJkLPFEdNJ2tThSg4jE1Ptsv4X3u8g8LIvu0Qz/UIhsKeCzl73rl48PtQsDVrJL/ku0liXOsbyd2TsRsPJw=="
+
+
+def node_package(request: pytest.FixtureRequest) -> Path:
+    """The folder with OpenAI's package for JavaScript, installed once."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("there is no npm")
+    folder = request.config.cache.mkdir(f"openai-node-{NODE_VERSION}")
+    if (folder / "node_modules/openai/index.mjs").is_file():
+        return folder
+    wanted = {"dependencies": {"openai": NODE_VERSION}}
+    package = {
+        "version": NODE_VERSION,
+        "resolved": f"https://registry.npmjs.org/openai/-/openai-{NODE_VERSION}.tgz",
+        "integrity": NODE_HASH,
+    }
+    lock = {"lockfileVersion": 3, "packages": {"": wanted, "node_modules/openai": package}}
+    (folder / "package.json").write_text(json.dumps(wanted))
+    (folder / "package-lock.json").write_text(json.dumps(lock))
+    command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=patience(120), check=False)
+    if done.returncode:
+        pytest.skip(f"OpenAI's package for JavaScript cannot be fetched: {done.stderr.strip()[-200:]}")
+    return folder
+
+
+@pytest.mark.long
+def test_the_package_for_javascript_makes_its_calls(
+    running: tuple[RunningApi, str], request: pytest.FixtureRequest
+) -> None:
+    folder = node_package(request)
+    api, key = running
+    done = subprocess.run(
+        ["node", str(CALLS.with_suffix(".mjs")), str(folder), api.url, key],
+        capture_output=True,
+        text=True,
+        timeout=patience(120),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout) == {
+        "version": NODE_VERSION,
+        "file": ["processed", "train.jsonl", "fine-tune"],
+        "content": True,
+        "job": ["queued", 11, 2],
+        "listed": 4,
+        "orders": ["paused", "queued", "cancelled"],
+        "events": [
+            "The job is cancelled",
+            "The job is queued",
+            "The job is paused",
+            "The job is queued",
+        ],
+        "checkpoints": [],
+        "reward": 1,
+        "error": ["BadRequestError", 400, "seed", True],
+    }
 
 
 class _CutsOnce:

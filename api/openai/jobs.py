@@ -228,8 +228,8 @@ def list_events(
     ] = None,
 ) -> OpenAIEventList:
     """One page of a job's events, newest first; completions are at /jobs/ID/rollouts."""
-    before = _number(after, EVENT_ID)
     record = _training(job_id, owner, service)
+    before = _number(after, EVENT_ID)
     found, more = service.latest_events(job_id, owner, before=before, limit=limit, types=_SHOWN_EVENTS)
     data = [event_of(event, record) for event in found]
     return OpenAIEventList(data=data, has_more=more, first_id=first_id(data), last_id=last_id(data))
@@ -254,8 +254,8 @@ def list_checkpoints(
     ] = None,
 ) -> OpenAICheckpointList:
     """One page of a job's checkpoints, newest first; their files are at /jobs/ID/checkpoints."""
-    before = _number(after, CHECKPOINT_ID)
     _training(job_id, owner, service)
+    before = _number(after, CHECKPOINT_ID)
     found = sorted(service.checkpoints(job_id, owner), key=lambda one: one.step, reverse=True)
     left = [one for one in found if before is None or one.step < before]
     metrics = {row["step"]: row for row in service.metrics(job_id, owner)} if left else {}

@@ -45,6 +45,7 @@ SPEC = parse_spec({**CPU, "name": SECRET, "metadata": {SECRET: SECRET}})
 ABSENT = {
     "job_id": "job-01ARZ3NDEKTSV4RRFFQ69G5FAV",
     "dataset_id": "ds-01ARZ3NDEKTSV4RRFFQ69G5FAV",
+    "file_id": "ds-01ARZ3NDEKTSV4RRFFQ69G5FAV",
     "group": "group-01ARZ3NDEKTSV4RRFFQ69G5FAV",
     "webhook_id": "webhook-01ARZ3NDEKTSV4RRFFQ69G5FAV",
 }
@@ -86,6 +87,7 @@ class Owners:
         webhook = service.webhooks.create(SECRET, f"https://example.com/{SECRET}", ["job.requeued"])
         self.ids = {"job_id": list(self.jobs.values()), "dataset_id": [self.dataset], "group": [self.group]}
         self.ids["webhook_id"] = [webhook.id]
+        self.ids["file_id"] = [self.dataset]
         self.jobs |= {f"member {place}": record.id for place, record in enumerate(members)}
         self.calls: list[str] = []
 
@@ -273,6 +275,15 @@ def test_an_id_of_another_owner_is_an_id_that_does_not_exist(owners: Owners, kin
     if ask.path.count("{id}"):
         assert absent["status"] == 404
     assert owners.state() == before, "and nothing has changed"
+
+
+@pytest.mark.parametrize("path", ["/v1/files/{id}", "/v1/files/{id}/content"])
+def test_a_file_of_results_is_its_jobs_owners(owners: Owners, path: str) -> None:
+    ask, named = Ask("GET", path), owners.jobs["ended"].replace("job-", "file-")
+    absent = owners.trace("bob", ask, ABSENT["job_id"].replace("job-", "file-"))
+    assert owners.trace("bob", ask, named) == absent
+    assert absent["status"] == 404
+    assert owners.send(SECRET, ask, named).status_code == 200
 
 
 @pytest.mark.parametrize("kind", ABSENT)

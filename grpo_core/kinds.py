@@ -14,6 +14,7 @@ the fields are those of the kind's section in `spec.sections`, and the worker's 
 
 from __future__ import annotations
 
+import importlib
 import sys
 import traceback
 from collections.abc import Callable
@@ -66,6 +67,8 @@ def run(spec: JobSpec, folder: RunFolder, *, epoch: int, stop: StopRequest) -> i
 
 def _runner(spec: JobSpec) -> Runner:
     """The kind's runner, imported here, because it brings torch with it."""
+    if spec.kind == "serving":
+        return importlib.import_module("grpo_core.serving.run").run
     raise JobFailure(
         FailureCode.ENGINE_NOT_AVAILABLE,
         f"This release cannot run a job of kind {spec.kind}.",

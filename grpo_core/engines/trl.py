@@ -22,7 +22,7 @@ import transformers
 from datasets import Dataset
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 from transformers.trainer_callback import PrinterCallback
 from trl.trainer.grpo_config import GRPOConfig
 
@@ -42,6 +42,7 @@ from grpo_core.datasets.prompts import Prompt, PromptSet, build_prompts
 from grpo_core.datasets.templates import render
 from grpo_core.engines import logprobs
 from grpo_core.engines.gradient_checkpointing import GradientCheckpointing, choose_gradient_checkpointing
+from grpo_core.engines.pretrained import load_tokenizer, model_unreadable
 from grpo_core.engines.protocol import EngineContext, EngineName
 from grpo_core.engines.settings import Settings, adapter_settings, require_same, trainer_settings
 from grpo_core.engines.trainer import RecordingTrainer, StepCallback
@@ -329,27 +330,12 @@ def find_hardware(spec: JobSpec) -> Hardware:
     return Hardware(gpus=1, gpu_memory_bytes=memory, bf16=torch.cuda.is_bf16_supported(), gpu_free_bytes=free)
 
 
-def load_tokenizer(files: ModelFiles) -> Any:
-    """Load the model's tokenizer. Raises a `user_config` failure if it has no chat template."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(files.path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RecursionError) as error:
-        raise _unreadable(files, "tokenizer", error) from error
-    if not tokenizer.chat_template:
-        raise JobFailure(
-            FailureCode.NO_CHAT_TEMPLATE,
-            f"The tokenizer of {files.name} has no chat template.",
-            hint="Use an instruction-tuned model.",
-        )
-    return tokenizer
-
-
 def load_base_model(files: ModelFiles, precision: Precision, tokenizer: Any) -> Any:
     """Load the frozen base model, without its own sampling defaults."""
     try:
         model = load_base(files.path, precision)
     except (OSError, ValueError, KeyError, RecursionError) as error:
-        raise _unreadable(files, "weights", error) from error
+        raise model_unreadable(files, "weights", error) from error
     ends = model.generation_config.eos_token_id
     # Its defaults would replace settings that are not set (for Qwen2.5, top-p 0.8 and a repetition penalty).
     model.generation_config = GenerationConfig(
@@ -455,12 +441,3 @@ def _held_by_trainer(trainer: RecordingTrainer) -> dict[str, Any]:
 def _held_by_adapter(model: Any) -> dict[str, Any]:
     held = vars(model.peft_config[ADAPTER])
     return {**held, "target_modules": sorted(held["target_modules"])}
-
-
-def _unreadable(files: ModelFiles, what: str, error: Exception) -> JobFailure:
-    reason = str(error).splitlines()[0].replace(str(files.path), files.name) if str(error) else type(error).__name__
-    return JobFailure(
-        FailureCode.MODEL_UNREADABLE,
-        f"The {what} of {files.name} cannot be loaded: {reason[:300]}",
-        hint="Use a causal language model that transformers supports without remote code, with safetensors weights.",
-    )

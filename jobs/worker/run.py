@@ -6,6 +6,7 @@ returns or raises, no child, uploader or heartbeat of this run is left.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ from jobs.worker.finalize import Finalizer
 from jobs.worker.interruptible_retry import Interrupted
 from jobs.worker.prepare import Preparation
 from jobs.worker.run_context import RunContext, WorkerDeps
+from jobs.worker.serving import ServingSession
 from jobs.worker.supervise import Supervisor
 from jobs.worker.trainer_process import TrainerProcess, clean_environment
 
@@ -75,18 +77,23 @@ class JobRun:
             self._context.log.error("machine_failed", error=repr(error))  # noqa: TRY400 - the error says it all
             return broken_machine(error, self._folder.parent)
 
-    def _start(self, base: ResumeBase) -> TrainerProcess:
+    def _start(self, base: ResumeBase, serving: ServingSession | None) -> TrainerProcess:
         isolation, folder = self._deps.isolation, self._folder
         temporary = run_dirs.temporary(folder)
         cache = isolation.cache_of(self._context.record.owner)
         user = isolation.user_of(cache)
         environment = clean_environment(os.environ, self._spec, self._context.record.owner)
         environment = isolation.environment(environment, cache, temporary)
+        if serving is not None:
+            environment |= serving.environment()
         writable = [folder, temporary, *([cache] if cache else [])]
         plan = isolation.plan(
             self._deps.launcher, self._arguments(base), environment, user=user, writable=writable, scratch=folder
         )
-        return TrainerProcess(plan, folder, environment, lambda: run_dirs.hand_over(folder, user))
+        return TrainerProcess(
+            *(plan, folder, environment, lambda: run_dirs.hand_over(folder, user)),
+            descriptors=() if serving is None else (serving.descriptor,),
+        )
 
     def _prepare(self) -> ResumeBase:
         deps, context = self._deps, self._context
@@ -109,12 +116,31 @@ class JobRun:
 
     def _supervise(self, base: ResumeBase) -> RunResult:
         context = self._context
-        child = self._start(base)
-        context.log.info("child_started", resumed=base.resumed and base.resumed.step)
-        try:
-            return Supervisor(context, child, base, spec=self._spec, until=self._until, too_long=self._too_long).run()
-        finally:
-            run_dirs.take_back(self._folder)
+        with contextlib.ExitStack() as stack:
+            serving = self._serving()
+            if serving is not None:
+                stack.callback(serving.close)
+            child = self._start(base, serving)
+            context.log.info("child_started", resumed=base.resumed and base.resumed.step)
+            if serving is not None:
+                serving.start()
+            supervisor = Supervisor(
+                *(context, child, base),
+                spec=self._spec,
+                until=self._until,
+                too_long=self._too_long,
+                serving=serving,
+            )
+            try:
+                return supervisor.run()
+            finally:
+                run_dirs.take_back(self._folder)
+
+    def _serving(self) -> ServingSession | None:
+        if self._spec.kind != "serving":
+            return None
+        context, deps = self._context, self._deps
+        return ServingSession(deps.job_store, context.record, context.epoch, self._spec, deps.queues)
 
     def _publish(self, *events: JobEvent) -> None:
         """Add events of the worker to the job's events."""

@@ -43,6 +43,8 @@ class WorkerDeps:
     launcher: tuple[str, ...]
     """The training command, without its arguments."""
     stop: GracefulShutdown
+    queues: tuple[str, ...] = ()
+    """The queues of jobs that this worker can run."""
     isolation: Isolation = field(default_factory=Isolation)
     """How training processes are isolated."""
     stall_limits: StallLimits = field(default_factory=StallLimits)

@@ -18,6 +18,7 @@ from jobs.store.job_store import JobEvent
 from jobs.worker.exit_status import ExitClassifier, RunResult
 from jobs.worker.oom_kills import OomKills
 from jobs.worker.run_context import RunContext
+from jobs.worker.serving import ServingSession
 from jobs.worker.stall_detector import StallDetector
 from jobs.worker.trainer_process import TrainerProcess
 
@@ -40,8 +41,13 @@ class Supervisor:
         spec: JobSpec,
         until: float | None,
         too_long: FailureReport,
+        serving: ServingSession | None = None,
     ) -> None:
-        """`until` is the monotonic time at which the job exceeds its limit, and `too_long` its failure then."""
+        """`until` is the monotonic time at which the job exceeds its limit, and `too_long` its failure then.
+
+        `serving` is the session of a process that answers requests.
+        """
+        self._serving = serving
         self._child = child
         self._forwarder = context.forwarder
         self._lease = context.lease
@@ -79,6 +85,9 @@ class Supervisor:
             return self._wind_down()
         self._stall.look(self._forwarder.tail.phase)
         reason = self._stall.stalled()
+        if self._serving is not None:
+            self._serving.look()
+            reason = self._serving.stalled() if self._serving.is_ready else reason
         return self._end_stalled(reason) if reason else None
 
     @property

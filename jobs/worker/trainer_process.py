@@ -13,7 +13,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,13 @@ class TrainerProcess:
         folder: Path,
         environment: Mapping[str, str],
         hand_over: Callable[[], None] = lambda: None,
+        *,
+        descriptors: Collection[int] = (),
     ) -> None:
-        """`hand_over` gives the folder to the training user; files in it are opened by name only before that."""
+        """`hand_over` gives the folder to the training user; files in it are opened by name only before that.
+
+        `descriptors` are open in the process too, with the same numbers.
+        """
         program: str = plan["argv"][0]
         if shutil.which(program, path=environment.get("PATH")) is None:
             raise FileNotFoundError(errno.ENOENT, f"there is no program {program}")
@@ -76,6 +81,7 @@ class TrainerProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                pass_fds=descriptors,
             )
 
     @property

@@ -163,6 +163,7 @@ class Worker:
             launcher=settings.launcher_argv(),
             isolation=_isolate(settings),
             stop=stop,
+            queues=tuple(self.queues),
             stall_limits=StallLimits(
                 factor=settings.stall_factor,
                 floor_seconds=settings.stall_floor_seconds,

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 from peft import LoraConfig
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 from trl.trainer.grpo_config import GRPOConfig
 
 from grpo_core.cost import QUESTIONS_AT_ONCE
@@ -30,6 +30,7 @@ from grpo_core.engines.native.requirements import longest, require_known, requir
 from grpo_core.engines.native.sampling import Filters
 from grpo_core.engines.native.team import Team
 from grpo_core.engines.native.weights import SCALES, Weights, load_weights
+from grpo_core.engines.pretrained import stop_tokens
 from grpo_core.engines.protocol import EngineName
 from grpo_core.engines.settings import Settings, adapter_settings
 from grpo_core.engines.trainer import RecordingTrainer
@@ -145,7 +146,7 @@ class NativeEngine(TrlEngine):
             eight_bits=self.precision.weights == "8bit",
         )
         shell = _shell(self._weights)
-        ends = _ends(self.files, self.tokenizer)
+        ends = stop_tokens(self.files, self.tokenizer)
         shell.generation_config = GenerationConfig(
             bos_token_id=self.tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=self.tokenizer.pad_token_id
         )
@@ -228,15 +229,6 @@ def _shell(weights: Weights) -> Any:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
-
-
-def _ends(files: ModelFiles, tokenizer: Any) -> int | list[int]:
-    """Return the stop tokens, from the model's configuration or its tokenizer."""
-    try:
-        ends: Any = GenerationConfig.from_pretrained(files.path).eos_token_id
-    except OSError:
-        ends = AutoConfig.from_pretrained(files.path).eos_token_id
-    return tokenizer.eos_token_id if ends is None else ends
 
 
 def _spare_rank(spec: JobSpec, device: torch.device) -> int:

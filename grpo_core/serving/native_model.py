@@ -1,0 +1,143 @@
+"""The `native` engine's model for serving: one matrix product for all rows of an adapter, attention row by row.
+
+Owns the caches and the adapters' matrices. Uses the arithmetic of the engine's decoder, so that a greedy answer is the
+one that an evaluation of the same checkpoint gave. Invariant: a cache belongs to one row and has room for all of its
+tokens from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from safetensors import safe_open
+from torch.nn import functional
+
+from grpo_core.adapters import LocalAdapter
+from grpo_core.engines.native.adapter import Adapter, Pairs
+from grpo_core.engines.native.architecture import Architecture, rotary_angles
+from grpo_core.engines.native.layout import Group, lay_out
+from grpo_core.engines.native.model import NO_PAIRS, hidden
+from grpo_core.engines.native.packed import attention_for
+from grpo_core.engines.native.weights import Weights
+from grpo_core.errors import JobFailure
+from grpo_core.reasons import FailureCode
+from grpo_core.serving.wire import BASE
+from grpo_core.spec import JobSpec
+
+MAX_CONTEXT: Final = 8192
+"""Longest conversation, for the memory of its keys and values."""
+
+
+@dataclass(slots=True)
+class RowCache:
+    """Keys and values of one row: layers × tokens × 2 × key heads × head size."""
+
+    values: torch.Tensor
+    length: int
+
+
+class NativeModel:
+    """A dense Llama-like model with its adapters."""
+
+    name = "native"
+
+    def __init__(
+        self, spec: JobSpec, weights: Weights, adapters: Sequence[LocalAdapter], tokenizer: Any, stops: Sequence[int]
+    ) -> None:
+        self.tokenizer, self.stops, self._weights = tokenizer, frozenset(stops), weights
+        a = weights.architecture
+        longest: int = getattr(a.config, "max_position_embeddings", MAX_CONTEXT)
+        self.context = min(MAX_CONTEXT, longest, a.window or MAX_CONTEXT)
+        self._pairs: dict[str, list[Pairs]] = {BASE: [NO_PAIRS for _ in weights.layers]}
+        for adapter in adapters:
+            self._pairs[adapter.name] = _pairs_of(adapter, spec, weights)
+        positions = torch.arange(self.context, device=weights.device)
+        self._angles = rotary_angles(a, positions, weights.dtype)
+        self._attention = attention_for(weights.device, weights.dtype, a.heads // a.kv_heads)
+
+    @torch.no_grad()
+    def prefill(self, adapter: str, ids: Sequence[int], tokens: int) -> tuple[RowCache, torch.Tensor]:
+        """Read a prompt."""
+        weights, a = self._weights, self._weights.architecture
+        shape = (a.layers, len(ids) + tokens, 2, a.kv_heads, a.head)
+        cache = torch.empty(shape, dtype=weights.dtype, device=weights.device)
+        layout = lay_out([Group(len(ids), ())]).to(weights.device)
+
+        def attend(number: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+            cache[number, : len(ids)] = kv
+            k, v = kv.unbind(1)
+            return self._attention(q, k, v, layout).flatten(1)
+
+        embedded = weights.embedding[torch.tensor(ids, device=weights.device)]
+        angles = tuple(half[: len(ids)] for half in self._angles)
+        x = hidden(weights, embedded, angles, self._pairs[adapter].__getitem__, attend)
+        return RowCache(cache, len(ids)), functional.linear(x[-1:], weights.head)[0]
+
+    def fork(self, cache: RowCache) -> RowCache:
+        """Copy a cache."""
+        return RowCache(cache.values.clone(), cache.length)
+
+    @torch.no_grad()
+    def step(self, adapter: str, rows: Sequence[tuple[int, RowCache]]) -> torch.Tensor:
+        """Add a token to each row."""
+        weights, a = self._weights, self._weights.architecture
+        device = weights.device
+        caches = [cache for _, cache in rows]
+        places = torch.tensor([cache.length for cache in caches], device=device)
+
+        def attend(number: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+            return torch.cat([_attend_row(cache, number, q[at], kv[at], a) for at, cache in enumerate(caches)])
+
+        embedded = weights.embedding[torch.tensor([token for token, _ in rows], device=device)]
+        angles = tuple(half[places] for half in self._angles)
+        x = hidden(weights, embedded, angles, self._pairs[adapter].__getitem__, attend)
+        for cache in caches:
+            cache.length += 1
+        return functional.linear(x, weights.head)
+
+
+def _attend_row(cache: RowCache, number: int, q: torch.Tensor, kv: torch.Tensor, a: Architecture) -> torch.Tensor:
+    """Attention of a row's newest token: `q` is heads × head size. Returns 1 × (heads · head size)."""
+    cache.values[number, cache.length] = kv
+    k, v = cache.values[number, : cache.length + 1].permute(1, 2, 0, 3)
+    grouped = a.heads != a.kv_heads
+    out = functional.scaled_dot_product_attention(q[None, :, None], k[None], v[None], enable_gqa=grouped)
+    return out.flatten()[None]
+
+
+def _pairs_of(adapter: LocalAdapter, spec: JobSpec, weights: Weights) -> list[Pairs]:
+    """The matrices of a stored adapter. Raises a `user_config` failure if it is not one of this job's."""
+    made = Adapter(
+        weights.architecture,
+        rank=spec.lora.rank,
+        scale=spec.lora.alpha / spec.lora.rank,
+        targets=spec.lora.target_modules,
+        device=weights.device,
+    )
+    layers = range(weights.architecture.layers)
+    wanted = {name: view for layer in layers for name, view in made.named(layer).items()}
+    try:
+        with safe_open(adapter.weights, "pt", device=str(weights.device)) as stored:
+            if set(stored.keys()) != wanted.keys():
+                raise unfit(adapter)
+            for name, view in wanted.items():
+                tensor: torch.Tensor = stored.get_tensor(name)
+                if tensor.shape != view.shape:
+                    raise unfit(adapter)
+                view.copy_(tensor)
+    except (OSError, ValueError) as error:
+        raise unfit(adapter) from error
+    with torch.no_grad():
+        return [made.pairs(layer, weights.dtype) for layer in layers]
+
+
+def unfit(adapter: LocalAdapter) -> JobFailure:
+    """The failure of an adapter that does not fit the model or the settings of its job."""
+    return JobFailure(
+        FailureCode.ADAPTER_UNREADABLE,
+        f"The adapter {adapter.name} does not have the matrices of this model and these settings.",
+        hint="Serve another step of the job.",
+    )

@@ -1,0 +1,165 @@
+"""The serving process: loads the base and its adapters, then answers what the worker sends until it is told to end.
+
+Owns the choice of engine and the loop; the worker decides when a session is over, and why. Invariant: only the names in
+`inputs/adapters/adapters.json` and `base` are served, whatever a request says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from grpo_core import hub
+from grpo_core.adapters import LocalAdapter, read_index
+from grpo_core.engines import choose_engine
+from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_DONE
+from grpo_core.hardware.gpus import find_gpus, show_gpus
+from grpo_core.hardware.models import Hardware, ModelFiles, choose_precision, find_model
+from grpo_core.kinds import KindRun
+from grpo_core.reasons import EventType, Phase
+from grpo_core.serving.batch import Batch
+from grpo_core.serving.channel import Channel
+from grpo_core.serving.model import Model
+from grpo_core.serving.wire import BASE, ChatRequest, Piece, error
+from grpo_core.spec import JobSpec
+
+LONGER_ANSWERS: Final = 2
+"""Default limit of an answer, as a multiple of that of a completion in training; an evaluation's is the same."""
+IDLE_SECONDS: Final = 1.0
+"""Longest time between two signs of life."""
+
+
+def run(job: KindRun) -> int:
+    """Serve a job's adapters; returns an exit code."""
+    channel = Channel.inherited()
+    job.events.phase(Phase.LOADING)
+    began = time.perf_counter()
+    files = find_model(job.spec.model, job.events.warning)
+    hub.turn_off()
+    adapters = read_index(job.folder.adapters)
+    model = load(job.spec, files, adapters)
+    job.stop.finish_steps()
+    names = [*(adapter.name for adapter in adapters), BASE]
+    seconds = time.perf_counter() - began
+    job.events.log(f"Serves {', '.join(names)} by {model.name}, loaded in {seconds:.1f} s", code="serving")
+    job.events.phase(Phase.SERVING)
+    steps = {adapter.name: adapter.step for adapter in adapters}
+    channel.send({"ready": {"models": names, "steps": steps, "engine": model.name, "context": model.context}})
+    tokens = LONGER_ANSWERS * job.spec.sampling.max_completion_tokens
+    batch = Batch(model, names, default_tokens=tokens, prompt=lambda request: conversation(job.spec, request))
+    return _Loop(job, channel, batch).run()
+
+
+def load(spec: JobSpec, files: ModelFiles, adapters: Sequence[LocalAdapter]) -> Model:
+    """Load the base model and the adapters: by the native engine where it knows the model, else by transformers."""
+    gpus = find_gpus()
+    show_gpus(min(1, spec.resources.gpus), first=0)
+    known = _for_any_engine(spec)
+    choice = choose_engine(known, gpus, model=files.path, parameters=files.parameters)
+    import torch
+    import transformers
+
+    from grpo_core.engines.pretrained import load_tokenizer, stop_tokens
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    tokenizer = load_tokenizer(files)
+    ends = stop_tokens(files, tokenizer)
+    stops = [ends] if isinstance(ends, int) else list(ends)
+    precision = choose_precision(spec.model, files.parameters, _hardware(spec))
+    device = torch.device("cuda", 0) if spec.resources.gpus else torch.device("cpu")
+    if choice.name == "native":
+        from grpo_core.engines.native.requirements import require_known
+        from grpo_core.engines.native.weights import load_weights
+        from grpo_core.serving.native_model import NativeModel
+
+        weights = load_weights(
+            require_known(known, files.path),
+            files.path,
+            device=device,
+            dtype=getattr(torch, precision.dtype),
+            eight_bits=precision.weights == "8bit",
+        )
+        return NativeModel(spec, weights, adapters, tokenizer, stops)
+    from grpo_core.engines.trl import load_base_model
+    from grpo_core.serving.transformers_model import TransformersModel
+
+    return TransformersModel(spec, load_base_model(files, precision, tokenizer), adapters, tokenizer, stops)
+
+
+def conversation(spec: JobSpec, request: ChatRequest) -> list[dict[str, str]]:
+    """The turns that the model reads: the job's system prompt and worked examples, unless the request has a system
+    message."""
+    given = [dict(message) for message in request.messages]
+    if any(message["role"] == "system" for message in given):
+        return given
+    system = [{"role": "system", "content": spec.data.system_prompt}] if spec.data.system_prompt else []
+    examples = [
+        {"role": role, "content": text}
+        for one in spec.data.examples
+        for role, text in (("user", one.question), ("assistant", one.answer))
+    ]
+    return [*system, *examples, *given]
+
+
+class _Loop:
+    """Answers until the session ends."""
+
+    def __init__(self, job: KindRun, channel: Channel, batch: Batch) -> None:
+        self._job, self._channel, self._batch = job, channel, batch
+        self._ends: dict[str, Any] | None = None
+        """The worker's order to end, with `reason`, `message` and the `seconds` for what is under way."""
+        self._until = 0.0
+        self._gone = False
+
+    def run(self) -> int:
+        told = 0.0
+        while True:
+            for order in self._channel.orders(IDLE_SECONDS if self._batch.is_idle and self._ends is None else 0):
+                self._obey(order)
+            if self._job.stop.event.is_set() or self._gone:
+                self._send(self._batch.fail(error("session_ended", "The session ends. Send it again shortly.")))
+                return EXIT_CHECKPOINTED
+            if self._ends is not None and (self._batch.is_idle or time.monotonic() > self._until):
+                return self._end(self._ends)
+            if not self._batch.is_idle:
+                self._send(self._batch.step())
+            if time.monotonic() - told > IDLE_SECONDS / 2:
+                told = time.monotonic()
+                self._channel.send({"alive": True})
+
+    def _obey(self, order: dict[str, Any] | None) -> None:
+        if order is None:
+            self._gone = True
+        elif "ask" in order:
+            self._send(self._batch.add(ChatRequest.read(order["ask"])))
+        elif "cancel" in order:
+            self._batch.cancel(order["cancel"])
+        elif "end" in order and self._ends is None:
+            self._ends = order["end"]
+            self._until = time.monotonic() + order["end"]["seconds"]
+
+    def _end(self, ends: dict[str, Any]) -> int:
+        self._send(self._batch.fail(error("session_ended", ends["message"])))
+        data = {"code": "serving_ended", "reason": ends["reason"], "message": ends["message"]}
+        self._job.events.emit(EventType.LOG, data)
+        return EXIT_DONE
+
+    def _send(self, pieces: Sequence[Piece]) -> None:
+        if pieces:
+            self._channel.send({"pieces": pieces})
+
+
+def _for_any_engine(spec: JobSpec) -> JobSpec:
+    """The spec with which the engine is chosen: adapters of every engine have one format."""
+    return spec.model_copy(update={"engine": "auto", "lora": spec.lora.model_copy(update={"dropout": 0.0})})
+
+
+def _hardware(spec: JobSpec) -> Hardware:
+    import torch
+
+    if spec.resources.gpus == 0:
+        return Hardware()
+    free, memory = torch.cuda.mem_get_info(0)
+    return Hardware(gpus=1, gpu_memory_bytes=memory, bf16=torch.cuda.is_bf16_supported(), gpu_free_bytes=free)

@@ -21,6 +21,7 @@ from api.audit import RequestAudit
 from api.auth import BearerAuth, check_scope
 from api.dependencies import PROVIDERS
 from api.edge import Edge
+from api.openai import chat
 from api.openai import files as openai_files
 from api.openai import graders as openai_graders
 from api.openai import jobs as openai_jobs
@@ -28,6 +29,7 @@ from api.openai.errors import handle
 from api.page import assets, curves, guide, report, session
 from api.places import Places
 from api.queries import check_query
+from api.relay import Relay
 from api.routes import (
     datasets,
     graders,
@@ -38,6 +40,7 @@ from api.routes import (
     rewards,
     rollouts,
     schema,
+    serving,
     usage,
     webhooks,
     workers,
@@ -72,6 +75,8 @@ def create_app(
             datasets.router(settings.max_dataset_bytes),
             rewards.list_rewards,
             graders.ROUTER,
+            serving.serve,
+            chat.ROUTER,
             usage.get_usage,
             openai_files.router(settings.max_dataset_bytes),
             openai_jobs.ROUTER,
@@ -146,10 +151,12 @@ async def _lifespan(app: Litestar) -> AsyncGenerator[None]:
     # Calls that compute in Python must let the loop have its turn soon: by itself after 5 ms each.
     sys.setswitchinterval(SWITCH_SECONDS)
     await asyncio.to_thread(service.start)
+    app.state.relay = Relay(service)
     app.state.streams = EventStreams(service, limit=settings.max_streams, per_owner=settings.max_owner_streams)
     try:
         yield
     finally:
+        app.state.relay.close()
         await app.state.streams.aclose()
         app.state.rollout_threads.shutdown(wait=False)
         app.state.key_threads.shutdown(wait=False)

@@ -42,7 +42,7 @@ PREVIEW = "/v1"
 VERSIONED = frozenset(
     {
         *("comparison", "datasets", "graders", "groups", "healthz", "jobs", "metrics", "readyz", "rewards", "schema"),
-        *("usage", "webhooks", "workers"),
+        *("serving", "usage", "webhooks", "workers"),
     }
 )
 """First parts of the paths that are; other paths below `PREVIEW` are separate routes."""

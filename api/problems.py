@@ -70,6 +70,7 @@ PROBLEMS: dict[str, ProblemType] = {
     "too_slow": ProblemType(408, "The request is too slow"),
     "conflict": ProblemType(409, "The present state does not allow this"),
     "grader_unavailable": ProblemType(409, "A grader cannot run on the service's machine"),
+    "not_serving": ProblemType(409, "Nothing serves this model now"),
     "idempotency_in_progress": ProblemType(409, "A request with this Idempotency-Key is being served"),
     "body_too_large": ProblemType(413, "The body is too large"),
     "unsupported_media_type": ProblemType(415, "The body has the wrong type or encoding"),
@@ -86,6 +87,7 @@ PROBLEMS: dict[str, ProblemType] = {
     "too_many_searches": ProblemType(429, "Too many lists are being searched"),
     "too_many_grader_runs": ProblemType(429, "Too many graders are being run"),
     "too_many_uploads": ProblemType(429, "Too many uploads are in progress"),
+    "overloaded": ProblemType(429, "Too many requests wait for this model"),
     "too_many_jobs": ProblemType(429, "Too many jobs are waiting or running"),
     "gpu_quota": ProblemType(429, "Your GPU-hours are used up"),
     "storage_quota": ProblemType(403, "Your storage is used up"),
@@ -94,6 +96,7 @@ PROBLEMS: dict[str, ProblemType] = {
     "client_gone": ProblemType(499, "The client has gone"),
     "internal": ProblemType(500, "The service failed"),
     "no_room": ProblemType(503, "There is no room for an upload now"),
+    "session_ended": ProblemType(503, "The session that answered has ended"),
     "unavailable": ProblemType(503, "A server this service depends on did not answer"),
 }
 """Every problem code of the API."""

@@ -652,6 +652,27 @@ class Readiness(Struct, frozen=True, kw_only=True):
     warnings: Annotated[list[str], Meta(description="Codes of faults that stop nothing yet, such as valkey_evicts")]
 
 
+class ServedModel(Struct, frozen=True, kw_only=True):
+    """A model that a session serves."""
+
+    id: Annotated[str, Meta(description="What `model` of a chat request names: `JOB`, `JOB:step-50` or `JOB:base`")]
+    object: str = "model"
+    created: Annotated[int, Meta(description="When it could answer first")]
+    owned_by: str
+    session: Annotated[str, Meta(description="The job of kind serving that serves it")]
+    step: Annotated[int | None, Meta(description="The adapter's step; null: the end of training, or no adapter")]
+    ends_at: Annotated[int, Meta(description="When the session ends at the latest")]
+    context: Annotated[int, Meta(description="Largest number of tokens of a conversation with its answer")]
+    engine: Annotated[str, Meta(description="What computes it: `native` or `transformers`")]
+
+
+class ServedModelList(Struct, frozen=True, kw_only=True):
+    """All models that are served."""
+
+    object: str = "list"
+    data: list[ServedModel]
+
+
 def job_of(record: JobRecord) -> Job:
     """The public form of a job."""
     here = f"/jobs/{record.id}"

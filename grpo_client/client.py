@@ -28,6 +28,8 @@ RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0, 4.0)
 """Seconds before each further attempt to submit; together longer than a dead attempt holds its key."""
 GRADER_SECONDS = 60.0
 """Longer than the service lets graders run."""
+CHAT_SECONDS = 600.0
+"""Longest time without a token: a request may wait behind others."""
 PASSING = frozenset({"unavailable", "idempotency_in_progress", "rate_limited", "too_many_requests"})
 """Problems of a submission that a later attempt may not meet. The second: the attempt that broke off still runs."""
 CONTENT_TYPES = {
@@ -81,6 +83,11 @@ class GrpoClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def url(self) -> str:
+        """The address of the service."""
+        return self._connection.url
 
     def close(self) -> None:
         """Close the connections."""
@@ -345,6 +352,40 @@ class GrpoClient:
     def delete_webhook(self, webhook_id: str) -> None:
         """Delete a webhook with its deliveries."""
         self._connection.delete(_webhook(webhook_id))
+
+    def serve(
+        self,
+        job_id: str | None = None,
+        *,
+        model: str | None = None,
+        steps: Sequence[int] = (),
+        ttl_seconds: int | None = None,
+        idle_seconds: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> results.SubmittedJob:
+        """Start to serve a job's adapters, or a base `model` alone; returns the session, a job of kind serving.
+
+        `models` lists its models once it answers. Sent again like a submission.
+        """
+        body = _given(job=job_id, model=model, ttl_seconds=ttl_seconds, idle_seconds=idle_seconds)
+        body |= {"steps": [*steps]} if steps else {}
+        return results.SubmittedJob(self._submit("/serving", body, idempotency_key))
+
+    def models(self) -> builtins.list[results.ServedModel]:
+        """The models that are served now."""
+        return results.ServedModelList(self._connection.json("GET", "/v1/models")).data
+
+    def chat(self, model: str, messages: Sequence[Mapping[str, str]], **options: Any) -> dict[str, Any]:
+        """The answer of a served model, as OpenAI's chat completion; `options` are OpenAI's parameters."""
+        body = {"model": model, "messages": [*messages], **options}
+        return self._connection.json("POST", "/v1/chat/completions", json=body, timeout=CHAT_SECONDS)
+
+    def stream_chat(
+        self, model: str, messages: Sequence[Mapping[str, str]], **options: Any
+    ) -> Iterator[dict[str, Any]]:
+        """The same as OpenAI's chunks, as they come. Raises `ProblemError` for an error on the way too."""
+        body = {"model": model, "messages": [*messages], **options, "stream": True}
+        yield from self._connection.chunks("/v1/chat/completions", body, timeout=CHAT_SECONDS)
 
     def usage(self) -> results.UsageReport:
         """What the key's owner has used of GPUs and storage, and may use."""

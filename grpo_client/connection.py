@@ -6,10 +6,11 @@ is safe to send again.
 
 from __future__ import annotations
 
+import json
 import os
 import ssl
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -66,6 +67,22 @@ class Connection:
         self.answer(response)
         raise self.not_this_api(response)
 
+    def chunks(self, path: str, body: Mapping[str, Any], *, timeout: float) -> Iterator[dict[str, Any]]:
+        """The chunks that OpenAI's streams consist of."""
+        with self.reaching(), self.http.stream("POST", path, json=body, timeout=timeout) as response:
+            if not response.is_success:
+                response.read()
+                self.answer(response)
+                raise self.not_this_api(response)
+            for line in response.iter_lines():
+                data = line.removeprefix("data: ")
+                if data == line or data == "[DONE]":
+                    continue
+                chunk: dict[str, Any] = json.loads(data)
+                if "error" in chunk:
+                    raise ProblemError(response.status_code, _as_problem(chunk))
+                yield chunk
+
     @contextmanager
     def reaching(self) -> Generator[None]:
         """Around a request: a connection that fails becomes `UnreachableError`."""
@@ -82,7 +99,7 @@ class Connection:
             return body
         if body is None or not response.is_error:
             raise self.not_this_api(response)
-        raise ProblemError(response.status_code, body)
+        raise ProblemError(response.status_code, _as_problem(body))
 
     def not_this_api(self, response: httpx.Response) -> UnreachableError:
         """The error for an answer that no service of this kind gives."""
@@ -147,6 +164,14 @@ def _object_of(response: httpx.Response) -> dict[str, Any] | None:
     except ValueError:
         return None
     return body if isinstance(body, dict) else None
+
+
+def _as_problem(body: dict[str, Any]) -> dict[str, Any]:
+    """The same for OpenAI's error object, which the routes of its API answer."""
+    error = body.get("error")
+    if not isinstance(error, dict):
+        return body
+    return {"code": error.get("code"), "detail": error.get("message"), "parameter": error.get("param"), **body}
 
 
 def _what_to_check(error: Exception) -> str:

@@ -67,6 +67,7 @@ from jobs.store.job import TERMINAL, JobRecord, JobStatus
 from jobs.store.job_store import JobEvent, JobStore
 from jobs.store.retired import Retired
 from jobs.store.s3_datasets import S3Datasets, SourceSettings
+from jobs.store.serving import ServedModels, ServingStore
 from jobs.store.valkey_checks import ValkeyWatch
 from jobs.store.workers import WorkerRegistry
 from jobs.store.write_once import Command, WriteOnceStore
@@ -214,6 +215,7 @@ class JobService:
         self.workers = WorkerRegistry(self.job_store)
         self.webhooks = WebhookService(self.store, self.job_store, webhooks)
         self._fleet = Fleet(self.job_store, self.workers)
+        self._serving = ServingStore(self.job_store)
         self._sweeper = Sweeper(
             self.job_store, self.write_once, self._wakeups, queue, valkey_recovery=self._valkey_recovery
         )
@@ -535,6 +537,26 @@ class JobService:
                 raise conflict(known, order)
             raise NotFound("job", job_id)
         return record
+
+    def sessions(self, owner: str) -> list[ServedModels]:
+        """Return an owner's sessions of served models that answer now, the newest first. Raises `Unavailable`."""
+        return self._serving.of_owner(owner)
+
+    def session(self, session: str) -> ServedModels | None:
+        """Return a session that answers now. The caller has checked the reader's rights. Raises `Unavailable`."""
+        return self._serving.find(session)
+
+    def ask_session(self, served: ServedModels, order: Mapping[str, Any]) -> None:
+        """Send a request, or its cancellation, to a session. Raises `Unavailable`."""
+        self._serving.ask(served, order)
+
+    def answers(self, reader: str, after: str, *, block_ms: int) -> tuple[str, list[dict[str, Any]]]:
+        """Wait for pieces of answers to a reader's requests. Raises `Unavailable`."""
+        return self._serving.answers(reader, after, block_ms=block_ms)
+
+    def forget_answers(self, reader: str) -> None:
+        """Remove the answers that a reader will not read. Raises `Unavailable`."""
+        self._serving.forget(reader)
 
     def events(
         self, job_id: str, owner: str, *, after: int = 0, limit: int = 1000, types: Collection[str] = ()

@@ -34,7 +34,7 @@ _AGAIN: Final = frozenset({408, 409, 429})
 _WORTH_REPEATING: Final = frozenset(
     {
         *("too_slow", "idempotency_in_progress", "rate_limited", "too_many_requests", "too_many_searches"),
-        *("too_many_grader_runs", "too_many_uploads"),
+        *("too_many_grader_runs", "too_many_uploads", "overloaded"),
     }
 )
 _SHOWN: Final = 5

@@ -66,6 +66,8 @@ CLIENT = CommandSet(
     commands=(
         Command("submit", "grpo_client.cli.submit:submit", "Submit a job, and follow it with --wait; or a sweep."),
         Command("try", "grpo_client.cli.trial:run_trial", "See whether a job would learn anything, before training."),
+        Command("chat", "grpo_client.cli.chat:chat", "Talk to a job's model; serves it if nothing does."),
+        Command("serve", "grpo_client.cli.chat:serve", "Serve a job's adapters, for chat and OpenAI's SDK."),
         Command("list", "grpo_client.cli.jobs:list_jobs", "List your jobs, newest first."),
         Command("show", "grpo_client.cli.jobs:show", "Show one job."),
         Command("watch", "grpo_client.cli.watch:watch", "Follow a job to its end."),

@@ -74,17 +74,22 @@ def say(text: str) -> None:
     _write(sys.stdout, text)
 
 
+def show(text: str) -> None:
+    """A part of a line of the result, as soon as it is known."""
+    _write(sys.stdout, text, end="")
+
+
 def note(text: str) -> None:
     """A line about the command itself, such as an error or progress."""
     _write(sys.stderr, text)
 
 
-def _write(stream: TextIO, text: str) -> None:
+def _write(stream: TextIO, text: str, end: str = "\n") -> None:
     # What cannot be shown is escaped, so that no one else's text can steer the terminal.
     text = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
     if not _shows_all(stream):
         text = text.encode(stream.encoding or "ascii", "backslashreplace").decode(stream.encoding or "ascii")
-    stream.write(text + "\n")
+    stream.write(text + end)
     stream.flush()
 
 

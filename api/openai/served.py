@@ -1,0 +1,87 @@
+"""The names of served models: what GET /v1/models lists, and which session and adapter a name stands for.
+
+Owns the names. Invariant: a name is only compared with those that sessions of the caller announce; it is no path, and
+no part of it goes further.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from api.openai.errors import refusals
+from api.problems import ApiError
+from api.schemas import FieldProblem, ServedModel
+from grpo_core.adapters import MAIN
+from grpo_core.serving.wire import BASE
+from grpo_core.spec import JOB_ID
+from jobs.service import JobService
+from jobs.store.serving import ServedModels
+
+_OF_A_JOB = re.compile(rf"({JOB_ID[1:-1]})(?::(base|step-[1-9]\d{{0,6}}))?")
+
+
+def models_of(served: ServedModels) -> Iterator[ServedModel]:
+    """Yield the models of one session."""
+    for adapter in served.models:
+        yield ServedModel(
+            id=_name_of(served, adapter),
+            created=int(served.ready_at),
+            owned_by=served.owner,
+            session=served.session,
+            step=served.steps.get(adapter),
+            ends_at=int(served.ends_at),
+            context=served.context,
+            engine=served.engine,
+        )
+
+
+def find(service: JobService, owner: str, name: str) -> tuple[ServedModels, str]:
+    """Return the session of a model and the adapter's name in it: the session with the fewest open requests.
+
+    Raises `not_serving` for a job of the caller that nothing serves, and `NotFound` or `not_found` for other names.
+    """
+    sessions = service.sessions(owner)
+    found = [
+        (len(served.active), place, adapter)
+        for place, served in enumerate(sessions)
+        for adapter in served.models
+        if _name_of(served, adapter) == name
+    ]
+    if found:
+        _, place, adapter = min(found)
+        return sessions[place], adapter
+    match = _OF_A_JOB.fullmatch(name)
+    if match is None:
+        raise ApiError(
+            "not_found",
+            "There is no such model. GET /v1/models lists what is served; a job's are named JOB, JOB:step-50 and "
+            "JOB:base.",
+        )
+    service.get(match[1], owner)  # raises for a job of somebody else
+    raise _not_serving(match[1], (match[2] or "").removeprefix("step-"))
+
+
+def _name_of(served: ServedModels, adapter: str) -> str:
+    if served.source is None:
+        return served.model
+    return served.source if adapter == MAIN else f"{served.source}:{adapter}"
+
+
+def _not_serving(job: str, step: str) -> ApiError:
+    steps, option = (f', "steps": [{step}]', f" --steps {step}") if step not in ("", BASE) else ("", "")
+    detail = (
+        f'Nothing serves this model now. Start it with POST /serving {{"job": "{job}"{steps}}}, or grpo serve {job}'
+        f"{option}, and repeat when GET /v1/models lists it."
+    )
+    return ApiError("not_serving", detail)
+
+
+def refusal_of(fault: dict[str, object]) -> ApiError:
+    """The error of a session, as an answer."""
+    code, message, param = str(fault["code"]), str(fault["message"]), fault["param"]
+    if param is not None:
+        return refusals([FieldProblem(pointer="", parameter=str(param), code=code, detail=message, remedy="")])
+    if code == "overloaded":
+        return ApiError("overloaded", message, headers={"Retry-After": "2"})
+    return ApiError("session_ended", message, headers={"Retry-After": "2"})

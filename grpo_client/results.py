@@ -519,6 +519,34 @@ class ScoreError(JsonObject):
     """The completion is at fault, so that it scores 0; otherwise its score is unknown."""
 
 
+class ServedModel(JsonObject):
+    """A model that a session serves."""
+
+    id: str
+    """What `model` of a chat request names: `JOB`, `JOB:step-50` or `JOB:base`."""
+    object: str | None
+    created: int
+    """When it could answer first."""
+    owned_by: str
+    session: str
+    """The job of kind serving that serves it."""
+    step: int | None
+    """The adapter's step; None: the end of training, or no adapter."""
+    ends_at: int
+    """When the session ends at the latest."""
+    context: int
+    """Largest number of tokens of a conversation with its answer."""
+    engine: str
+    """What computes it: `native` or `transformers`."""
+
+
+class ServedModelList(JsonObject):
+    """All models that are served."""
+
+    object: str | None
+    data: list[ServedModel]
+
+
 class Spread(JsonObject):
     """A figure over the repeats of one setting."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from grpo_client.cli.jobs import waits_for
 from grpo_client.cli.output import EXIT_REFUSED, AsJson, CommandError, connected, note, print_json, say, show
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _wait(client: GrpoClient, session: SubmittedJob) -> Sequence[ServedModel]:
         if job.status in ("failed", "cancelled", "succeeded"):
             why = f": {job.error.message} {job.error.hint}" if job.error else ""
             raise CommandError(f"The session has {job.status}{why}", document={"detail": why, "session": session.id})
-        now = (job.phase or job.status) if job.waiting is None else WAIT_REASONS.get(job.waiting.reason, job.waiting.reason)
+        now = waits_for(job) or job.phase or job.status
         if now != said:
             said = now
             note(f"{session.id}: {now}")

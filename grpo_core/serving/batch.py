@@ -83,7 +83,7 @@ class Batch:
         return []
 
     def cancel(self, request_id: str) -> None:
-        """Forget a request; nobody reads its answer."""
+        """Forget a request whose client has gone."""
         self._waiting = deque(asked for asked in self._waiting if asked.request.id != request_id)
         self._active = [asked for asked in self._active if asked.request.id != request_id]
 

@@ -1,4 +1,4 @@
-"""The serving process: loads the base and its adapters, then answers what the worker sends until it is told to end.
+"""The serving process: loads the base and its adapters, then answers what the worker sends until it orders an end.
 
 Owns the choice of engine and the loop; the worker decides when a session is over, and why. Invariant: only the names in
 `inputs/adapters/adapters.json` and `base` are served, whatever a request says.

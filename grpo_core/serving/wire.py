@@ -1,4 +1,4 @@
-"""The messages between API, worker and serving process: what is asked, and what comes back.
+"""The messages between API, worker and serving process: requests, and the pieces of their answers.
 
 Owns their JSON form and their limits. The API makes a `ChatRequest` from a request that it has checked; the worker
 passes it on as it is; the process answers with pieces. Invariant: every request that the process accepted ends with

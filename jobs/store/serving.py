@@ -137,7 +137,7 @@ class ServingStore:
         return last, [piece for message in found for piece in cast("list[dict[str, Any]]", message["pieces"])]
 
     def forget(self, reader: str) -> None:
-        """Remove a stream of answers that nobody reads any more."""
+        """Remove the stream of answers of a reader that has ended."""
         guarded(lambda: self._client.delete(self._answers(reader)))
 
     def waiting(self, queues: Sequence[str], seconds: float) -> list[str]:

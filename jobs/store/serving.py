@@ -63,8 +63,9 @@ class ServedModels:
     def read(cls, body: Mapping[str, Any]) -> ServedModels:
         """Read an announcement of this or a later release."""
         known = {one.name for one in fields(cls)}
-        given = {name: value for name, value in body.items() if name in known}
-        return cls(**{**given, "models": tuple(given["models"]), "active": tuple(given.get("active", ()))})
+        given: dict[str, Any] = {name: value for name, value in body.items() if name in known}
+        lists: dict[str, Any] = {name: tuple(given.get(name, ())) for name in ("models", "active")}
+        return cls(**given | lists)
 
 
 class ServingStore:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Collection
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import structlog
 
@@ -176,8 +176,9 @@ class ServingSession:
             self._socket.sendall(f"{strict_json.dumps(message)}\n".encode())
 
     def _bring_back(self) -> None:
-        """Read the process's messages and send its pieces to their readers, until it ends."""
-        with contextlib.suppress(OSError, ValueError), self._socket.makefile("rb") as lines:
+        """Read the process's messages and send its pieces to their readers, until it ends or writes something else."""
+        wrong = (ValueError, KeyError, TypeError, AttributeError)
+        with contextlib.suppress(OSError, *wrong), self._socket.makefile("rb") as lines:
             while line := lines.readline(MAX_LINE_BYTES + 1):
                 if not line.endswith(b"\n"):
                     break
@@ -213,13 +214,14 @@ class ServingSession:
     def _answer(self, pieces: list[Any]) -> None:
         by_reader: defaultdict[str, list[Piece]] = defaultdict(list)
         with self._lock:
-            for piece in pieces:
-                reader = self._active.get(piece.get("id")) if isinstance(piece, dict) else None
+            for given in pieces:
+                piece = cast("Piece", given) if isinstance(given, dict) else Piece()
+                reader = self._active.get(piece.get("id", ""))
                 if reader is None:
                     continue  # it was cancelled
                 by_reader[reader].append(piece)
                 if "done" in piece or "error" in piece:
-                    del self._active[piece["id"]]
+                    del self._active[piece.get("id", "")]
                 self._asked_at = time.monotonic()
         # An answer of Valkey may be lost: readers leave out what comes twice, by its number.
         while by_reader and not self._closed.is_set():

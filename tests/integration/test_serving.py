@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ class Stack:
     source: str
     key: str
     session: str = ""
+    worker: subprocess.Popen[bytes] | None = None
+    workers: int = 0
 
     def client(self, key: str = "") -> openai.OpenAI:
         return openai.OpenAI(api_key=key or self.key, base_url=f"{self.api.url}/v1", max_retries=0)
@@ -82,6 +84,22 @@ class Stack:
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen([sys.executable, "-m", "jobs"], env=environment, stdout=log, stderr=log, cwd=ROOT)
 
+    def ensure_worker(self) -> None:
+        if self.worker is None or self.worker.poll() is not None:
+            self.workers += 1
+            self.worker = self.start_worker(f"w{self.workers}")
+
+    def kill_worker(self) -> None:
+        if self.worker is not None:
+            self.worker.send_signal(signal.SIGKILL)
+            self.worker.wait()
+
+    def end_sessions(self) -> None:
+        for job in self.service.list_jobs("ann", limit=100).items:
+            if job.status not in TERMINAL:
+                self.service.cancel(job.id, "ann")
+                self.wait_for_end(job.id)
+
     def serve(self, **fields: Any) -> str:
         answer = self.http("POST", "/serving", json={"job": self.source, **fields})
         assert answer.status_code == 201, answer.text
@@ -90,7 +108,7 @@ class Stack:
     def wait_until_served(self, session: str) -> None:
         def is_served() -> bool:
             record = self.service.get(session, "ann")
-            assert record.status not in TERMINAL, (record.error, (self.folder / "w0.log").read_text()[-3000:])
+            assert record.status not in TERMINAL, record.error
             return self.service.session(session) is not None
 
         wait_until(is_served, 60)
@@ -154,23 +172,28 @@ def stack(
             put_checkpoint(service, source, step)
         key = service.keys.create("ann")[0]
         folder = tmp_path_factory.mktemp("serving")
-        yield Stack(api, service, in_environment(storage, queue), folder, source, key)
+        environment = in_environment(storage, queue) | {"GRPO_LEASE_SECONDS": "3"}
+        stack = Stack(api, service, environment, folder, source, key)
+        yield stack
+        stack.kill_worker()
 
 
-@pytest.fixture(scope="module")
-def worker(stack: Stack) -> Iterator[subprocess.Popen[bytes]]:
-    environment = stack.environment | {"GRPO_LEASE_SECONDS": "3"}
-    stack.environment = environment
-    process = stack.start_worker("w0")
-    yield process
-    process.kill()
-    process.wait()
+@pytest.fixture
+def served(stack: Stack) -> Stack:
+    """A stack whose session answers: the one of the test before, unless that ended it."""
+    stack.ensure_worker()
+    if not stack.session or stack.service.session(stack.session) is None:
+        stack.end_sessions()
+        stack.session = stack.serve(steps=[25], ttl_seconds=3600, idle_seconds=3600)
+        stack.wait_until_served(stack.session)
+    return stack
 
 
-@pytest.fixture(scope="module")
-def served(stack: Stack, worker: subprocess.Popen[bytes]) -> Stack:
-    stack.session = stack.serve(steps=[25], ttl_seconds=3600, idle_seconds=3600)
-    stack.wait_until_served(stack.session)
+@pytest.fixture
+def idle(stack: Stack) -> Stack:
+    """A stack whose worker has nothing to do."""
+    stack.ensure_worker()
+    stack.end_sessions()
     return stack
 
 
@@ -371,69 +394,58 @@ def test_no_key_is_left_of_an_answer(served: Stack) -> None:
 
 
 def test_a_session_ends_for_a_job_that_waits(served: Stack) -> None:
-    """After all tests of this session; the job that waits cannot be trained and is cancelled."""
     waiting = served.service.submit(parse_spec(SPEC), "ann")
+    wait_until(lambda: served.service.session(served.session) is None, 20)
+    served.service.cancel(waiting.id, "ann")  # it could not be trained here
     record = served.wait_for_end(served.session)
-    served.service.cancel(waiting.id, "ann")
     assert (record.status, record.error) == ("succeeded", None)
     assert served.reason(served.session) == "job_waits"
     with pytest.raises(openai.ConflictError):
         say(served)
 
 
-def test_a_session_ends_when_nobody_asks(stack: Stack, worker: subprocess.Popen[bytes]) -> None:
-    session = stack.serve(idle_seconds=2)
-    assert stack.wait_for_end(session).status == "succeeded"
-    assert stack.reason(session) == "idle"
+def test_a_session_ends_when_nobody_asks(idle: Stack) -> None:
+    session = idle.serve(idle_seconds=2)
+    assert idle.wait_for_end(session).status == "succeeded"
+    assert idle.reason(session) == "idle"
 
 
-def test_a_session_ends_at_its_time_and_finishes_what_is_under_way(
-    stack: Stack,
-    worker: subprocess.Popen[bytes],
-) -> None:
-    session = stack.serve(ttl_seconds=5)
-    stack.wait_until_served(session)
+def test_a_session_ends_at_its_time_and_finishes_what_is_under_way(idle: Stack) -> None:
+    session = idle.serve(ttl_seconds=5)
+    idle.wait_until_served(session)
     answers: list[str] = []
+    refused = threading.Event()
 
     def keep_asking() -> None:
-        while True:
-            try:
-                answers.append(say(stack))
-            except openai.ConflictError:
-                return
+        with suppress(openai.ConflictError):
+            while True:
+                answers.append(say(idle))
+        refused.set()
 
     asking = threading.Thread(target=keep_asking)
     asking.start()
-    assert stack.wait_for_end(session).status == "succeeded"
+    assert idle.wait_for_end(session).status == "succeeded"
     asking.join(patience(20))
-    assert not asking.is_alive()
-    assert stack.reason(session) == "ttl"
+    assert refused.is_set()
+    assert idle.reason(session) == "ttl"
     assert len(set(answers)) == 1
 
 
-def test_a_stream_whose_worker_dies_ends_with_an_error_and_the_session_comes_back(
-    stack: Stack, worker: subprocess.Popen[bytes]
-) -> None:
-    session = stack.serve(ttl_seconds=600, idle_seconds=600)
-    stack.wait_until_served(session)
-    with closing(stack.client()) as client:
+def test_a_stream_whose_worker_dies_ends_with_an_error_and_the_session_comes_back(served: Stack) -> None:
+    with closing(served.client()) as client:
         stream = client.chat.completions.create(
-            model=stack.source, messages=QUESTION, stream=True, n=16, max_tokens=190, temperature=2, seed=3
+            model=served.source, messages=QUESTION, stream=True, n=16, max_tokens=190, temperature=2, seed=3
         )
         next(iter(stream))
         began = time.monotonic()
-        worker.send_signal(signal.SIGKILL)
+        served.kill_worker()
         with pytest.raises(openai.APIError):
             for _ in stream:
                 pass
         assert time.monotonic() - began < patience(10)
-    other = stack.start_worker("w1")
-    try:
-        stack.wait_until_served(session)
-        assert stack.service.get(session, "ann").epoch == 2
-        assert say(stack)
-        stack.service.cancel(session, "ann")
-        assert stack.wait_for_end(session).status == "cancelled"
-    finally:
-        other.kill()
-        other.wait()
+    served.ensure_worker()
+    wait_until(lambda: served.service.get(served.session, "ann").epoch == 2, 60)
+    served.wait_until_served(served.session)
+    assert say(served)
+    served.service.cancel(served.session, "ann")
+    assert served.wait_for_end(served.session).status == "cancelled"

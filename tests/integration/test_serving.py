@@ -7,6 +7,8 @@ the base model answer differently.
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import os
 import signal
 import subprocess
@@ -24,6 +26,7 @@ import httpx
 import openai
 import pytest
 
+from grpo_client.cli import main
 from grpo_core.spec import parse_spec
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
@@ -391,6 +394,40 @@ def test_no_key_is_left_of_an_answer(served: Stack) -> None:
     streams = [*client.scan_iter(f"{prefix}:ask:*"), *client.scan_iter(f"{prefix}:answers:*")]
     assert all(client.ttl(key) > 0 for key in streams)
     assert sum(client.xlen(key) for key in streams) == 0
+
+
+def run_grpo(stack: Stack, monkeypatch: pytest.MonkeyPatch, *words: str, lines: str = "") -> int:
+    monkeypatch.setenv("GRPO_URL", stack.api.url)
+    monkeypatch.setenv("GRPO_API_KEY", stack.key)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    return int(str(end.value.code))
+
+
+def test_the_terminal_prints_an_answer_and_remembers_a_conversation(
+    served: Stack, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = say(served)
+    assert run_grpo(served, monkeypatch, "chat", served.source, "--prompt", "3+4=") == 0
+    assert capsys.readouterr().out == f"{answer}\n"
+    assert run_grpo(served, monkeypatch, "chat", served.source, "--base", "--prompt", "3+4=", "--json") == 0
+    body = json.loads(capsys.readouterr().out)
+    assert body["choices"][0]["message"]["content"] == say(served, f"{served.source}:base")
+    assert run_grpo(served, monkeypatch, "chat", served.source, lines="3+4=\n/reset\n3+4=\n5+5=\n") == 0
+    printed = capsys.readouterr().out
+    history = [*QUESTION, {"role": "assistant", "content": answer}, {"role": "user", "content": "5+5="}]
+    assert printed == f"{answer}\n{answer}\n{say(served, messages=history)}\n"
+
+
+def test_the_terminal_starts_a_session_where_none_serves(
+    idle: Stack, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_grpo(idle, monkeypatch, "chat", idle.source, "--step", "25", "--prompt", "3+4=") == 0
+    printed = capsys.readouterr()
+    assert "starting a session" in printed.err
+    assert printed.out == say(idle, f"{idle.source}:step-25") + "\n"
+    assert run_grpo(idle, monkeypatch, "chat", "job-01ARZ3NDEKTSV4RRFFQ69G5FAV", "--prompt", "x") == 2
 
 
 def test_a_session_ends_for_a_job_that_waits(served: Stack) -> None:

@@ -36,6 +36,7 @@ from jobs.service import Artifact, LinkedCheckpoint, Page, Preview
 from jobs.store.datasets import DatasetRecord
 from jobs.store.drains import Drain, DrainMode
 from jobs.store.job import TERMINAL, JobRecord, JobStatus, member_ids, new_group_id, new_job_id
+from jobs.store.serving import ServedModels
 from jobs.usage.quotas import Usage
 from jobs.usage.stored_bytes import Stored
 
@@ -303,6 +304,21 @@ class FakeJobService:
             more=False,
             ended=self.jobs[job_id].status in TERMINAL,
         )
+
+    def sessions(self, owner: str) -> list[ServedModels]:
+        return []
+
+    def session(self, session: str) -> ServedModels | None:
+        return None
+
+    def ask_session(self, served: ServedModels, order: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+    def answers(self, reader: str, after: str, *, block_ms: int) -> tuple[str, list[dict[str, Any]]]:
+        raise NotImplementedError
+
+    def forget_answers(self, reader: str) -> None:
+        raise NotImplementedError
 
     def newest_events(self, job_ids: list[str]) -> dict[str, int]:
         return {job_id: len(self.job_events.get(job_id, [])) for job_id in job_ids}

@@ -7,7 +7,6 @@ the base model answer differently.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import signal
@@ -26,7 +25,6 @@ import httpx
 import openai
 import pytest
 
-from grpo_client.cli import main
 from grpo_core.spec import parse_spec
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
@@ -396,38 +394,29 @@ def test_no_key_is_left_of_an_answer(served: Stack) -> None:
     assert sum(client.xlen(key) for key in streams) == 0
 
 
-def run_grpo(stack: Stack, monkeypatch: pytest.MonkeyPatch, *words: str, lines: str = "") -> int:
-    monkeypatch.setenv("GRPO_URL", stack.api.url)
-    monkeypatch.setenv("GRPO_API_KEY", stack.key)
-    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-    with pytest.raises(SystemExit) as end:
-        main(words)
-    return int(str(end.value.code))
+def run_grpo(stack: Stack, *words: str, lines: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "GRPO_URL": stack.api.url, "GRPO_API_KEY": stack.key, "PYTHONUTF8": "1"}
+    command = [sys.executable, "-m", "grpo_client", *words]
+    return subprocess.run(
+        command, env=environment, input=lines, capture_output=True, text=True, timeout=patience(60), check=False
+    )
 
 
-def test_the_terminal_prints_an_answer_and_remembers_a_conversation(
-    served: Stack, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_terminal_prints_an_answer_and_remembers_a_conversation(served: Stack) -> None:
     answer = say(served)
-    assert run_grpo(served, monkeypatch, "chat", served.source, "--prompt", "3+4=") == 0
-    assert capsys.readouterr().out == f"{answer}\n"
-    assert run_grpo(served, monkeypatch, "chat", served.source, "--base", "--prompt", "3+4=", "--json") == 0
-    body = json.loads(capsys.readouterr().out)
+    assert run_grpo(served, "chat", served.source, "--prompt", "3+4=").stdout == f"{answer}\n"
+    body = json.loads(run_grpo(served, "chat", served.source, "--base", "--prompt", "3+4=", "--json").stdout)
     assert body["choices"][0]["message"]["content"] == say(served, f"{served.source}:base")
-    assert run_grpo(served, monkeypatch, "chat", served.source, lines="3+4=\n/reset\n3+4=\n5+5=\n") == 0
-    printed = capsys.readouterr().out
+    done = run_grpo(served, "chat", served.source, lines="3+4=\n/reset\n3+4=\n5+5=\n")
     history = [*QUESTION, {"role": "assistant", "content": answer}, {"role": "user", "content": "5+5="}]
-    assert printed == f"{answer}\n{answer}\n{say(served, messages=history)}\n"
+    assert done.stdout == f"{answer}\n{answer}\n{say(served, messages=history)}\n"
 
 
-def test_the_terminal_starts_a_session_where_none_serves(
-    idle: Stack, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run_grpo(idle, monkeypatch, "chat", idle.source, "--step", "25", "--prompt", "3+4=") == 0
-    printed = capsys.readouterr()
-    assert "starting a session" in printed.err
-    assert printed.out == say(idle, f"{idle.source}:step-25") + "\n"
-    assert run_grpo(idle, monkeypatch, "chat", "job-01ARZ3NDEKTSV4RRFFQ69G5FAV", "--prompt", "x") == 2
+def test_the_terminal_starts_a_session_where_none_serves(idle: Stack) -> None:
+    done = run_grpo(idle, "chat", idle.source, "--step", "25", "--prompt", "3+4=")
+    assert "starting a session" in done.stderr
+    assert done.stdout == say(idle, f"{idle.source}:step-25") + "\n"
+    assert run_grpo(idle, "chat", "job-01ARZ3NDEKTSV4RRFFQ69G5FAV", "--prompt", "x").returncode == 2
 
 
 def test_a_session_ends_for_a_job_that_waits(served: Stack) -> None:

@@ -9,6 +9,7 @@ lease after its start, so that workers that lost their connection can send a hea
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import structlog
@@ -32,6 +33,8 @@ RING_AGAIN_SECONDS = 30.0
 """Seconds after which the wake-up of a queued job is published again, or half a lease if that is shorter."""
 INTERVAL_SECONDS = 5.0
 """Seconds between sweeps, or a quarter of a lease if that is shorter."""
+TAKEOVERS_AT_ONCE = 8
+"""Number of jobs that are taken from silent workers at the same time, for hundreds that are lost with a network."""
 
 
 class Sweeper:
@@ -120,14 +123,25 @@ class Sweeper:
             self._wakeups.add(job_id, record.queue)
 
     def take_over_expired(self) -> None:
-        """Requeue or end every job whose worker fell silent."""
-        for job_id in self._job_store.expired_leases():
-            with apart(job_id, self._write_once.store):
-                self._take_over(job_id)
+        """Requeue or end every job whose worker fell silent, several at once: each waits for storage several times.
+
+        Raises `Unavailable`; the jobs that are left are taken over by the next sweep.
+        """
+        expired = self._job_store.expired_leases()
+        if not expired:
+            return
+        with ThreadPoolExecutor(min(TAKEOVERS_AT_ONCE, len(expired)), thread_name_prefix="takeover") as pool:
+            takeovers = [pool.submit(self._take_over, job_id) for job_id in expired]
+            try:
+                for takeover in takeovers:
+                    takeover.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)  # after an error; otherwise all are done
 
     def _take_over(self, job_id: str) -> None:
-        record = self._job_store.get(job_id)
-        if record is not None and record.status in HELD:
-            # A restored record may name a run that had ended before Valkey was lost, so this is not a lost attempt.
-            handback = replace(LOST, counts=not record.restored)
-            hand_back(self._job_store, self._write_once, self._wakeups, record, handback, expired=True)
+        with apart(job_id, self._write_once.store):
+            record = self._job_store.get(job_id)
+            if record is not None and record.status in HELD:
+                # A restored record may name a run that had ended before Valkey was lost, so this is not a lost attempt.
+                handback = replace(LOST, counts=not record.restored)
+                hand_back(self._job_store, self._write_once, self._wakeups, record, handback, expired=True)

@@ -8,15 +8,17 @@ import time
 import pytest
 
 from grpo_core.spec import parse_spec
+from jobs.errors import Unavailable
 from jobs.lifecycle import housekeeping, time_limit
 from jobs.lifecycle.celery_app import WakeupSender
-from jobs.lifecycle.sweeper import Sweeper
+from jobs.lifecycle.sweeper import TAKEOVERS_AT_ONCE, Sweeper
 from jobs.lifecycle.time_limit import Overdue, TimeLimitSettings
 from jobs.lifecycle.wakeups import WakeupPublisher
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
 from jobs.store import object_keys
 from jobs.store.job import JobStatus
+from jobs.store.write_once import Outcome
 from tests.clock import patience
 
 SPEC = parse_spec({"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}})
@@ -142,6 +144,40 @@ def test_events_of_a_job_that_was_ended_for_its_worker_leave_valkey(service: Job
         assert (kept_for > 0) is (outcome.manifest is not None)
         expires.add(kept_for > 0)
     assert True in expires
+
+
+def test_jobs_are_taken_over_at_once_and_each_once(
+    service: JobService, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = [lost_job(service) for _ in range(TAKEOVERS_AT_ONCE + 2)]
+    together = threading.Barrier(TAKEOVERS_AT_ONCE)
+    outcome, asked = service.write_once.outcome, []
+
+    def first_wait_for_the_others(job_id: str) -> Outcome | None:
+        asked.append(job_id)
+        if len(asked) <= TAKEOVERS_AT_ONCE:
+            together.wait(patience(10))  # breaks unless all are here at the same time
+        return outcome(job_id)
+
+    monkeypatch.setattr(sweeper._write_once, "outcome", first_wait_for_the_others)
+    sweeper.take_over_expired()
+    assert {service.get(job_id, "ann").status for job_id in lost} == {JobStatus.QUEUED}
+    for job_id in lost:
+        told = [event["data"] for event in service.events(job_id, "ann", types={"status"})]
+        assert [one["status"] for one in told].count("queued") == 2, "at the submission, and when it was lost"
+    assert service.job_store.expired_leases() == []
+
+
+def test_storage_that_is_away_ends_a_sweep_and_the_next_takes_over(
+    service: JobService, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = [lost_job(service) for _ in range(3)]
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeper, "_take_over", lambda _job_id: (_ for _ in ()).throw(Unavailable("storage", "away")))
+        with pytest.raises(Unavailable):
+            sweeper.take_over_expired()
+    sweeper.take_over_expired()
+    assert {service.get(job_id, "ann").status for job_id in lost} == {JobStatus.QUEUED}
 
 
 def test_a_take_over_does_not_wait_for_housekeeping_that_hangs(

@@ -387,17 +387,26 @@ class JobService:
         # The run checks rows of hub data sets.
         of_rows = warnings_of_lines(spec, self.datasets.first_lines(spec.data, upload))
         return Preview(
-            estimate=estimate(spec, rows=rows, devices=self.devices()),
+            estimate=estimate(spec, rows=rows, devices=self._devices()),
             warnings=self.warnings(spec) + of_rows,
             spec=spec,
         )
 
-    def devices(self) -> list[str]:
+    def _devices(self) -> list[str]:
         """The devices of connected workers; none where Valkey does not answer, since an estimate does not need them."""
         try:
             return [worker.device for worker in self.workers.all()]
         except Unavailable:
             return []
+
+    def has_only_cpu_workers(self) -> bool:
+        """Whether workers are connected and none of them has a GPU; also False where Valkey does not answer."""
+        try:
+            workers = self.workers.all()
+        except Unavailable:
+            return False
+        cpu = f"{self._queue_settings.prefix}.cpu"
+        return bool(workers) and all(name.startswith(cpu) for worker in workers for name in worker.queues)
 
     def records(self, spec: JobSpec, owner: str) -> list[Mapping[str, Any]]:
         """Return the first records of a spec's data set. Raises `Rejected`, also where the hub cannot be read here."""

@@ -68,7 +68,8 @@ def translate(body: Mapping[str, Any], owner: str, service: Any) -> Translated:
     except CannotMap as error:
         raise refusals(map(_field, error.refusals)) from error
     _start_from(mapped, given, owner, service)
-    _place(mapped, service.devices())
+    if service.has_only_cpu_workers():
+        _run_on_cpu(mapped)
     try:
         spec = parse_spec(mapped.spec)
     except SpecError as error:
@@ -128,10 +129,10 @@ def _start_from(mapped: Mapped, extra: Mapping[str, Any], owner: str, service: A
             mapped.imply((section, name), source.spec[section][name])
 
 
-def _place(mapped: Mapped, devices: list[str]) -> None:
-    """OpenAI's job says nothing of hardware: where no worker has a GPU, it is a job for a CPU."""
+def _run_on_cpu(mapped: Mapped) -> None:
+    """OpenAI's job says nothing of hardware: where no worker has a GPU, it is a job for a CPU, unless `grpo` says."""
     spec = mapped.spec
-    if not devices or any(device != "cpu" for device in devices) or spec.get("resources"):
+    if spec.get("resources"):
         return
     optimizer = spec.get("optimizer", {})
     if isinstance(optimizer, dict) and "name" not in optimizer:

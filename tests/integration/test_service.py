@@ -56,6 +56,16 @@ def test_another_owner_sees_nothing(service: JobService, tmp_path: Path) -> None
     assert service.list_jobs("bob", limit=10).items == []
 
 
+def test_a_service_knows_whether_any_worker_has_a_gpu(service: JobService) -> None:
+    prefix = service._queue_settings.prefix
+    assert not service.has_only_cpu_workers(), "there is none"
+    cpu = WorkerInfo(name="a", queues=[f"{prefix}.cpu", f"{prefix}.cpu.f2"], device="CPU")
+    service.workers.announce(cpu)
+    assert service.has_only_cpu_workers()
+    service.workers.announce(WorkerInfo(name="b", queues=[f"{prefix}.gpu1"], device="NVIDIA H200"))
+    assert not service.has_only_cpu_workers()
+
+
 def test_a_page_that_finds_too_few_leads_on(service: JobService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.service.MAX_SCANS", 2)
     monkeypatch.setattr("jobs.service.LIST_SCAN", 2)

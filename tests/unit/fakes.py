@@ -63,7 +63,7 @@ class FakeJobService:
     def __init__(self) -> None:
         self.judged_runs: list[str] = []
         self.repeated: dict[tuple[str, str, str, str], str] = {}
-        self.worker_devices: list[str] = []
+        self.only_cpu_workers = False
         self.purposes: dict[str, str] = {}
         self.most_judged_runs = 100
         self.jobs: dict[str, JobRecord] = {}
@@ -148,8 +148,8 @@ class FakeJobService:
         for data in warnings:
             self.add_event(job_id, "warning", **data)
 
-    def devices(self) -> list[str]:
-        return self.worker_devices
+    def has_only_cpu_workers(self) -> bool:
+        return self.only_cpu_workers
 
     def submit_group(
         self, specs: Sequence[JobSpec], owner: str, request: RequestKey | None = None

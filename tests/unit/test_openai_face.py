@@ -267,13 +267,13 @@ def test_a_repeated_create_is_the_same_job(client: Client, service: FakeJobServi
 
 
 def test_a_cpu_is_used_where_there_is_nothing_else(client: Client, service: FakeJobService) -> None:
-    service.worker_devices = ["cpu"]
+    service.only_cpu_workers = True
     made = client.post(JOBS, json=job(client)).json()
     assert service.jobs[made["id"]].spec["resources"]["gpus"] == 0
     assert "runs_on_cpu" in {one["code"] for one in made["warnings"]}
     asked = client.post(JOBS, json=job(client, grpo={"resources": {"gpus": 1}})).json()
     assert service.jobs[asked["id"]].spec["resources"]["gpus"] == 1
-    service.worker_devices = ["cpu", "NVIDIA H200"]
+    service.only_cpu_workers = False
     made = client.post(JOBS, json=job(client)).json()
     assert service.jobs[made["id"]].spec["resources"]["gpus"] == 1
 

@@ -99,6 +99,7 @@ class FailureCode(StrEnum):
     TRACKER_NOT_INSTALLED = "tracker_not_installed", FailureClass.USER_CONFIG, "The worker lacks the tracker"
     BAD_SCHEMA = "bad_schema", FailureClass.USER_CONFIG, "A JSON schema is invalid"
     CHECKPOINT_DOES_NOT_FIT = "checkpoint_does_not_fit", FailureClass.USER_CONFIG, "The checkpoint has other settings"
+    EXPORT_NOT_POSSIBLE = "export_not_possible", FailureClass.USER_CONFIG, "The model has no such form"
     TOO_MANY_HELD_OUT = "too_many_held_out", FailureClass.DATASET, "Too few rows are left to train on"
     NO_ROWS_LEFT = "no_rows_left", FailureClass.DATASET, "Every row to train on repeats a held-out question"
     ALL_PROMPTS_TOO_LONG = "all_prompts_too_long", FailureClass.DATASET, "All prompts are longer than the limit"
@@ -159,6 +160,7 @@ class FailureCode(StrEnum):
     PEFT_DISAGREES = "peft_disagrees", FailureClass.INTERNAL, "Stock PEFT computes something else"
     SERVER_DISAGREES = "server_disagrees", FailureClass.INTERNAL, "The rollout server computes something else"
     ADAPTER_NOT_SERVED = "adapter_not_served", FailureClass.INTERNAL, "The rollout server ignores the adapter"
+    EXPORT_DIFFERS = "export_differs", FailureClass.INTERNAL, "The exported model answers otherwise than the adapter"
 
 
 class FetchFailure(Reason):

@@ -1,90 +1,228 @@
-"""The README of a trained adapter: what it is, how it came about and how to load it.
+"""The README of a trained model: what it is, how it came about, what it learnt and how to load it.
 
-Owns the card's text. Invariant: it names the base model and the job's settings, never a path of the machine.
+Owns the card's text, of the adapter and of its exports. Invariant: it names the base model and the job's settings, never
+a path of the machine, and nothing that is not known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 from grpo_core.spec import JobSpec
 
-_CARD = """\
----
-base_model: {base}
-library_name: peft
-pipeline_tag: text-generation
-tags:
-- lora
-- grpo
-- reinforcement-learning
----
+Form = Literal["adapter", "merged", "gguf"]
 
-# {title}
+UNKNOWN_LICENCE: Final = "unknown: see the base model"
+_LIBRARY: Final[Mapping[Form, str | None]] = {"adapter": "peft", "merged": "transformers", "gguf": None}
+_RELATION: Final[Mapping[Form, str]] = {"adapter": "adapter", "merged": "finetune", "gguf": "quantized"}
+_WHAT: Final[Mapping[Form, str]] = {
+    "adapter": "A LoRA adapter for",
+    "merged": "The whole model, with a LoRA adapter merged into",
+    "gguf": "The whole model in GGUF, with a LoRA adapter merged into",
+}
 
-A LoRA adapter for `{base}`{revision}, trained with GRPO by grpo-jobs.
 
-| | |
-|---|---|
-| steps | {steps} |
-| completions a step | {prompts} prompts × {generations} |
-| data | `{dataset}` |
-| rewards | mode `{mode}`, weights {weights} |
-| mean reward | {start} at the start, {end} at the end (over {window} steps each) |
-| LoRA | rank {rank}, alpha {alpha}, dropout {dropout} |
-| learning rate | {rate} |
-| loss | {loss}, beta {beta} |
-| job spec (SHA-256) | `{digest}` |
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardFacts:
+    """What is known of the model, besides the job's spec."""
 
-## Use
+    steps: int | None
+    """Optimizer steps behind these weights; None where they are unknown."""
+    rewards: Mapping[str, float | int | None] | None = None
+    """Mean rewards of the first and last steps."""
+    evaluation: Mapping[str, Any] | None = None
+    """The report's `evaluation`. It is of the weights at the end of training."""
+    licence: str | None = None
+    """The base model's, as its own card says."""
+    form: Form = "adapter"
+    file: str = ""
+    """Of a GGUF file: its name."""
+    comparison: Mapping[str, Any] | None = None
+    """Of an export: how far its answers are from the adapter's."""
+
+
+def model_card(spec: JobSpec, facts: CardFacts) -> str:
+    """The card in Markdown, with the front matter the hub reads."""
+    sections = [
+        _front_matter(spec, facts),
+        f"# {spec.name or 'GRPO adapter'}\n\n{_WHAT[facts.form]} `{spec.model.name}`{_revision(spec)}, trained with GRPO "
+        "by grpo-jobs.",
+        _table(_settings(spec, facts)),
+        _results(facts),
+        _comparison(facts),
+        f"## Use\n\n{_use(spec, facts)}",
+        f"Ask as in training: {_asking(spec)}, rendered with the tokenizer's chat template.",
+        f"```text\n{spec.data.system_prompt.rstrip()}\n```" if spec.data.system_prompt else "",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _front_matter(spec: JobSpec, facts: CardFacts) -> str:
+    library = _LIBRARY[facts.form]
+    lines = [
+        f"base_model: {spec.model.name}",
+        f"base_model_relation: {_RELATION[facts.form]}",
+        *([f"license: {facts.licence}"] if facts.licence else []),
+        *([f"library_name: {library}"] if library else []),
+        *([f"datasets:\n- {spec.data.dataset}"] if spec.data.source == "hub" else []),
+        "pipeline_tag: text-generation",
+        "tags:",
+        *(f"- {tag}" for tag in (*(["gguf"] if facts.form == "gguf" else []), "lora", "grpo", "reinforcement-learning")),
+    ]
+    return "---\n" + "\n".join(lines) + "\n---"
+
+
+def _settings(spec: JobSpec, facts: CardFacts) -> list[tuple[str, str]]:
+    rewards = facts.rewards
+    return [
+        ("base model", f"`{spec.model.name}`{_revision(spec)}, licence {facts.licence or UNKNOWN_LICENCE}"),
+        ("steps", "unknown" if facts.steps is None else str(facts.steps)),
+        ("completions a step", f"{spec.sampling.prompts_per_step} prompts × {spec.sampling.generations}"),
+        ("data", _dataset(spec)),
+        ("rewards", _rewards(spec)),
+        *(
+            [
+                (
+                    "mean reward",
+                    f"{_number(rewards['start'])} at the start, {_number(rewards['end'])} at the end "
+                    f"(over {rewards['steps_averaged']} steps each)",
+                )
+            ]
+            if rewards
+            else []
+        ),
+        ("LoRA", f"rank {spec.lora.rank}, alpha {spec.lora.alpha}, dropout {spec.lora.dropout:g}"),
+        ("learning rate", f"{spec.optimizer.learning_rate:g}"),
+        ("loss", f"{spec.loss.type}, beta {spec.loss.beta:g}"),
+        ("job spec (SHA-256)", f"`{spec.digest()}`"),
+    ]
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _results(facts: CardFacts) -> str:
+    """What the job's evaluation found, before and after, with its intervals."""
+    found = facts.evaluation
+    if not found:
+        return "## Results\n\nThis job did not ask held-out questions."
+    paired: Mapping[str, Mapping[str, Any]] = found.get("paired", {})
+    rows = [
+        f"| {name} | {one['before']:.3g} | {one['after']:.3g} | {one['difference']:+.3g} "
+        f"({one['interval'][0]:+.3g} to {one['interval'][1]:+.3g}) | {one['p_value']:.2g} |"
+        for name, one in paired.items()
+    ]
+    head = ["| measure | before | after | difference (95 % interval) | p |", "|---|---|---|---|---|"]
+    asked = f"{found['questions']} questions that were not trained on ({found['held_out']}), asked at the end of training."
+    return "## Results\n\n" + "\n".join([*head, *rows]) + f"\n\n{asked}"
+
+
+def _comparison(facts: CardFacts) -> str:
+    found = facts.comparison
+    if not found:
+        return ""
+    return (
+        f"Checked when it was exported: on {found['questions']} questions, its log-probabilities of the adapter's answers "
+        f"are {found['mean']:.2g} apart from the adapter's on average, where the adapter itself changes "
+        f"{found['adapter_effect']:.2g}; {found['same_answers']} greedy answers are the same."
+    )
+
+
+def _use(spec: JobSpec, facts: CardFacts) -> str:
+    return {"adapter": _use_adapter, "merged": _use_merged, "gguf": _use_gguf}[facts.form](spec, facts)
+
+
+def _use_adapter(spec: JobSpec, _facts: CardFacts) -> str:
+    base, revision = spec.model.name, spec.model.revision
+    of_revision = f', revision="{revision}"' if revision else ""
+    return f"""\
+With transformers and PEFT:
 
 ```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 adapter = "."  # this folder
-base = AutoModelForCausalLM.from_pretrained("{base}"{revision_argument})
+base = AutoModelForCausalLM.from_pretrained("{base}"{of_revision})
 model = PeftModel.from_pretrained(base, adapter)
 tokenizer = AutoTokenizer.from_pretrained(adapter)
 ```
 
-Ask as in training: {asking}, rendered with the tokenizer's chat template.
-{system_prompt}"""
+With vLLM, where the model is called `adapter`:
+
+```sh
+vllm serve {base}{f" --revision {revision}" if revision else ""} --enable-lora --max-lora-rank {_served_rank(spec)} \
+--lora-modules adapter=.
+```
+
+For llama.cpp and Ollama, export it as GGUF first."""
 
 
-def model_card(spec: JobSpec, *, steps: int, rewards: Mapping[str, float | int | None]) -> str:
-    """The card in Markdown, with the front matter the hub reads."""
-    revision = spec.model.revision
-    weights = spec.rewards.weights.by_name
-    return _CARD.format(
-        base=spec.model.name,
-        title=spec.name or "GRPO adapter",
-        revision=f" (revision `{revision}`)" if revision else "",
-        revision_argument=f', revision="{revision}"' if revision else "",
-        steps=steps,
-        prompts=spec.sampling.prompts_per_step,
-        generations=spec.sampling.generations,
-        dataset=_dataset(spec),
-        mode=spec.rewards.mode,
-        weights=", ".join(f"{name} {weight:g}" for name, weight in weights.items()),
-        start=_number(rewards["start"]),
-        end=_number(rewards["end"]),
-        window=rewards["steps_averaged"],
-        rank=spec.lora.rank,
-        alpha=spec.lora.alpha,
-        dropout=f"{spec.lora.dropout:g}",
-        rate=f"{spec.optimizer.learning_rate:g}",
-        loss=spec.loss.type,
-        beta=f"{spec.loss.beta:g}",
-        digest=spec.digest(),
-        asking=_asking(spec),
-        system_prompt=f"\n```text\n{spec.data.system_prompt.rstrip()}\n```\n" if spec.data.system_prompt else "",
-    )
+def _use_merged(_spec: JobSpec, _facts: CardFacts) -> str:
+    return """\
+With transformers:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(".")  # this folder
+tokenizer = AutoTokenizer.from_pretrained(".")
+```
+
+With vLLM:
+
+```sh
+vllm serve .
+```"""
+
+
+def _use_gguf(_spec: JobSpec, facts: CardFacts) -> str:
+    return f"""\
+With llama.cpp:
+
+```sh
+llama-server --model {facts.file} --jinja
+```
+
+With Ollama, by the `Modelfile` in this folder:
+
+```sh
+ollama create grpo-model --file Modelfile
+ollama run grpo-model
+```"""
+
+
+def _served_rank(spec: JobSpec) -> int:
+    """The smallest limit of vLLM's that this adapter fits into."""
+    return next((limit for limit in (8, 16, 32, 64, 128, 256) if spec.lora.rank <= limit), spec.lora.rank)
+
+
+def _revision(spec: JobSpec) -> str:
+    return f" (revision `{spec.model.revision}`)" if spec.model.revision else ""
 
 
 def _dataset(spec: JobSpec) -> str:
-    """The data set's public name; a local file has none."""
-    return "a local file" if spec.data.source == "file" else spec.data.dataset
+    """The data set's public name, with where its licence is; a local file has no name."""
+    match spec.data.source:
+        case "file":
+            return "a local file, licence unknown"
+        case "hub":
+            return f"`{spec.data.dataset}`, licence: see its page on the hub"
+        case _:
+            return f"`{spec.data.dataset}`, an upload, licence unknown"
+
+
+def _rewards(spec: JobSpec) -> str:
+    """The recipe's rewards by their weights, and own graders by name and type."""
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in spec.rewards.weights.by_name.items())
+    graders = ", ".join(f"{name} ({grader.type})" for name, grader in spec.rewards.graders.items())
+    said = [f"mode `{spec.rewards.mode}`", f"weights {weights}", f"graders {graders}" if graders else ""]
+    formula = f"formula `{json.dumps(spec.rewards.formula)[1:-1]}`" if spec.rewards.formula else ""
+    return ", ".join(part for part in (*said, formula) if part).replace("|", "\\|").replace("\n", " ")
 
 
 def _asking(spec: JobSpec) -> str:

@@ -36,7 +36,7 @@ from grpo_core.checkpoints.manifest import (
     unreadable,
     write_manifest,
 )
-from grpo_core.checkpoints.model_card import model_card
+from grpo_core.checkpoints.model_card import CardFacts, model_card
 from grpo_core.errors import JobFailure
 from grpo_core.reasons import EventType, FailureCode
 from grpo_core.run_dir.layout import RunFolder, new_folder, step_of, write_json, write_text
@@ -138,11 +138,11 @@ def write_adapter(
     steps: int,
     rewards: Mapping[str, float | int | None],
 ) -> None:
-    """Write the result: the adapter in PEFT's format, the tokenizer and a model card."""
+    """Write the result: the adapter in PEFT's format, the tokenizer and a model card without an evaluation."""
     with new_folder(folder) as part:
         _save_adapter_files(part, model, spec)
         tokenizer.save_pretrained(part)
-        write_text(part / "README.md", model_card(spec, steps=steps, rewards=rewards))
+        write_text(part / "README.md", model_card(spec, CardFacts(steps=steps, rewards=rewards)))
 
 
 def load_adapter(folder: Path, model: PeftModel, spec: JobSpec) -> None:

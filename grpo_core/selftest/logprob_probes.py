@@ -46,11 +46,11 @@ class Difference:
     max: float
 
 
-def make_probes(texts: Texts, data: DataSection, tokenizer: Any) -> list[LogprobProbe]:
-    """Some texts as token ids, their answers cut; each question comes once before any comes twice."""
+def make_probes(texts: Texts, data: DataSection, tokenizer: Any, *, count: int = PROBES) -> list[LogprobProbe]:
+    """At most `count` texts as token ids, their answers cut; each question comes once before any comes twice."""
     given = [(question, answer) for question, answer in texts if answer]
     first_of_each = {question: (question, answer) for question, answer in reversed(given)}
-    chosen = list(dict.fromkeys([*reversed(first_of_each.values()), *given]))[:PROBES]
+    chosen = list(dict.fromkeys([*reversed(first_of_each.values()), *given]))[:count]
     probes: list[LogprobProbe] = []
     for question, answer in chosen:
         prompt = encode(tokenizer, [messages_for(question, data)])[0]

@@ -32,6 +32,7 @@ from api.queries import check_query
 from api.relay import Relay
 from api.routes import (
     datasets,
+    exports,
     graders,
     groups,
     health,
@@ -69,6 +70,7 @@ def create_app(
     app = Litestar(
         route_handlers=[
             jobs.ROUTER,
+            exports.ROUTER,
             groups.ROUTER,
             groups.compare_jobs,
             rollouts.ROUTER,

@@ -54,11 +54,12 @@ async def submission_key(request: Request[Any, Any, Any], spec: NamedDependency[
 
     The body and not the resolved spec, which a newer release may resolve otherwise between two attempts.
     """
-    key = read_key(request)
-    if key is None:
-        return None
-    body = await request.body()
-    return await sync_to_thread(lambda: RequestKey.of("submitJob", key, strict_json.canonical(strict_json.loads(body))))
+    return await _of_body("submitJob", request)
+
+
+async def export_key(request: Request[Any, Any, Any], spec: NamedDependency[SkipValidation[JobSpec]]) -> Any:  # noqa: ARG001 - read first
+    """Dependency: the same for an export."""
+    return await _of_body("submitExport", request)
 
 
 async def group_key(
@@ -66,13 +67,15 @@ async def group_key(
     sweep: NamedDependency[SkipValidation[list[JobSpec]]],  # noqa: ARG001 - read first
 ) -> Any:
     """Dependency: the same for a group of jobs."""
+    return await _of_body("submitGroup", request)
+
+
+async def _of_body(operation: str, request: Request[Any, Any, Any]) -> RequestKey | None:
     key = read_key(request)
     if key is None:
         return None
     body = await request.body()
-    return await sync_to_thread(
-        lambda: RequestKey.of("submitGroup", key, strict_json.canonical(strict_json.loads(body)))
-    )
+    return await sync_to_thread(lambda: RequestKey.of(operation, key, strict_json.canonical(strict_json.loads(body))))
 
 
 def upload_key(request: Request[Any, Any, Any], upload: NamedDependency[SkipValidation[Upload]]) -> Any:

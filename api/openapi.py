@@ -343,6 +343,14 @@ _BODIES: dict[str, Any] = {
             },
         },
         {"url": "https://example.com/hooks", "events": ["fine_tuning.job.succeeded", "fine_tuning.job.failed"]},
+    "submitExport": _object_body(
+        "One of your jobs, and the form to write its adapter in.",
+        ["job"],
+        {
+            **{name: {"$ref": f"{REF}ExportSection/properties/{name}"} for name in ("job", "step", "format", "type")},
+            **{name: {"$ref": f"{REF}JobSpec/properties/{name}"} for name in ("name", "metadata", "resources")},
+        },
+        {"job": "job-01ARZ3NDEKTSV4RRFFQ69G5FAV", "format": "gguf", "type": "q8_0"},
     ),
     "submitJob": {
         "required": True,
@@ -399,6 +407,7 @@ _METADATA: dict[str, Any] = {
 }
 
 _EXTRA_PARAMETERS: dict[str, list[Any]] = {
+    "submitExport": [_IDEMPOTENCY_KEY],
     "submitJob": [_IDEMPOTENCY_KEY],
     "uploadDataset": [_IDEMPOTENCY_KEY],
     "listEvents": [

@@ -118,6 +118,23 @@ class GrpoClient:
         sweep = {"spec": spec, "grid": dict(grid or {}), "repeat": repeat}
         return results.SubmittedGroup(self._submit("/groups", sweep, idempotency_key))
 
+    def export(
+        self,
+        job_id: str,
+        *,
+        step: int | None = None,
+        format: str = "merged",  # noqa: A002 - the field's name
+        type: str = "auto",  # noqa: A002 - the field's name
+        idempotency_key: str | None = None,
+    ) -> results.SubmittedJob:
+        """Have a worker write a job's adapter in another form; returns the job that does it.
+
+        `format` is `merged` or `gguf`, `type` is `auto`, `f16`, `bf16`, or for GGUF `q8_0`. Without a `step`, it is the
+        best or last adapter. When that job has succeeded, its files are below `export/`.
+        """
+        asked = {"job": job_id, "format": format, "type": type, **_given(step=step)}
+        return results.SubmittedJob(self._submit("/exports", asked, idempotency_key))
+
     def _submit(self, path: str, body: Mapping[str, Any], idempotency_key: str | None) -> dict[str, Any]:
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         for delay in RETRY_DELAYS:

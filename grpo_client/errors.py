@@ -5,7 +5,8 @@ ClientError
 ├── UnreachableError    the service did not answer, or the answer broke off
 ├── ProblemError        the service refused: status, code, detail, and errors with field and remedy
 ├── WaitTimeoutError    the job had not ended when the time given to `wait` or `stream` was over
-└── DownloadError       a file that differs from what the service announced, or is not safe to write
+├── DownloadError       a file that differs from what the service announced, or is not safe to write
+└── PushError           a model hub that refused an upload, or could not be reached
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ class WaitTimeoutError(ClientError, TimeoutError):
 
 class DownloadError(ClientError):
     """A file was refused: it differs from what was announced, or its name is not safe to write."""
+
+
+class PushError(ClientError):
+    """A model hub refused an upload, or could not be reached."""
 
 
 class ProblemError(ClientError):

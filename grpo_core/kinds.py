@@ -69,6 +69,8 @@ def _runner(spec: JobSpec) -> Runner:
     """The kind's runner, imported here, because it brings torch with it."""
     if spec.kind == "serving":
         return importlib.import_module("grpo_core.serving.run").run
+    if spec.kind == "export":
+        return importlib.import_module("grpo_core.export.runner").run_export
     raise JobFailure(
         FailureCode.ENGINE_NOT_AVAILABLE,
         f"This release cannot run a job of kind {spec.kind}.",

@@ -315,6 +315,11 @@ class WarningCode(Reason):
         "The run wrote more than 128 MiB of events; later ones are skipped, except the phase",
         "本次运行的事件超过 128 MiB，此后只记录阶段",
     )
+    LITTLE_KEPT = (
+        "little_kept",
+        "Rounding loses much of what the adapter changes",
+        "舍入使适配器的改动损失较多",
+    )
     TRACKER_FAILED = (
         "tracker_failed",
         "A tracker failed and receives nothing more; the job's own files are complete",

@@ -80,6 +80,7 @@ CLIENT = CommandSet(
             "metrics", "grpo_client.cli.metrics:metrics", "Print the metrics of each step of a job; --csv for a file."
         ),
         Command("download", "grpo_client.cli.jobs:download", "Download a job's files and check every hash."),
+        Command("export", "grpo_client.cli.export:export", "Take a model away: merged, as GGUF, or to a hub."),
         Command(
             "rollouts",
             "grpo_client.cli.rollouts:rollouts",

@@ -1,7 +1,7 @@
 """The README of a trained model: what it is, how it came about, what it learnt and how to load it.
 
-Owns the card's text, of the adapter and of its exports. Invariant: it names the base model and the job's settings, never
-a path of the machine, and nothing that is not known.
+Owns the card's text, of the adapter and of its exports. Invariant: it names the base model and the job's settings,
+never a path of the machine, and nothing that is not known.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def model_card(spec: JobSpec, facts: CardFacts) -> str:
     """The card in Markdown, with the front matter the hub reads."""
     sections = [
         _front_matter(spec, facts),
-        f"# {spec.name or 'GRPO adapter'}\n\n{_WHAT[facts.form]} `{spec.model.name}`{_revision(spec)}, trained with GRPO "
-        "by grpo-jobs.",
+        f"# {spec.name or 'GRPO adapter'}",
+        f"{_WHAT[facts.form]} `{spec.model.name}`{_revision(spec)}, trained with GRPO by grpo-jobs.",
         _table(_settings(spec, facts)),
         _results(facts),
         _comparison(facts),
@@ -62,6 +62,7 @@ def model_card(spec: JobSpec, facts: CardFacts) -> str:
 
 def _front_matter(spec: JobSpec, facts: CardFacts) -> str:
     library = _LIBRARY[facts.form]
+    tags = [*(["gguf"] if facts.form == "gguf" else []), "lora", "grpo", "reinforcement-learning"]
     lines = [
         f"base_model: {spec.model.name}",
         f"base_model_relation: {_RELATION[facts.form]}",
@@ -70,35 +71,29 @@ def _front_matter(spec: JobSpec, facts: CardFacts) -> str:
         *([f"datasets:\n- {spec.data.dataset}"] if spec.data.source == "hub" else []),
         "pipeline_tag: text-generation",
         "tags:",
-        *(f"- {tag}" for tag in (*(["gguf"] if facts.form == "gguf" else []), "lora", "grpo", "reinforcement-learning")),
+        *(f"- {tag}" for tag in tags),
     ]
     return "---\n" + "\n".join(lines) + "\n---"
 
 
 def _settings(spec: JobSpec, facts: CardFacts) -> list[tuple[str, str]]:
-    rewards = facts.rewards
     return [
         ("base model", f"`{spec.model.name}`{_revision(spec)}, licence {facts.licence or UNKNOWN_LICENCE}"),
         ("steps", "unknown" if facts.steps is None else str(facts.steps)),
         ("completions a step", f"{spec.sampling.prompts_per_step} prompts × {spec.sampling.generations}"),
         ("data", _dataset(spec)),
         ("rewards", _rewards(spec)),
-        *(
-            [
-                (
-                    "mean reward",
-                    f"{_number(rewards['start'])} at the start, {_number(rewards['end'])} at the end "
-                    f"(over {rewards['steps_averaged']} steps each)",
-                )
-            ]
-            if rewards
-            else []
-        ),
+        *([("mean reward", _rise(facts.rewards))] if facts.rewards else []),
         ("LoRA", f"rank {spec.lora.rank}, alpha {spec.lora.alpha}, dropout {spec.lora.dropout:g}"),
         ("learning rate", f"{spec.optimizer.learning_rate:g}"),
         ("loss", f"{spec.loss.type}, beta {spec.loss.beta:g}"),
         ("job spec (SHA-256)", f"`{spec.digest()}`"),
     ]
+
+
+def _rise(rewards: Mapping[str, float | int | None]) -> str:
+    start, end = _number(rewards["start"]), _number(rewards["end"])
+    return f"{start} at the start, {end} at the end (over {rewards['steps_averaged']} steps each)"
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:
@@ -117,7 +112,9 @@ def _results(facts: CardFacts) -> str:
         for name, one in paired.items()
     ]
     head = ["| measure | before | after | difference (95 % interval) | p |", "|---|---|---|---|---|"]
-    asked = f"{found['questions']} questions that were not trained on ({found['held_out']}), asked at the end of training."
+    asked = (
+        f"{found['questions']} questions that were not trained on ({found['held_out']}), asked at the end of training."
+    )
     return "## Results\n\n" + "\n".join([*head, *rows]) + f"\n\n{asked}"
 
 
@@ -126,8 +123,8 @@ def _comparison(facts: CardFacts) -> str:
     if not found:
         return ""
     return (
-        f"Checked when it was exported: on {found['questions']} questions, its log-probabilities of the adapter's answers "
-        f"are {found['mean']:.2g} apart from the adapter's on average, where the adapter itself changes "
+        f"Checked when it was exported: on {found['questions']} questions, its log-probabilities of the adapter's "
+        f"answers are {found['mean']:.2g} apart from the adapter's on average, where the adapter itself changes "
         f"{found['adapter_effect']:.2g}; {found['same_answers']} greedy answers are the same."
     )
 

@@ -16,7 +16,7 @@ import torch
 from grpo_core.errors import fault
 from grpo_core.evaluation.generate import Sampling, ask
 from grpo_core.reasons import FailureCode
-from grpo_core.selftest.logprob_probes import LogProbs, LogprobProbe, difference, make_probes, token_logprobs
+from grpo_core.selftest.logprob_probes import LogprobProbe, LogProbs, difference, make_probes, token_logprobs
 
 if TYPE_CHECKING:
     from grpo_core.hardware.models import Precision
@@ -79,7 +79,9 @@ def ask_adapter(model: Any, tokenizer: Any, data: DataSection, precision: Precis
     return Asked(probes, answers, token_logprobs(model, probes, precision), base)
 
 
-def require_same(asked: Asked, model: Any, tokenizer: Any, data: DataSection, precision: Precision, kind: str) -> Comparison:
+def require_same(
+    asked: Asked, model: Any, tokenizer: Any, data: DataSection, precision: Precision, kind: str
+) -> Comparison:
     """Ask the exported model and return the figures. Raises an `internal` failure if it answers otherwise."""
     answers = _answers(model, tokenizer, data)
     exported = token_logprobs(model, asked.probes, precision)
@@ -111,8 +113,8 @@ def release() -> None:
 
 
 def _bound(kind: str, effect: float) -> float:
-    """An export without the adapter would be away from it by the whole effect, and must fail wherever it can be told
-    from rounding."""
+    """An export without the adapter differs from it by the whole effect, and must fail wherever that exceeds
+    rounding."""
     allowed = BOUNDS[kind]
     return min(allowed, CLOSER * effect) if effect > 2 * allowed else allowed
 

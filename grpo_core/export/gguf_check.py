@@ -5,13 +5,14 @@ Owns which settings and tokens must be found in the file. Invariant: a file that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from gguf import GGUFReader
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from grpo_core.engines.native.architecture import Architecture
 from grpo_core.errors import fault
@@ -38,10 +39,17 @@ def load_gguf(file: Path, architecture: Architecture, precision: Precision) -> A
         _require(name, getattr(found, name), getattr(config, name))
     _require("rope_theta", found.rope_parameters["rope_theta"], config.rope_parameters["rope_theta"])
     # transformers reads neither the size of a head nor a scaled rotary embedding from the format.
-    options: dict[str, Any] = {"config": config, "dtype": getattr(torch, precision.dtype)}
+    options: dict[str, Any] = {"config": _as_written(config), "dtype": getattr(torch, precision.dtype)}
     if precision.weights != "fp32":
         options["device_map"] = {"": 0}
     return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **options)
+
+
+def _as_written(config: Any) -> Any:
+    """The format has Mistral's models as Llama's: within their window they are the same."""
+    if config.model_type != "mistral":
+        return config
+    return LlamaConfig.from_dict({**config.to_dict(), "model_type": "llama", "architectures": ["LlamaForCausalLM"]})
 
 
 def require_tokenizer(file: Path, tokenizer: GgufTokenizer) -> None:
@@ -58,6 +66,12 @@ def require_tokenizer(file: Path, tokenizer: GgufTokenizer) -> None:
 
 
 def _require(name: str, found: object, wanted: object) -> None:
-    same = abs(found - wanted) <= 1e-6 * abs(wanted) if isinstance(wanted, float) and isinstance(found, float) else found == wanted  # fmt: skip
-    if not same:
+    if not _same(found, wanted):
         raise fault(FailureCode.EXPORT_DIFFERS, f"The GGUF file has another {name} than the model: {str(found)[:80]}.")
+
+
+def _same(found: object, wanted: object) -> bool:
+    """The format has numbers in 32 bits."""
+    if isinstance(found, float) and isinstance(wanted, float):
+        return math.isclose(found, wanted, rel_tol=1e-6)
+    return found == wanted

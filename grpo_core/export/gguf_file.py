@@ -1,4 +1,4 @@
-"""Writes a merged model as one GGUF file, for llama.cpp, Ollama and whatever else reads that format.
+"""Writes a merged model as one GGUF file, for llama.cpp, Ollama and other programs that read this format.
 
 Owns names, order and types of the tensors and the metadata about the architecture; the format itself is `gguf`'s.
 Invariant: memory holds one tensor, and a setting that would change the arithmetic is either written or refused.

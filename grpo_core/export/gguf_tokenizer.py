@@ -1,7 +1,7 @@
 """A tokenizer as GGUF stores it: tokens by id, merges, how text is split before merging, special tokens, chat template.
 
-Owns the way splits of `tokenizer.json` are recognised among those that llama.cpp implements. Invariant: a tokenizer that
-llama.cpp would read differently is refused; none is written with a split that only resembles its own.
+Owns the way splits of `tokenizer.json` are recognised among those that llama.cpp implements. Invariant: a tokenizer
+that llama.cpp would read differently is refused; none is written with a split that only resembles its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from gguf import GGUFWriter, TokenType
 from grpo_core.errors import JobFailure
 from grpo_core.reasons import FailureCode
 
-_SPLIT: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLIT: Final = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _TEKKEN: Final = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -137,7 +139,7 @@ def _tokens(
 
 
 def _merges(merges: Sequence[Any]) -> list[str]:
-    """Each pair as one text. Bytes have letters of their own in these tokenizers, so that no part has a space."""
+    """Each pair as one text. Each byte is a letter in these tokenizers, so that no part has a space."""
     return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
 
 

@@ -1,7 +1,7 @@
 """The weights of a base model with its adapter merged in, one tensor at a time.
 
-Owns which tensor is merged and with what precision; PEFT merges. Invariants: memory holds the adapter, one tensor of the
-base and its merged copy, never the model; and every matrix of the adapter is merged, or nothing is.
+Owns which tensor is merged and with what precision; PEFT merges. Invariants: memory holds the adapter, one tensor of
+the base and its merged copy, never the model; and every matrix of the adapter is merged, or nothing is.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ RECORD_NAME: Final = "export.json"
 KEPT_WELL: Final = 0.9
 """If rounding leaves less than this share of the adapter's change, the owner is warned."""
 FP32_PARAMETERS: Final = 3_000_000_000
-"""On a CPU, larger models are asked in bfloat16: in 32 bits this many take 12 GB."""
+"""On a CPU, larger models compute in bfloat16: in 32 bits this many take 12 GB."""
 NAMES: Final[Mapping[torch.dtype, str]] = {torch.float16: "f16", torch.bfloat16: "bf16"}
 DTYPES: Final[Mapping[str, torch.dtype]] = {name: dtype for dtype, name in NAMES.items()}
 
@@ -69,8 +69,8 @@ class Exported:
         if self.kept is None or self.kept >= KEPT_WELL:
             return None
         return (
-            f"Rounding to {self.type} leaves {self.kept:.0%} of what the adapter changes, because its updates are small "
-            "against the distance between two numbers of this type. Use the adapter on its base, or GGUF in f16."
+            f"Rounding to {self.type} leaves {self.kept:.0%} of what the adapter changes, because its updates are "
+            "small against the distance between two numbers of this type. Use the adapter on its base, or GGUF in f16."
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def export(asked: ExportSection, source: Source, files: ModelFiles, out: Path) -
 
 
 def _precision(files: ModelFiles, hardware: Hardware) -> Precision:
-    """How both models are held in memory while they are asked."""
+    """How both models are held in memory while they answer."""
     if hardware.gpus:
         return Precision("16bit", "16bit", "bfloat16" if hardware.bf16 else "float16", "as it is exported")
     if files.parameters > FP32_PARAMETERS:
@@ -130,7 +130,7 @@ def _precision(files: ModelFiles, hardware: Hardware) -> Precision:
 
 
 def _write_merged(
-    asked: ExportSection, source: Source, files: ModelFiles, weights: MergedWeights, _tokenizer: Any, out: Path
+    asked: ExportSection, _source: Source, files: ModelFiles, weights: MergedWeights, _tokenizer: Any, out: Path
 ) -> _Written:
     dtype = weights.stored_dtype() if asked.type == "auto" else DTYPES[asked.type]
     write_model_folder(weights, files.path, out, dtype=dtype)
@@ -166,6 +166,6 @@ def _compare(source: Source, files: ModelFiles, tokenizer: Any, precision: Preci
 
 
 def _ask_adapter(source: Source, files: ModelFiles, tokenizer: Any, precision: Precision) -> Asked:
-    """In a function of its own, so that the model is gone when it returns."""
+    """In a separate function, so that the model is gone when it returns."""
     model = PeftModel.from_pretrained(load_base(files.path, precision), source.adapter)
     return ask_adapter(model, tokenizer, source.spec.data, precision)

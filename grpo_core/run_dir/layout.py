@@ -59,6 +59,11 @@ class RunFolder:
         return self.inputs / "adapters"
 
     @property
+    def source(self) -> Path:
+        """For an export: `spec.json` and `report.json` of the job that trained the adapter."""
+        return self.inputs / "source"
+
+    @property
     def export(self) -> Path:
         """What an export writes."""
         return self.root / "export"

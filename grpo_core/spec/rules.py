@@ -337,6 +337,13 @@ def _sections_have_their_kind(spec: JobSpec) -> Iterator[Problem]:
             detail="is missing",
             remedy="Give the id of one of your jobs, whose adapter is meant.",
         )
+    if spec.export.type == "q8_0" and spec.export.format != "gguf":
+        yield Problem(
+            pointer="/export/type",
+            code="not_applicable",
+            detail="is a type of GGUF files alone",
+            remedy='Set export.format to "gguf", or type to "auto".',
+        )
     if spec.kind == "serving" and len(set(spec.serving.steps)) < len(spec.serving.steps):
         yield Problem(
             pointer="/serving/steps",

@@ -531,6 +531,12 @@ class ExportSection(Section):
     `engine`."""
     step: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     """One of its checkpoints; null is its best or last adapter."""
+    format: Literal["merged", "gguf"] = "merged"
+    """`merged`: the whole model as safetensors, as transformers and vLLM load it. `gguf`: one file for llama.cpp and
+    Ollama."""
+    type: Literal["auto", "f16", "bf16", "q8_0"] = "auto"
+    """The type of the weights. `auto`: the base's 16-bit type, or `f16` for `gguf`, which rounds least. `q8_0`, with
+    about 8 bits, is for `gguf`."""
 
 
 class CheckpointReference(Section):

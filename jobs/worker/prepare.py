@@ -32,7 +32,7 @@ from jobs.store.commits import Commit, CommitRef, ResumeBase
 from jobs.store.datasets import DatasetStore
 from jobs.store.job import JobRecord
 from jobs.store.job_store import JobEvent
-from jobs.store.write_once import ManifestEntry
+from jobs.store.write_once import ManifestEntry, WriteOnceStore
 from jobs.worker.interruptible_retry import Interrupt, InterruptibleRetry
 
 log = structlog.get_logger()
@@ -108,6 +108,20 @@ class Preparation:
                 target = folder / name / file.path
                 self._retry(lambda f=file, t=target: store.download(f.key, t, f.sha256), INTERRUPTS)
         write_index(folder, found)
+        if source.section == "export":
+            self._describe_source(record)
+
+    def _describe_source(self, record: JobRecord) -> None:
+        """Write down the spec and the report of the job that trained an adapter, for the model card of its export."""
+        folder = self._inputs / "source"
+        folder.mkdir(exist_ok=True)
+        (folder / "spec.json").write_text(strict_json.dumps(record.spec), encoding="utf-8")
+        written_once, key = WriteOnceStore(self._store), record.manifest
+        manifest = self._retry(lambda: written_once.manifest(key), INTERRUPTS) if key else None
+        for entry in manifest.objects if manifest else ():
+            if entry.path == "report.json":
+                target = folder / entry.name
+                self._retry(lambda e=entry, t=target: self._store.download(e.key, t, e.sha256), INTERRUPTS)
 
     def _fetch_checkpoint(self, job_id: str, step: int) -> None:
         """Fetch the adapter from which the job starts, of this or another job."""

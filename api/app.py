@@ -26,7 +26,7 @@ from api.openai import files as openai_files
 from api.openai import graders as openai_graders
 from api.openai import jobs as openai_jobs
 from api.openai.errors import handle
-from api.page import assets, curves, guide, report, session
+from api.page import adapter, assets, curves, guide, report, session
 from api.places import Places
 from api.queries import check_query
 from api.relay import Relay
@@ -98,6 +98,7 @@ def create_app(
             curves.reward_curves,
             guide.guide,
             report.report,
+            adapter.adapter,
         ],
         dependencies=PROVIDERS,
         exception_handlers={HTTPException: handle, Exception: handle},

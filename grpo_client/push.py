@@ -45,7 +45,7 @@ def push(hub: HfApi, folder: Path, repository: str, *, private: bool, message: s
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        hub.create_repo(repository, private=private, exist_ok=True)
+        hub.create_repo(repository, visibility="private" if private else "public", exist_ok=True)
         if private and not _is_private(hub.model_info(repository)):
             raise PushError(f"{repository} exists and is public. Name another one, or push with --public.")
         hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
@@ -53,8 +53,8 @@ def push(hub: HfApi, folder: Path, repository: str, *, private: bool, message: s
         status = error.response.status_code
         hint = " Check that your token may write there." if status in (401, 403) else ""
         raise PushError(f"The hub answered {status} for {repository}.{hint}") from error
-    except (httpx.TransportError, OSError) as error:
-        raise PushError(f"The hub cannot be reached ({type(error).__name__}). Push again to continue.") from error
+    except (httpx.TransportError, OSError, RuntimeError) as error:  # the last one where a file's upload broke off
+        raise PushError(f"The upload broke off ({type(error).__name__}: {error}). Push again to continue.") from error
     return f"{hub.endpoint}/{repository}"
 
 

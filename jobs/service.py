@@ -47,6 +47,7 @@ from jobs.lifecycle.time_limit import Overdue
 from jobs.lifecycle.valkey_recovery import ValkeyRecovery
 from jobs.lifecycle.wakeups import WakeupPublisher
 from jobs.read import metrics
+from jobs.read.archive import Archive
 from jobs.read.events import EventPage, EventPages
 from jobs.read.fleet import Fleet, FleetWorker
 from jobs.read.groups import GroupSummary, summarise
@@ -645,6 +646,15 @@ class JobService:
             )
             for entry in manifest.objects
         ]
+
+    def archive(self, job_id: str, owner: str, folder: str) -> Archive:
+        """Return the files of an ended job below a folder, such as `adapter/`, as one archive. Raises `NotFound`."""
+        record = self.get(job_id, owner)
+        manifest = self.write_once.manifest(record.manifest) if record.manifest else None
+        entries = [entry for entry in manifest.objects if entry.path.startswith(folder)] if manifest else []
+        if not entries:
+            raise NotFound(folder.rstrip("/"), f"of {job_id}")
+        return Archive(self.store, entries)
 
     def checkpoints(self, job_id: str, owner: str) -> list[LinkedCheckpoint]:
         """Return a job's complete checkpoints with links to their files, also while it runs."""

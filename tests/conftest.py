@@ -35,6 +35,7 @@ NEED_TORCH = (
     "unit/test_tensor_tree.py",
     "unit/test_tiny_model.py",
     "unit/test_unsloth_engine.py",
+    "integration/test_export_formats.py",
     "integration/test_selftest.py",
 )
 """Files whose tests import torch and TRL in their own process, for 7 seconds: one process of `make test` gets all."""

@@ -1,4 +1,4 @@
-"""The route below /exports: write a job's adapter in another form, as a job of its own.
+"""The route below /exports: write a job's adapter in another form, as a separate job.
 
 Handlers only translate: an export is a job of kind `export`, read, cancelled and deleted like any other. Invariant: a
 problem points into this route's body, not into the spec that the body becomes.

@@ -95,7 +95,7 @@ def export(
 
 def _check(*, merge: bool, gguf: bool, step: int | None, push: str | None, no_wait: bool) -> None:
     if merge and gguf:
-        raise CommandError("Give --merge or --gguf, not both: each is a job of its own.", EXIT_REFUSED)
+        raise CommandError("Give --merge or --gguf, not both: each is a separate job.", EXIT_REFUSED)
     if not (merge or gguf or push):
         raise CommandError("Say what to do: --merge, --gguf, or --push owner/name for the adapter.", EXIT_REFUSED)
     if step is not None and not (merge or gguf):

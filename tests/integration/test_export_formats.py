@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
+from grpo_core.checkpoints.model_card import CardFacts
+from grpo_core.errors import JobFailure
 from grpo_core.hardware.models import ModelFiles
 from grpo_core.spec import JobSpec, parse_spec
+from grpo_core.spec.sections import ExportSection
 from tests.lazy import lazy
 
 torch = lazy("torch")
@@ -224,3 +227,99 @@ def ending_in_text(model: Any, tokenizer: Any) -> tuple[list[int], Any]:
         if following.isascii() and following.isprintable() and "<" not in following:
             return prompt, expected
     raise AssertionError("the model says no text")
+
+
+class Exporting:
+    """The demo's model with an adapter, and what is exported of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = ModelFiles("tiny-english", None, "folder", MODEL, 500_000)
+        self.adapter = write_adapter(folder / "adapter", MODEL, std=0.05)
+        self.out = folder / "export"
+
+    def __call__(self, **asked: Any) -> Any:
+        source = export_run.Source(adapter=self.adapter, spec=SPEC, facts=CardFacts(steps=3))
+        return export_run.export(ExportSection(**asked), source, self.files, self.out)
+
+
+@pytest.fixture
+def exporting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Exporting:
+    monkeypatch.setattr("grpo_core.export.comparison.ANSWER_TOKENS", 24)
+    return Exporting(tmp_path)
+
+
+def test_a_merged_model_is_whole_and_tells_how_the_check_went(exporting: Exporting) -> None:
+    exported = exporting(format="merged")
+    assert exported.type == "bf16"
+    assert 0 < exported.comparison.mean < exported.comparison.bound < exported.comparison.adapter_effect
+    assert exported.kept == pytest.approx(1, abs=0.01)
+    assert exported.warning is None
+    names = {file.name for file in exporting.out.iterdir()}
+    assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "README.md"} <= names
+    card = (exporting.out / "README.md").read_text("utf-8")
+    assert "library_name: transformers" in card
+    assert "licence unknown: see the base model" in card
+    assert json.loads((exporting.out / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_shards_have_an_index(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", MODEL)
+    out = tmp_path / "out"
+    out.mkdir()
+    weights = merged.MergedWeights(MODEL, adapter)
+    model_folder.write_model_folder(weights, MODEL, out, dtype=torch.float32, shard_bytes=700_000)
+    assert len([*out.glob("model-*.safetensors")]) > 2
+    ids = list(range(40, 60))
+    found = logprobs(transformers.AutoModelForCausalLM.from_pretrained(out).eval(), ids)
+    assert (found - logprobs(adapted(MODEL, adapter), ids)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("form", ["merged", "gguf"])
+def test_a_model_without_its_adapter_is_refused(
+    exporting: Exporting, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grpo_core.export.merged.MergedWeights._merge", lambda _self, _module, weight: weight)
+    with pytest.raises(JobFailure, match="Nothing was published") as failure:
+        exporting(format=form)
+    assert failure.value.report.code == "export_differs"
+    assert not exporting.out.exists()
+
+
+def test_an_update_that_rounding_loses_is_worth_a_warning(exporting: Exporting) -> None:
+    exporting.adapter = write_adapter(exporting.adapter.parent / "small", MODEL, std=1e-6)
+    exported = exporting(format="merged", type="f16")
+    assert exported.kept < 0.9
+    assert "Use the adapter on its base" in exported.warning
+
+
+def test_a_base_that_the_adapter_does_not_fit_is_refused(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", MODEL)
+    other = write_model(tmp_path / "other", "llama").path
+    with pytest.raises(JobFailure, match=r"has no model\.layers\.2"):
+        merged.MergedWeights(other, adapter)
+
+
+def spoiled(**changes: Any) -> Callable[[], dict[str, Any]]:
+    def parts() -> dict[str, Any]:
+        found = json.loads((MODEL / "tokenizer.json").read_text("utf-8"))
+        model = {**found["model"], **changes.pop("model", {})}
+        return {**found, **changes, "model": model}
+
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [
+        (spoiled(pre_tokenizer={"type": "Whitespace"}), "none that llama.cpp is known to have"),
+        (spoiled(pre_tokenizer=None), "does not split text"),
+        (spoiled(normalizer={"type": "Lowercase"}), "has the normalizer Lowercase"),
+        (spoiled(model={"byte_fallback": True}), "SentencePiece"),
+        (spoiled(model={"type": "Unigram"}), "it is Unigram"),
+        (spoiled(model={"ignore_merges": True}), "none that llama.cpp is known to have"),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_reads_otherwise_is_refused(parts: Callable[[], dict[str, Any]], why: str) -> None:
+    with pytest.raises(JobFailure, match=why) as failure:
+        gguf_tokenizer.pre_tokenizer_of(parts())
+    assert failure.value.report.code == "export_not_possible"

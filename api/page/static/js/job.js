@@ -3,6 +3,7 @@
 import { post, query as queryString, request } from "./api.js";
 import { fill, h, raw, redraw } from "./dom.js";
 import { duration, fixed, number, percent, signed, t, time } from "./i18n.js";
+import { exportDialog } from "./export.js";
 import { badge, confirmed, copyButton, failureCard, jobName, nowhere, problemCard, progressBar, prose, tile, toast } from "./parts.js";
 import { ENDED, JobFeed } from "./feed.js";
 import { curvesTab } from "./curves.js";
@@ -158,6 +159,8 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
       mayWrite && ["queued", "running"].includes(job.status) ? button("pause") : null,
       mayWrite && job.status === "paused" ? button("resume") : null,
       mayWrite && !ENDED.has(job.status) && job.status !== "cancelling" ? button("cancel", true) : null,
+      hasAdapter(job) ? h("a", { class: "button", href: `/page/adapters/${id}`, download: `${id}-adapter.tar`, title: t("action.adapter.hint") }, t("action.adapter")) : null,
+      mayWrite && hasAdapter(job) ? h("button", { type: "button", onclick: () => exportDialog(feed.job) }, t("action.export")) : null,
       h("a", { class: "button", href: `#/compare?a=${id}` }, t("nav.compare")),
       mayWrite ? h("a", { class: "button", href: `#/new?from=${id}` }, t("action.clone")) : null,
       mayWrite && ENDED.has(job.status) ? button("delete", true) : null,
@@ -201,6 +204,11 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
       feed.close();
     },
   };
+}
+
+/** Whether it has trained to its end. */
+function hasAdapter(job) {
+  return job.status === "succeeded" && (job.spec.kind ?? "training") === "training";
 }
 
 /** What a queued job waits for: a worker at all, or that those before it are done. */

@@ -1,0 +1,179 @@
+"""Pushing to a hub: the real library against a hub on loopback that keeps what it gets."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from grpo_client.errors import PushError
+from grpo_client.push import check_repository, connect, push
+from tests.hub_server import Recorder
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the library's own upload
+
+TOKEN = "hf_the_owners_own_token"
+NAME = "ann/my-model"
+
+
+@dataclass
+class Stored:
+    """A repository that is written to."""
+
+    private: bool
+    files: dict[str, bytes] = field(default_factory=dict[str, bytes])
+
+
+class WritableHub(Recorder):
+    """As much of the hub's HTTP as its library uses to make a repository and to upload a folder."""
+
+    repos: dict[str, Stored]
+    large: dict[str, bytes]
+    """Files that are sent apart from the commit, by their SHA-256."""
+
+    do_PUT = Recorder.do_GET  # noqa: N815 - named by the standard library
+
+    def answer(self, path: str) -> None:
+        raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if path.startswith("/large/"):  # storage, which is not given the token
+            assert "Authorization" not in self.headers
+            self.large[path.removeprefix("/large/")] = raw
+            self.respond(b"")
+        elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self.respond({"error": "Invalid username or password."}, 401)
+        elif path == "/api/repos/create":
+            self.create(json.loads(raw))
+        else:
+            self.on_repo(path, raw)
+
+    def create(self, asked: dict[str, Any]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        if name.startswith("other/"):
+            self.respond({"error": "You don't have the rights"}, 403)
+        elif name in self.repos:
+            self.respond({"error": "You already created this model repo", "url": f"{self.base}/{name}"}, 409)
+        else:
+            self.repos[name] = Stored(private=asked["visibility"] == "private")
+            self.respond({"url": f"{self.base}/{name}"})
+
+    def on_repo(self, path: str, raw: bytes) -> None:
+        name = next((name for name in self.repos if f"/{name}" in path), "")
+        if path == f"/api/models/{name}":
+            repo = self.repos[name]
+            self.respond({"id": name, "private": repo.private, "siblings": [{"rfilename": f} for f in repo.files]})
+        elif path.startswith(f"/api/models/{name}/preupload/"):
+            self.respond({"files": [self.mode(file["path"]) for file in json.loads(raw)["files"]]})
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            self.respond({"transfer": "basic", "objects": [self.place(one) for one in json.loads(raw)["objects"]]})
+        elif path.startswith(f"/api/models/{name}/commit/"):
+            self.commit(self.repos[name], [json.loads(line) for line in raw.splitlines() if line])
+            self.respond({"commitUrl": f"{self.base}/{name}/commit/1", "commitOid": "1" * 40, "pullRequestUrl": None})
+        elif path == "/api/validate-yaml":
+            self.respond({"warnings": [], "errors": []})
+        else:
+            self.respond({"error": f"{self.command} {path}"}, 404)
+
+    @staticmethod
+    def mode(path: str) -> dict[str, Any]:
+        is_large = path.endswith((".safetensors", ".gguf"))
+        return {"path": path, "uploadMode": "lfs" if is_large else "regular", "shouldIgnore": False, "oid": None}
+
+    def place(self, one: dict[str, Any]) -> dict[str, Any]:
+        if one["oid"] in self.large:
+            return {"oid": one["oid"], "size": one["size"]}
+        upload = {"href": f"{self.base}/large/{one['oid']}", "header": {}}
+        return {"oid": one["oid"], "size": one["size"], "actions": {"upload": upload}}
+
+    def commit(self, repo: Stored, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                repo.files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                repo.files[value["path"]] = self.large[value["oid"]]
+
+    @property
+    def base(self) -> str:
+        return f"http://{self.headers['Host']}"
+
+
+@pytest.fixture
+def repos(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Stored]]:
+    """The repositories of a hub that the library takes for the hub."""
+    from huggingface_hub import constants
+
+    found: dict[str, Stored] = {}
+    handler = type("Handler", (WritableHub,), {"asked": [], "repos": found, "large": {}})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    yield found
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An adapter as it was downloaded."""
+    root = tmp_path / "adapter"
+    root.mkdir()
+    (root / "README.md").write_text("---\nbase_model: owner/base\nlibrary_name: peft\n---\n\n# It\n")
+    (root / "adapter_config.json").write_text("{}")
+    (root / "adapter_model.safetensors").write_bytes(bytes(range(256)) * 4000)
+    return root
+
+
+def test_a_folder_becomes_a_private_repository(repos: dict[str, Stored], folder: Path) -> None:
+    for _ in range(2):  # again: a push that was interrupted is repeated
+        address = push(connect(), folder, NAME, private=True, message="Upload")
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/ann/my-model", address)
+    assert repos[NAME].private
+    sent = {name: body for name, body in repos[NAME].files.items() if name != ".gitattributes"}
+    assert sent == {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_public_repository_gets_nothing_that_is_to_be_private(repos: dict[str, Stored], folder: Path) -> None:
+    repos[NAME] = Stored(private=False)
+    with pytest.raises(PushError, match="is public"):
+        push(connect(), folder, NAME, private=True, message="Upload")
+    assert not repos[NAME].files
+    push(connect(), folder, NAME, private=False, message="Upload")
+    assert "README.md" in repos[NAME].files
+
+
+def test_a_hub_that_refuses_says_why(
+    repos: dict[str, Stored], folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(PushError, match=r"403 for other/model\. Check that your token may write there"):
+        push(connect(), folder, "other/model", private=True, message="Upload")
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(PushError, match="401"):
+        push(connect(), folder, NAME, private=True, message="Upload")
+    from huggingface_hub import constants
+
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(PushError, match="hf auth login"):
+        connect()
+    assert not repos
+
+
+@pytest.mark.parametrize("name", ["model", "../etc/passwd", "ann/..", "ann/a b", "ann/x/y", "ann/a--b", "http://x/y"])
+def test_names_that_are_no_repositories_are_refused(name: str) -> None:
+    with pytest.raises(PushError, match="owner/name"):
+        check_repository(name)

@@ -343,6 +343,7 @@ _BODIES: dict[str, Any] = {
             },
         },
         {"url": "https://example.com/hooks", "events": ["fine_tuning.job.succeeded", "fine_tuning.job.failed"]},
+    ),
     "submitExport": _object_body(
         "One of your jobs, and the form to write its adapter in.",
         ["job"],

@@ -140,7 +140,7 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
 
 
 def _read_config(adapter: Path) -> LoraConfig:
-    config = LoraConfig.from_pretrained(adapter)
+    config = LoraConfig.from_pretrained(str(adapter))
     if not isinstance(config, LoraConfig) or config.modules_to_save:
         raise ValueError(f"{CONFIG_NAME} is of no plain LoRA adapter")
     config.inference_mode = True

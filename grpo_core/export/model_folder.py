@@ -66,7 +66,7 @@ def _write_shards(weights: MergedWeights, out: Path, dtype: torch.dtype, shard_b
     sketch = {name: torch.empty(weights.shape(name), dtype=dtype, device="meta") for name in weights.names}
     plan = split_state_dict_into_shards_factory(
         sketch,
-        get_storage_size=lambda tensor: tensor.numel() * tensor.element_size(),
+        get_storage_size=_bytes_of,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=shard_bytes,
     )
@@ -77,6 +77,10 @@ def _write_shards(weights: MergedWeights, out: Path, dtype: torch.dtype, shard_b
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         _write_json(out / INDEX_NAME, index)
+
+
+def _bytes_of(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _write_json(path: Path, value: Any) -> None:

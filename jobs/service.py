@@ -647,14 +647,12 @@ class JobService:
             for entry in manifest.objects
         ]
 
-    def archive(self, job_id: str, owner: str, folder: str) -> Archive:
-        """Return the files of an ended job below a folder, such as `adapter/`, as one archive. Raises `NotFound`."""
+    def archive(self, job_id: str, owner: str, folder: str) -> Archive | None:
+        """Return the files of an ended job below a folder, such as `adapter/`, as one archive; None if it has none."""
         record = self.get(job_id, owner)
         manifest = self.write_once.manifest(record.manifest) if record.manifest else None
         entries = [entry for entry in manifest.objects if entry.path.startswith(folder)] if manifest else []
-        if not entries:
-            raise NotFound(folder.rstrip("/"), f"of {job_id}")
-        return Archive(self.store, entries)
+        return Archive(self.store, entries) if entries else None
 
     def checkpoints(self, job_id: str, owner: str) -> list[LinkedCheckpoint]:
         """Return a job's complete checkpoints with links to their files, also while it runs."""

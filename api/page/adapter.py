@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from litestar import get
+from litestar import Response, get
 from litestar.params import FromPath
 from litestar.response import Stream
 
@@ -28,10 +28,12 @@ from jobs.errors import NotFound
     sync_to_thread=True,
 )
 def adapter(job_id: FromPath[str], owner: Owner, service: Service) -> Any:
-    """The archive; 404 where a job has left no adapter."""
+    """The archive; 204 where a job has left no adapter."""
     if not re.fullmatch(JOB_ID, job_id):
         raise NotFound("job", job_id[:80])
     archive = service.archive(job_id, owner, "adapter/")
+    if archive is None:
+        return Response(None, status_code=204)
     headers = {
         "Content-Disposition": f'attachment; filename="{job_id}-adapter.tar"',
         "Content-Length": str(archive.size),

@@ -7,6 +7,7 @@ a request that asks more for an id that exists takes longer, and tells.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -112,7 +113,11 @@ class Owners:
         key = f"{object_keys.run(job_id, 1)}report.json"
         self.service.store.put_json(key, {"text": SECRET})
         report = ManifestEntry(path="report.json", key=key, sha256="0" * 64, size=1)
-        manifest = Manifest(job=job_id, epoch=1, objects=[report, *self.rollouts.sent.values()])
+        weights = f"{object_keys.run(job_id, 1)}adapter/adapter_model.safetensors"
+        self.service.store.put(weights, b"abc")
+        sha256 = hashlib.sha256(b"abc").hexdigest()
+        adapter = ManifestEntry(path="adapter/adapter_model.safetensors", key=weights, sha256=sha256, size=3)
+        manifest = Manifest(job=job_id, epoch=1, objects=[report, adapter, *self.rollouts.sent.values()])
         key = self.service.write_once.put_manifest(manifest)
         time = event_log.now_iso()
         outcome = Outcome(job=job_id, status="succeeded", epoch=1, time=time, by="w", manifest=key)

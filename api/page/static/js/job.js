@@ -151,8 +151,9 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
   }
 
   function drawActions(job) {
-    if (drawnActions === job.status) return;
-    drawnActions = job.status;
+    const shown = `${job.status} ${canTalk(job)}`;
+    if (drawnActions === shown) return;
+    drawnActions = shown;
     const button = (action, isDanger = false) => h("button", { type: "button", class: isDanger ? "danger" : null, onclick: () => act(action, isDanger) }, t(`action.${action}`));
     fill(
       actions,
@@ -161,6 +162,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
       mayWrite && !ENDED.has(job.status) && job.status !== "cancelling" ? button("cancel", true) : null,
       hasAdapter(job) ? h("a", { class: "button", href: `/page/adapters/${id}`, download: `${id}-adapter.tar`, title: t("action.adapter.hint") }, t("action.adapter")) : null,
       mayWrite && hasAdapter(job) ? h("button", { type: "button", onclick: () => exportDialog(feed.job) }, t("action.export")) : null,
+      canTalk(job) ? h("a", { class: "button", href: `#/talk/${id}` }, t("action.talk")) : null,
       h("a", { class: "button", href: `#/compare?a=${id}` }, t("nav.compare")),
       mayWrite ? h("a", { class: "button", href: `#/new?from=${id}` }, t("action.clone")) : null,
       mayWrite && ENDED.has(job.status) ? button("delete", true) : null,
@@ -209,6 +211,11 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
 /** Whether it has trained to its end. */
 function hasAdapter(job) {
   return job.status === "succeeded" && (job.spec.kind ?? "training") === "training";
+}
+
+/** Whether there is an adapter to serve. */
+function canTalk(job) {
+  return (job.spec.kind ?? "training") === "training" && (job.status === "succeeded" || job.checkpoint_step > 0);
 }
 
 /** What a queued job waits for: a worker at all, or that those before it are done. */

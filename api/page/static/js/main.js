@@ -11,6 +11,7 @@ import { jobsView } from "./jobs.js";
 import { logInView } from "./login.js";
 import { newJobView } from "./newjob.js";
 import { workersView } from "./workers.js";
+import { playgroundView } from "./playground.js";
 
 const app = /** @type {HTMLElement} */ (document.getElementById("app"));
 /** @type {{owner: string, scopes: string[]} | null} */
@@ -24,6 +25,7 @@ let main;
 const VIEWS = [
   [/^\/$/, jobsView],
   [/^\/jobs\/(?<id>job-[0-9A-Z]{26})(?:\/(?<tab>[a-z]+))?$/, jobView],
+  [/^\/talk\/(?<id>job-[0-9A-Z]{26})$/, playgroundView],
   [/^\/compare$/, compareView],
   [/^\/groups\/(?<id>group-[0-9A-Z]{26})$/, groupView],
   [/^\/comparison$/, groupView],

@@ -144,7 +144,10 @@ def main() -> int:
     show_problems(before, after)
     status = verdict(lesson, before, after, time.monotonic() - began)
     say(f"The report, one file for a browser: {arguments.data / 'artifacts' / 'report.html'}")
-    say(f"The job in the service's page, with every completion: .venv/bin/grpo up --data {arguments.data} --no-worker")
+    say("Talk to it in the service's page, beside the model that it was:")
+    models = "" if lesson.models == EXAMPLES / "models" else f" --model-dir {lesson.models}"
+    command = f".venv/bin/grpo up --data {arguments.data}{models} --talk {job.id} --open"
+    console.print(command, soft_wrap=True, highlight=False)
     return status
 
 

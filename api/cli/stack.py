@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import webbrowser
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +12,11 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from api.cli.errors import needs_extra
-from grpo_client.cli.output import AsJson, CommandError, note, print_json, say
+from grpo_client.cli.output import EXIT_REFUSED, AsJson, CommandError, connected, note, print_json, say
 
 DATA = Path(".grpo")
+MOST_STEPS = 8
+"""Steps that one session serves."""
 
 
 def up(
@@ -23,6 +27,8 @@ def up(
     s3_port: int | None = None,
     worker: bool = True,
     model_dir: Path | None = None,
+    talk: str | None = None,
+    open_page: Annotated[bool, Parameter(name="--open", negative="")] = False,
     json: AsJson = False,
 ) -> None:
     """Start Valkey, SeaweedFS, the API and a worker in the background; returns when they answer.
@@ -41,7 +47,13 @@ def up(
         Whether to start a worker.
     model_dir
         Folder of models that the worker searches before the hub.
+    talk
+        A job whose model to serve; returns when it answers.
+    open_page
+        Open the page in the browser.
     """
+    if talk and not worker:
+        raise CommandError("--talk needs the worker: leave out --no-worker.", EXIT_REFUSED)
     with _stack_errors():
         from deploy.local import stack
 
@@ -54,16 +66,16 @@ def up(
             model_dir=model_dir,
             on_progress=note,
         )
+        page = _serve(stack.client_env(data), talk) if talk else state.url
     env = data.resolve() / "env"
+    if open_page:
+        webbrowser.open(page)
     if json:
-        print_json({"url": state.url, "env": str(env), "data": str(data.resolve())})
+        print_json({"url": state.url, "page": page, "env": str(env), "data": str(data.resolve())})
         return
     say(f"The service answers at {state.url}.")
     say(f"For this shell: . {env}")
-    say(
-        f"The page: open {state.url} in a browser and log in with the key that this prints: "
-        f"(. {env}; echo $GRPO_API_KEY)"
-    )
+    say(f"The page: open {page} in a browser and log in with the key that this prints: (. {env}; echo $GRPO_API_KEY)")
 
 
 def down(*, data: Path = DATA, json: AsJson = False) -> None:
@@ -82,6 +94,18 @@ def down(*, data: Path = DATA, json: AsJson = False) -> None:
         print_json({"stopped": stopped})
         return
     say("Stopped." if stopped else f"Nothing was running on {data}.")
+
+
+def _serve(env: dict[str, str], job: str) -> str:
+    """Serve a job's model, and return the address of the page where it answers a held-out question."""
+    from grpo_client.cli.chat import wait_until_served
+
+    os.environ |= {name: env[name] for name in ("GRPO_URL", "GRPO_API_KEY")}
+    with connected() as client:
+        if not any(model.id == job for model in client.models()):
+            session = client.serve(job, steps=[one.step for one in client.checkpoints(job)][-MOST_STEPS:])
+            wait_until_served(client, session)
+    return f"{env['GRPO_URL']}/#/talk/{job}?question=0"
 
 
 @contextmanager

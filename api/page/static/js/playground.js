@@ -18,12 +18,12 @@ export async function playgroundView({ id }, query, holder) {
   const steps = checkpoints.data.map((one) => `step-${one.step}`);
   const known = ["base", "trained", ...steps];
   const mayWrite = holder.scopes.includes("jobs:write");
-  let asked = read(query, job, known);
+  let asked = withQuestion(read(query, job, known), query, questions);
   /** @type {Answer[]} */
   let answers = [];
   const scoring = new Asking();
   /** Whether the address asks for an answer that nobody has had yet. */
-  let isDue = query.has("prompt");
+  let isDue = Boolean(asked.prompt);
   let drawn = "";
 
   const state = h("div", { class: "notes", id: "serving", role: "status" });
@@ -101,7 +101,7 @@ export async function playgroundView({ id }, query, holder) {
   }
 
   function label(which) {
-    return which === "base" || which === "trained" ? t(`talk.${which}`) : t("chart.step", { step: number(Number(which.slice(5))) });
+    return which === "base" || which === "trained" ? t(`talk.${which}`) : t("talk.step", { step: number(Number(which.slice(5))) });
   }
 
   /** The steps to load: those that are asked for, then the last ones. */
@@ -200,7 +200,7 @@ export async function playgroundView({ id }, query, holder) {
     element,
     go(parameters, values) {
       if (parameters.id !== id) return false;
-      const next = read(values, job, known);
+      const next = withQuestion(read(values, job, known), values, questions);
       if (JSON.stringify(next) !== JSON.stringify(asked)) {
         asked = next;
         write();
@@ -308,6 +308,12 @@ function read(query, job, known) {
     tokens: numberOf(query.get("tokens"), job.spec.sampling.max_completion_tokens),
     models: known.filter((one) => (one === "base" && models.includes(one)) || others.includes(one)),
   };
+}
+
+/** The held-out question of this number, where the address names one in place of a prompt. */
+function withQuestion(asked, query, questions) {
+  const one = questions[Number(query.get("question") ?? "-1")];
+  return one && !asked.prompt ? { ...asked, prompt: one.question, answer: one.answer } : asked;
 }
 
 function numberOf(text, otherwise) {

@@ -51,7 +51,7 @@ def serve(
         session = client.serve(job, steps=_steps_of(steps), ttl_seconds=ttl)
         for warning in session.warnings:
             note(f"warning: {warning.message}")
-        models = [] if no_wait else _wait(client, session)
+        models = [] if no_wait else wait_until_served(client, session)
     if json:
         print_json({"session": session.raw, "models": [model.raw for model in models]})
     elif no_wait:
@@ -123,11 +123,11 @@ def _ensure_served(client: GrpoClient, job: str, model: str, step: int | None, t
     session = client.serve(job, steps=() if step is None else (step,), ttl_seconds=ttl)
     for warning in session.warnings:
         note(f"warning: {warning.message}")
-    _wait(client, session)
+    wait_until_served(client, session)
     note(f"{session.id} serves it; it ends by itself when nobody asks. End it now: grpo cancel {session.id}")
 
 
-def _wait(client: GrpoClient, session: SubmittedJob) -> Sequence[ServedModel]:
+def wait_until_served(client: GrpoClient, session: SubmittedJob) -> Sequence[ServedModel]:
     """Wait until a session answers, and return its models."""
     said = ""
     while True:

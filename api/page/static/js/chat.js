@@ -3,13 +3,13 @@
 import { Problem, Unreachable } from "./api.js";
 
 /**
- * Ask, calling `onText` with each piece. Resolves to the milliseconds to the first piece and why it ended.
+ * Ask, calling `take` with each piece. Resolves to the milliseconds to the first piece and why it ended.
  *
  * @param {object} body
- * @param {{signal: AbortSignal, onText: (text: string) => void}} how
+ * @param {{signal: AbortSignal, take: (text: string) => void}} how
  * @returns {Promise<{first: number | null, finish: string | null}>}
  */
-export async function chat(body, { signal, onText }) {
+export async function chat(body, { signal, take }) {
   const began = performance.now();
   /** @type {number | null} */
   let first = null;
@@ -25,7 +25,7 @@ export async function chat(body, { signal, onText }) {
     const [choice] = part.choices ?? [];
     if (choice?.delta?.content) {
       first ??= performance.now() - began;
-      onText(choice.delta.content);
+      take(choice.delta.content);
     }
     finish = choice?.finish_reason ?? finish;
   }

@@ -241,7 +241,7 @@ class Answer {
     const began = performance.now();
     this.facts.textContent = t("talk.waiting");
     try {
-      const { first, finish } = await chat({ ...body, model: this.model }, { signal: this.aborting.signal, onText: (text) => this.take(text, began) });
+      const { first, finish } = await chat({ ...body, model: this.model }, { signal: this.aborting.signal, take: (text) => this.take(text, began) });
       fill(this.body, completionText(this.text));
       this.say(first, performance.now() - began, finish);
     } catch (error) {

@@ -527,6 +527,7 @@ def test_a_phone_has_room_for_it(visit: Visit, stack: Stack, job: str) -> None:
     for path in views(job):
         visitor.go(path)
         assert visitor.too_wide() == [], path
+    visitor.go("/new")
     for step in ("model", "data", "reward", "size", "review"):
         visitor.step(step)
         page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
@@ -549,6 +550,7 @@ def test_axe_finds_nothing_serious(visit: Visit, stack: Stack, job: str, scheme:
     for path in views(job):
         visitor.go(path)
         check_with_axe(page, path)
+    visitor.go("/new")
     for step in ("model", "data", "reward", "size", "review"):
         visitor.step(step)
         page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")

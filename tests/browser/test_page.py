@@ -183,7 +183,7 @@ def test_why_a_job_failed_stands_above_all_else(visit: Visit, stack: Stack) -> N
 
 
 def test_from_where_a_job_would_go_on_is_seen(visit: Visit, stack: Stack) -> None:
-    job_id = stack.made_up("good", "saved now and then", 400, 0.05)
+    job_id = stack.made_up("good", "saved now and then", 5000, 0.05)
     stack.wait(job_id, JobStatus.RUNNING, step=60)
     visitor = visit()
     page = visitor.page

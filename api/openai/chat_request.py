@@ -138,7 +138,7 @@ def _messages(fields: _Fields) -> Iterator[dict[str, str]]:
         return
     remedy = f"Send a list of 1 to {MAX_MESSAGES} messages."
     given = fields.take("messages", lambda value: isinstance(value, list) and 0 < len(value) <= MAX_MESSAGES, remedy)
-    for place, message in enumerate(given or ()):
+    for place, message in enumerate(cast("list[Any]", given or [])):
         name = f"messages.{place}"
         if not isinstance(message, dict):
             fields.refuse(name, "bad_type", "is not an object", "Give role and content.")

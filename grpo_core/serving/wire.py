@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 
 from grpo_core.adapters import NAME
 
@@ -29,23 +29,13 @@ MAX_WAITING: Final = 64
 """Requests that wait for a place among them; further ones are refused."""
 
 
-class Piece(TypedDict, total=False):
-    """One message about one request."""
+Piece = dict[str, Any]
+"""One message about one request, with its `id` and `k`, its number from 1.
 
-    id: str
-    k: int
-    """Its number, from 1."""
-    index: int
-    """The choice that it belongs to."""
-    text: str
-    logprobs: list[dict[str, Any]]
-    """In OpenAI's form, one for each token."""
-    finish: str
-    """`stop` or `length`; the last piece of this choice."""
-    done: dict[str, int]
-    """`prompt_tokens` and `completion_tokens`; the last piece of the request."""
-    error: dict[str, Any]
-    """`code`, `message`, `param`; the last piece of the request."""
+Of a choice: `index`, `text`, `logprobs` (OpenAI's form, for each token), and with its last piece `finish` (`stop` or
+`length`). The last one of the request has `done` (`prompt_tokens` and `completion_tokens`) or `error` (`code`,
+`message`, `param`).
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +64,9 @@ class ChatRequest:
     @classmethod
     def read(cls, body: Mapping[str, Any]) -> ChatRequest:
         """Read what `as_dict` returned. Raises `ValueError` for an adapter's name that no session has."""
-        request = cls(**{**body, "messages": tuple(body["messages"]), "stop": tuple(body["stop"])})
+        lists: dict[str, Any] = {name: tuple(body[name]) for name in ("messages", "stop")}
+        given: dict[str, Any] = {**body, **lists}
+        request = cls(**given)
         if request.adapter != BASE and not NAME.fullmatch(request.adapter):
             raise ValueError("it names no adapter")
         return request

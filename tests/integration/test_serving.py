@@ -48,7 +48,7 @@ SPEC: dict[str, Any] = {
     "data": {"system_prompt": "请回答。"},
     "resources": {"gpus": 0},
 }
-QUESTION = [{"role": "user", "content": "3+4="}]
+QUESTION: Any = [{"role": "user", "content": "3+4="}]
 
 
 @dataclass
@@ -199,9 +199,8 @@ def idle(stack: Stack) -> Stack:
 
 
 def say(stack: Stack, model: str = "", **options: Any) -> str:
-    answer = stack.client().chat.completions.create(
-        **{"model": model or stack.source, "messages": QUESTION, "temperature": 0, **options}
-    )
+    asked: dict[str, Any] = {"model": model or stack.source, "messages": QUESTION, "temperature": 0, **options}
+    answer = stack.client().chat.completions.create(**asked)
     return answer.choices[0].message.content or ""
 
 
@@ -408,7 +407,7 @@ def test_the_terminal_prints_an_answer_and_remembers_a_conversation(served: Stac
     body = json.loads(run_grpo(served, "chat", served.source, "--base", "--prompt", "3+4=", "--json").stdout)
     assert body["choices"][0]["message"]["content"] == say(served, f"{served.source}:base")
     done = run_grpo(served, "chat", served.source, lines="3+4=\n/reset\n3+4=\n5+5=\n")
-    history = [*QUESTION, {"role": "assistant", "content": answer}, {"role": "user", "content": "5+5="}]
+    history: Any = [*QUESTION, {"role": "assistant", "content": answer}, {"role": "user", "content": "5+5="}]
     assert done.stdout == f"{answer}\n{answer}\n{say(served, messages=history)}\n"
 
 

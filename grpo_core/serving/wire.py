@@ -32,8 +32,8 @@ MAX_WAITING: Final = 64
 Piece = dict[str, Any]
 """One message about one request, with its `id` and `k`, its number from 1.
 
-Of a choice: `index`, `text`, `logprobs` (OpenAI's form, for each token), and with its last piece `finish` (`stop` or
-`length`). The last one of the request has `done` (`prompt_tokens` and `completion_tokens`) or `error` (`code`,
+A choice has `index`, `text`, `logprobs` (OpenAI's form, for each token), and with its last piece `finish` (`stop` or
+`length`). The last one of a request has `done` (`prompt_tokens` and `completion_tokens`) or `error` (`code`,
 `message`, `param`).
 """
 

@@ -80,7 +80,7 @@ class FakeJobService:
         self.valkey = FakeValkey()
         self.fail: Exception | None = None
         self.limited: Exception | None = None
-        self.sessions: dict[str, str] = {}
+        self.logins: dict[str, str] = {}
         self.too_many_attempts = False
         self.running = False
         self.known_keys = {
@@ -109,16 +109,16 @@ class FakeJobService:
             if self.too_many_attempts:
                 raise TooManyAttempts(4.2)
             return None
-        token = f"{len(self.sessions):043}"
-        self.sessions[token] = key
+        token = f"{len(self.logins):043}"
+        self.logins[token] = key
         return Session(token=token, record=record, expires_at=datetime.now(UTC) + timedelta(hours=1))
 
     def authenticate_session(self, token: str) -> KeyRecord | None:
-        key = self.sessions.get(token)
+        key = self.logins.get(token)
         return self.authenticate(key) if key else None
 
     def log_out(self, token: str) -> KeyRecord | None:
-        return self.known_keys.get(self.sessions.pop(token, ""))
+        return self.known_keys.get(self.logins.pop(token, ""))
 
     def submit(self, spec: JobSpec, owner: str) -> JobRecord:
         self.preview(spec, owner)

@@ -252,7 +252,7 @@ def test_logging_out_ends_the_session(browser: tuple[Client, FakeJobService]) ->
     log_in(client)
     token = client.cookies[COOKIE]
     assert client.delete("/session", headers=PAGE).status_code == 204
-    assert not service.sessions
+    assert not service.logins
     assert COOKIE not in client.cookies
     assert client.get("/jobs", headers={"Cookie": f"{COOKIE}={token}"}).status_code == 401
 
@@ -292,7 +292,7 @@ def test_another_site_cannot_use_the_cookie(
     answer = client.post(path, json=body, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
     assert not service.jobs
-    assert len(service.sessions) == 1
+    assert len(service.logins) == 1
 
 
 def test_a_bearer_key_needs_no_such_thing_and_wins_over_the_cookie(browser: tuple[Client, FakeJobService]) -> None:

@@ -64,6 +64,8 @@ LABEL org.opencontainers.image.title="grpo-jobs API" \
 
 FROM build AS build-worker
 ARG EXTRA=cuda
+# Not empty: with Ray, for jobs over several hosts.
+ARG RAY=
 # Where the CPU image's torch comes from, a page or folder; deploy/torch-cpu.txt says which file it must be.
 ARG UV_FIND_LINKS=https://download.pytorch.org/whl/cpu/torch/
 COPY pyproject.toml uv.lock ./
@@ -71,7 +73,7 @@ COPY grpo_client/pyproject.toml grpo_client/
 # Nothing here links statically, and nobody tests pandas: 130 MB.
 RUN --mount=type=cache,target=/root/.cache/uv \
     if [ "${EXTRA}" != cpu ]; then unset UV_FIND_LINKS; fi \
- && /opt/locked/requirements.sh --no-dev --extra worker --extra "${EXTRA}" > locked.txt \
+ && /opt/locked/requirements.sh --no-dev --extra worker --extra "${EXTRA}" ${RAY:+--extra ray} > locked.txt \
  && uv pip install --quiet --python /venv --require-hashes --no-build --requirement locked.txt \
  && find /venv -name '*_static.a' -delete \
  && rm -r /venv/lib/python*/site-packages/pandas/tests

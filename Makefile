@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # A folder or page with a CPU build of torch saves 3 GB of CUDA packages; pip's own setting is taken over.
 UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_FIND_LINKS
-EXTRAS := --extra cpu --extra api --extra worker --extra local
+EXTRAS := --extra cpu --extra api --extra worker --extra local --extra ray
 
 # Tests start hundreds of processes: without bytecode each compiles this project, and each process of pytest all tests.
 unexport PYTHONDONTWRITEBYTECODE

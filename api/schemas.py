@@ -128,6 +128,12 @@ class Waiting(Struct, frozen=True, kw_only=True):
     workers_spec_format: Annotated[
         int | None, Meta(description="The newest that a connected worker with its resources reads; null: there is none")
     ]
+    hosts: Annotated[int, Meta(ge=1, description="Hosts that it needs at the same time")]
+    gpus: Annotated[int, Meta(ge=0, description="GPUs that it needs on each of them")]
+    hosts_found: Annotated[
+        int | None,
+        Meta(description="Hosts with enough GPUs when they were last not free at once; null: not looked at"),
+    ]
 
 
 class Trial(Struct, frozen=True, kw_only=True):

@@ -1,4 +1,5 @@
-"""The certificates by which SeaweedFS's parts authenticate each other: `python -m deploy.certificates FOLDER`.
+"""The certificates by which SeaweedFS's parts, or Ray's, authenticate each other: `python -m deploy.certificates
+FOLDER [ADDRESS...]`.
 
 The store's own authority signs one certificate, which all parts share, as servers and as clients. A program that cannot
 read the folder is refused on every port except S3's, which has separate keys. SeaweedFS looks for its `security.toml`
@@ -38,6 +39,8 @@ class Certificates:
     """The certificates of one store, in a separate folder."""
 
     folder: Path
+    addresses: tuple[str, ...] = ()
+    """Addresses of the hosts, beside this one's own."""
 
     def ensure(self, now: datetime | None = None) -> None:
         """Make the files if one is missing or they do not match, renew a certificate after half its time, and write
@@ -104,7 +107,8 @@ class Certificates:
     def _sign(self, key: ec.EllipticCurvePrivateKey, now: datetime) -> None:
         authority = x509.load_pem_x509_certificate(self._authority.read_bytes())
         # Over HTTPS the parts check the address that they call: this one, in a container too.
-        names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
+        found = [x509.IPAddress(ip_address(address)) for address in ("127.0.0.1", *self.addresses)]
+        names = [x509.DNSName("localhost"), *found]
         uses = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         certificate = (
             _builder(_name("grpo-jobs store"), authority.subject, key, now, now + _VALID)
@@ -141,4 +145,4 @@ def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
 
 
 if __name__ == "__main__":
-    Certificates(Path(sys.argv[1])).ensure()
+    Certificates(Path(sys.argv[1]), tuple(sys.argv[2:])).ensure()

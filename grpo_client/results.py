@@ -728,11 +728,18 @@ class Waiting(JsonObject):
     reason: str
     """`turn`: waiting for a worker; `no_worker`: no worker that can run it is connected; `newer_worker`: needs a
     newer worker: the connected ones cannot read it; `no_confinement`: needs a worker that can confine the code of
-    its graders: the connected ones cannot."""
+    its graders: the connected ones cannot; `hosts`: waiting until enough cards are free at the same time;
+    `few_hosts`: asks for more hosts with such cards than the cluster has."""
     spec_format: int
     """The spec format that a worker must read to run it."""
     workers_spec_format: int | None
     """The newest that a connected worker with its resources reads; None: there is none."""
+    hosts: int
+    """Hosts that it needs at the same time."""
+    gpus: int
+    """GPUs that it needs on each of them."""
+    hosts_found: int | None
+    """Hosts with enough GPUs when they were last not free at once; None: not looked at."""
 
 
 class SpecWarning(JsonObject):

@@ -12,6 +12,8 @@ WAIT_REASONS: Final = {
     "no_worker": "no worker that can run it is connected",
     "newer_worker": "needs a newer worker: the connected ones cannot read it",
     "no_confinement": "needs a worker that can confine the code of its graders: the connected ones cannot",
+    "hosts": "waiting until enough cards are free at the same time",
+    "few_hosts": "asks for more hosts with such cards than the cluster has",
 }
 
 FETCH_FAILURES: Final = {

@@ -19,7 +19,7 @@ from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_CODES, EXIT_DONE
 from grpo_core.hardware import micro_batch
 from grpo_core.monitoring import trackers
 from grpo_core.processes import die_with_parent
-from grpo_core.ranks import ALONE, MAX_RANKS, Launcher, Rank, take_rank
+from grpo_core.ranks import ALONE, MAX_RANKS, Host, Launcher, Rank, take_rank
 from grpo_core.reasons import FailureClass
 from grpo_core.rewards.graders.operator import hosts_for
 from grpo_core.run_dir.layout import RunFolder, write_json
@@ -45,10 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spec = _read_spec(options.spec)
         if spec is None:
             return _BAD_REQUEST
-        count = options.ranks or max(1, spec.resources.gpus)
-        if rank is None and count > 1 and spec.has_steps and not folder.is_used():
+        if rank is None and (reason := _why_not_on(options, spec)):
+            _complain(reason)
+            return _BAD_REQUEST
+        count, hosts = options.ranks or max(1, spec.resources.gpus), options.hosts or 1
+        if rank is None and count * hosts > 1 and spec.has_steps and not folder.is_used():
             command = [sys.executable, "-m", "grpo_core", *(sys.argv[1:] if arguments is None else arguments)]
-            return Launcher(command, folder, count, epoch=options.epoch).run()
+            host = Host(options.host, hosts, options.meet) if hosts > 1 else Host()
+            return Launcher(command, folder, count, epoch=options.epoch, host=host).run()
         return _train(options, spec, folder, stop, rank or ALONE)
     except StoppedEarly:
         return EXIT_CHECKPOINTED
@@ -99,6 +103,24 @@ def _report(folder: Path) -> int:
     return EXIT_DONE
 
 
+def _why_not_on(options: argparse.Namespace, spec: JobSpec) -> str:
+    """Why the options for several hosts are invalid, or an empty string."""
+    hosts: int | None = options.hosts
+    if hosts is None and spec.resources.hosts > 1:
+        return (
+            f"The job asks for {spec.resources.hosts} hosts (resources.hosts): start this command on each, "
+            "with --hosts, --host and --meet."
+        )
+    if hosts is None or hosts == 1:
+        return ""
+    if not options.meet or options.host >= hosts:
+        return f"With --hosts {hosts}, give --meet, and --host from 0 to {hosts - 1}."
+    count = hosts * (options.ranks or max(1, spec.resources.gpus))
+    if count > spec.completions_per_step:
+        return f"A step has {spec.completions_per_step} completions, too few for {count} processes."
+    return ""
+
+
 def _why_not_in(parts: int, spec: JobSpec) -> str:
     """Why `--gradient-accumulation` is invalid for this spec, or an empty string."""
     if parts == spec.sampling.gradient_accumulation:
@@ -139,6 +161,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="train in this many processes together (default: one a card, resources.gpus of them)",
     )
+    train.add_argument(
+        "--hosts",
+        type=_positive,
+        metavar="N",
+        help="train on this many hosts together; start the same command on each",
+    )
+    train.add_argument("--host", type=_index, default=0, metavar="I", help="which of them this is, from 0")
+    train.add_argument(
+        "--meet", type=_meeting, default="", metavar="ADDRESS:PORT", help="an address of host 0, and a free port there"
+    )
     return parser
 
 
@@ -147,6 +179,20 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError("is counted from 1")
     return value
+
+
+def _index(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("is counted from 0")
+    return value
+
+
+def _meeting(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal():
+        raise argparse.ArgumentTypeError("is ADDRESS:PORT, such as 10.0.0.1:29500")
+    return text
 
 
 def _read_spec(file: Path) -> JobSpec | None:

@@ -147,7 +147,7 @@ def step_seconds(spec: JobSpec, gpu: Gpu, parameters: int, precision: str) -> fl
         generation *= _4BIT_SLOWER
     elif precision == "8bit":
         generation, update = generation * _8BIT_FASTER[0], update * _8BIT_FASTER[1]
-    return float(f"{(generation + update) / spec.resources.gpus**_MORE_GPUS:.2g}")
+    return float(f"{(generation + update) / spec.resources.ranks**_MORE_GPUS:.2g}")
 
 
 def answer_seconds(spec: JobSpec, gpu: Gpu, parameters: int, precision: str, questions: int) -> float | None:
@@ -164,7 +164,7 @@ def answer_seconds(spec: JobSpec, gpu: Gpu, parameters: int, precision: str, que
     token = (speed.token + speed.token_per_billion * billions * reading) * batches
     token += speed.row * billions * questions * computing
     slower = {"4bit": _4BIT_SLOWER, "8bit": _8BIT_FASTER[0]}.get(precision, 1.0)
-    return float(f"{slower * token * spec.evaluation.max_completion_tokens / spec.resources.gpus**_MORE_GPUS:.2g}")
+    return float(f"{slower * token * spec.evaluation.max_completion_tokens / spec.resources.ranks**_MORE_GPUS:.2g}")
 
 
 def peak_memory_bytes(spec: JobSpec, gpu: Gpu, parameters: int, precision: str, weights: int) -> int | None:

@@ -1,15 +1,19 @@
-"""Ranks: the processes that train one job together on one host, and their launcher.
+"""Ranks: the processes that train one job together, and the launcher of those on this host.
 
 Owns the environment variables that set a process's rank, the heartbeat of a rank, and the launcher, which starts one
-process per GPU and ends them together. The engine owns what ranks exchange. Imports no torch. Invariants: only rank 0
-writes the run folder, and its launcher after its death; when a rank fails, the others end within seconds.
+process per GPU and ends them together. The engine owns what ranks exchange. With several hosts, each has a launcher,
+and what started the launchers ends the others after one has failed. Imports no torch. Invariants: only rank 0
+writes the run folder, and its launcher after its death; when a rank fails, the others of its host end within seconds.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import selectors
 import signal
+import socket
+import struct
 import subprocess
 import threading
 import time
@@ -42,6 +46,7 @@ TORN_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.1
 
 _WORKING, _DONE = b"w", b"d"
+_SIOCGIFADDR: Final = 0x8915
 _WAITING: Final = 128
 """Smallest heartbeat byte of a waiting rank; the byte changes with each wait."""
 _WAITS: Final = 64
@@ -55,6 +60,9 @@ class Rank:
     count: int = 1
     address: str = ""
     pulse: Pulse | None = None
+    local: int = 0
+    """Its number among the ranks of its host."""
+    spans_hosts: bool = False
 
     @property
     def is_lead(self) -> bool:
@@ -69,6 +77,16 @@ class Rank:
 ALONE: Final = Rank()
 
 
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One of the hosts whose ranks train together."""
+
+    number: int = 0
+    count: int = 1
+    meeting: str = ""
+    """`ADDRESS:PORT` on host 0 where the ranks meet; empty with one host."""
+
+
 def take_rank(environment: MutableMapping[str, str]) -> Rank | None:
     """Return the rank that the environment names, if any, and remove it there, so that libraries form no groups."""
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
@@ -77,7 +95,33 @@ def take_rank(environment: MutableMapping[str, str]) -> Rank | None:
     others = {name: environment.pop(name, "") for name in _OTHERS}
     meeting = f"tcp://{others['MASTER_ADDR'] or '127.0.0.1'}:{others['MASTER_PORT'] or 29500}"
     address, pulse = environment.pop(ADDRESS, meeting), environment.pop(PULSE, None)
-    return Rank(number, count, address, None if pulse is None else Pulse(int(pulse)))
+    return Rank(
+        number,
+        count,
+        address,
+        None if pulse is None else Pulse(int(pulse)),
+        local=int(others["LOCAL_RANK"] or number),
+        spans_hosts=int(others["LOCAL_WORLD_SIZE"] or count) < count,
+    )
+
+
+def interface_to(address: str) -> str | None:
+    """Return the name of the network interface through which this host reaches `tcp://ADDRESS:PORT`; None: unknown."""
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.connect((host, int(port)))  # sends nothing; the kernel chooses the route
+            own = socket.inet_aton(asking.getsockname()[0])
+            return next((name for _, name in socket.if_nameindex() if _address_of(name, asking) == own), None)
+    except OSError:
+        return None
+
+
+def _address_of(interface: str, asking: socket.socket) -> bytes:
+    try:
+        return fcntl.ioctl(asking, _SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))[20:24]
+    except OSError:  # it has none
+        return b""
 
 
 def lost(what: str) -> JobFailure:
@@ -151,11 +195,15 @@ class _Child:
 
 
 class Launcher:
-    """Starts the ranks of a job and ends them."""
+    """Starts the ranks of a job on this host and ends them."""
 
-    def __init__(self, command: Sequence[str], folder: RunFolder, count: int, *, epoch: int) -> None:
-        """`command` starts each rank; the environment sets which rank it is."""
-        self._command, self._folder, self._count, self._epoch = command, folder, count, epoch
+    def __init__(
+        self, command: Sequence[str], folder: RunFolder, here: int, *, epoch: int, host: Host | None = None
+    ) -> None:
+        """`command` starts each of `here` ranks; the environment sets which rank it is."""
+        self._command, self._folder, self._here, self._epoch = command, folder, here, epoch
+        self._host = host or Host()
+        self._count = here * self._host.count
         self._children: list[_Child] = []
         self._signals = selectors.DefaultSelector()
         self._meeting = folder.ranks.absolute() / f"meeting-{os.getpid()}"
@@ -170,28 +218,31 @@ class Launcher:
             signal.signal(number, self._pass_on)
         self._folder.ranks.mkdir(parents=True, exist_ok=True)
         try:
-            for number in range(self._count):
-                self._children.append(self._start(number))
+            for local in range(self._here):
+                self._children.append(self._start(local))
             self._watch()
         finally:
             self._kill()
         return self._conclude()
 
-    def _start(self, number: int) -> _Child:
+    def _start(self, local: int) -> _Child:
+        number = self._host.number * self._here + local
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         environment = {
             **os.environ,
             "RANK": str(number),
             "WORLD_SIZE": str(self._count),
-            ADDRESS: self._meeting.as_uri(),
+            "LOCAL_RANK": str(local),
+            "LOCAL_WORLD_SIZE": str(self._here),
+            ADDRESS: f"tcp://{self._host.meeting}" if self._host.meeting else self._meeting.as_uri(),
             PULSE: str(writing),
-            "OMP_NUM_THREADS": str(max(1, _threads() // self._count)),
+            "OMP_NUM_THREADS": str(max(1, _threads() // self._here)),
         }
         process = subprocess.Popen(  # noqa: S603 - our interpreter and arguments, no shell
             self._command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[writing]
         )
         os.close(writing)
-        self._signals.register(reading, selectors.EVENT_READ, number)
+        self._signals.register(reading, selectors.EVENT_READ, local)
         return _Child(number, process, reading)
 
     def _watch(self) -> None:
@@ -250,7 +301,12 @@ class Launcher:
                 return lost(
                     f"Rank {child.number} of {self._count} sent no heartbeat for {SILENT_SECONDS:.0f} s."
                 ).report
-        if alive and all(child.waits and now - child.since > WAITING_SECONDS for child in alive):
+        # With several hosts, the ranks of this one may wait for one of another, which works.
+        if (
+            self._host.count == 1
+            and alive
+            and all(child.waits and now - child.since > WAITING_SECONDS for child in alive)
+        ):
             return lost(f"The ranks waited {WAITING_SECONDS:.0f} s for each other, and none of them worked.").report
         return None
 

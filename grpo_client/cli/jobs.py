@@ -211,6 +211,9 @@ def waits_for(job: Job) -> str | None:
     if (reason := waiting.raw.get("reason")) == "newer_worker":
         needs, reads = waiting.spec_format, waiting.workers_spec_format
         return f"{WAIT_REASONS[reason]} (it has format {needs}, they read up to {reads})"
+    if reason in ("hosts", "few_hosts"):
+        cards = f" with {count(waiting.gpus, 'card')} each" if waiting.gpus else ""
+        return f"{WAIT_REASONS[reason]} ({count(waiting.hosts, 'host')}{cards}; it has {waiting.hosts_found} such)"
     if not waiting.workers:
         return f"{WAIT_REASONS.get(str(reason), WAIT_REASONS['no_worker'])} (queue {waiting.queue})"
     ahead = f"{count(waiting.ahead, 'job')} before it, " if waiting.ahead else ""

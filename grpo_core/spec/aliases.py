@@ -76,6 +76,7 @@ _FIELDS: dict[str, str] = {
     "evaluation.sample": "eval_samples",
     "evaluation.stop_when": "early_stopping early_stopping_patience early_stopping_threshold patience",
     "resources.gpus": "gpu num_gpus n_gpus gpu_count devices n_gpu",
+    "resources.hosts": "nodes num_nodes nnodes n_nodes num_machines",
     "resources.min_gpu_memory_gb": "gpu_memory gpu_memory_gb vram min_vram min_gpu_memory memory_gb",
     "from_checkpoint": "resume_from_checkpoint checkpoint init_from parent_job resume_from initial_checkpoint",
     "schema_version": "version spec_version",

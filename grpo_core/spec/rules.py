@@ -367,22 +367,48 @@ def _other_kinds_do_not_train(spec: JobSpec) -> Iterator[Problem]:
             )
 
 
-def _several_cards_have_an_engine(spec: JobSpec) -> Iterator[Problem]:
-    """With `resources.gpus` above 1: engine `native`, or `auto`, and no more cards than a step has completions."""
-    gpus = spec.resources.gpus
-    if gpus > 1 and spec.engine not in ("native", "auto"):
+def _several_ranks_have_an_engine(spec: JobSpec) -> Iterator[Problem]:
+    """With `resources.gpus` or `resources.hosts` above 1: engine `native`, or `auto`, and no more cards than a step has
+    completions."""
+    gpus, hosts, ranks = spec.resources.gpus, spec.resources.hosts, spec.resources.ranks
+    where = f"{gpus} cards" if hosts == 1 else f"{hosts} hosts"
+    if ranks > 1 and spec.engine not in ("native", "auto"):
         yield Problem(
             pointer="/engine",
             code="one_gpu_only",
-            detail=f"is {spec.engine}, and only native trains on {gpus} cards",
-            remedy="Set engine to native, or resources.gpus to 1.",
+            detail=f"is {spec.engine}, and only native trains on {where}",
+            remedy=f"Set engine to native, or resources.{'gpus' if hosts == 1 else 'hosts'} to 1.",
         )
-    if gpus > spec.completions_per_step:
+    if ranks > spec.completions_per_step:
         yield Problem(
-            pointer="/resources/gpus",
-            code="too_many_gpus",
-            detail=f"a step has {spec.completions_per_step} completions, too few for {gpus} cards",
+            pointer="/resources/gpus" if hosts == 1 else "/resources/hosts",
+            code="too_many_gpus" if hosts == 1 else "too_many_hosts",
+            detail=f"a step has {spec.completions_per_step} completions, too few for "
+            + (where if hosts == 1 else f"the {ranks} processes on {where}"),
             remedy="Lower it, or draw more completions a step.",
+        )
+
+
+def _one_host_serves(spec: JobSpec) -> Iterator[Problem]:
+    """With `kind` `serving` or `export`, `resources.hosts` is 1."""
+    if spec.resources.hosts > 1 and not spec.has_steps:
+        yield Problem(
+            pointer="/resources/hosts",
+            code="not_applicable",
+            detail=f"is {spec.resources.hosts}, and a job of kind {spec.kind} runs on one host",
+            remedy="Leave it out.",
+        )
+
+
+def _fewer_hosts_are_fewer(spec: JobSpec) -> Iterator[Problem]:
+    """`resources.min_hosts` is at most `resources.hosts`."""
+    least, hosts = spec.resources.min_hosts, spec.resources.hosts
+    if least is not None and least > hosts:
+        yield Problem(
+            pointer="/resources/min_hosts",
+            code="more_than_hosts",
+            detail=f"is {least}, more than the {hosts} of resources.hosts",
+            remedy=f"Use at most {hosts}, or raise resources.hosts.",
         )
 
 
@@ -481,6 +507,8 @@ RULES: tuple[Callable[[JobSpec], Iterator[Problem]], ...] = (
     _trials_alone_have_rows,
     _sections_have_their_kind,
     _other_kinds_do_not_train,
-    _several_cards_have_an_engine,
+    _several_ranks_have_an_engine,
+    _one_host_serves,
+    _fewer_hosts_are_fewer,
     _lora_scale_is_sane,
 )

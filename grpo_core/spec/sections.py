@@ -498,6 +498,16 @@ class ResourcesSection(Section):
     """Number of GPUs; 0 runs on a CPU worker. More than 1 share each step, with the engine `native`."""
     min_gpu_memory_gb: int | None = Field(default=None, ge=1, le=1024)
     """Memory that each GPU must have, in GB; null is any."""
+    hosts: Annotated[int, Since(2)] = Field(default=1, ge=1, le=64)
+    """Number of hosts that share each step, each with `gpus` GPUs. More than 1 needs workers that are in a Ray
+    cluster."""
+    min_hosts: Annotated[int | None, Since(2)] = Field(default=None, ge=1, le=64)
+    """Number of hosts with which a run may do if `hosts` are not free; null: it waits for all of them."""
+
+    @property
+    def ranks(self) -> int:
+        """Number of processes that share a step."""
+        return self.hosts * max(1, self.gpus)
 
 
 class TrialSection(Section):

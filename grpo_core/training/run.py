@@ -323,7 +323,7 @@ def _import_engine(
     """The job's engine; torch, and all that takes seconds to import, comes with it."""
     rank, gpus = records.rank, find_gpus()
     # Before any library looks: they spread over every GPU they see.
-    show_gpus(min(1, spec.resources.gpus), first=rank.number)
+    show_gpus(min(1, spec.resources.gpus), first=rank.local)
     wrote = _writer_of(saved, spec)
     choice = choose_engine(spec, gpus, rank.count, model=files.path, parameters=files.parameters, wrote=wrote)
     if choice.reason:

@@ -34,6 +34,12 @@ class WaitReason(Reason):
         "needs a worker that can confine the code of its graders: the connected ones cannot",
         "需要能够隔离评分代码的工作进程：已连接的都做不到",
     )
+    HOSTS = "hosts", "waiting until enough cards are free at the same time", "等待足够多的显卡同时空闲"
+    FEW_HOSTS = (
+        "few_hosts",
+        "asks for more hosts with such cards than the cluster has",
+        "要求的主机数多于集群中符合条件的主机数",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +67,12 @@ class QueuePosition:
     """The spec format that a worker must read to run it."""
     workers_spec_format: int | None
     """The newest spec format that a connected worker with its resources reads; None if none is connected."""
+    hosts: int
+    """Number of hosts that it needs at the same time."""
+    gpus: int
+    """Number of cards that it needs on each."""
+    hosts_found: int | None
+    """Number of hosts with enough cards when they were last not free at once; None: not looked at."""
 
 
 def queue_position_of(record: JobRecord, job_store: JobStore, registry: WorkerRegistry) -> QueuePosition | None:
@@ -73,13 +85,21 @@ def queue_position_of(record: JobRecord, job_store: JobStore, registry: WorkerRe
     # A worker that refused the spec could not read it, even if the API assigned it a lower format.
     needed = max(record.spec_format, record.refused_format + 1)
     found = _workers_for(record.queue, needed, registry.all(), runs_code=_runs_code(record.spec))
+    resources = record.spec.get("resources", {})
+    hosts = resources.get("min_hosts") or resources.get("hosts", 1)
+    reason = found.reason
+    if reason is WaitReason.TURN and record.hosts_found >= 0:
+        reason = WaitReason.HOSTS if record.hosts_found >= hosts else WaitReason.FEW_HOSTS
     return QueuePosition(
         queue=record.queue,
         ahead=ahead,
         workers=found.able,
-        reason=found.reason,
+        reason=reason,
         spec_format=needed,
         workers_spec_format=found.newest_format,
+        hosts=hosts,
+        gpus=resources.get("gpus", 1),
+        hosts_found=None if record.hosts_found < 0 else record.hosts_found,
     )
 
 

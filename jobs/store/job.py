@@ -116,6 +116,8 @@ class JobRecord(JobRequest, JobView):
     """The format of the spec that a worker must read to run it."""
     refused_format: int = 0
     """The newest format of a worker that could not read the spec."""
+    hosts_found: int = -1
+    """The number of hosts with enough cards when the job's were last not free at once; -1: not looked at."""
     accumulation: int = 0
     """Gradient accumulation since an out-of-memory error; 0: that of the spec."""
     stopped_epoch: int = 0

@@ -16,6 +16,8 @@ MEMORY_CLASSES_GB = (16, 24, 40, 48, 80, 96, 141, 192, 288, 1024)
 """Memory sizes of GPUs on the market. A request is rounded up to one of them, so that there are few queues."""
 
 
+_HOSTS = ".hosts"
+"""Ends the queues of jobs that ask for several hosts, however many: only workers in a Ray cluster serve them."""
 _FORMAT_SUFFIX = re.compile(r"\.f\d+$")
 
 
@@ -27,11 +29,12 @@ def queue_for(spec: JobSpec, prefix: str = "grpo") -> str:
 
 def _class_queue(spec: JobSpec, prefix: str) -> str:
     resources = spec.resources
+    hosts = _HOSTS if resources.hosts > 1 else ""
     if resources.gpus == 0:
-        return f"{prefix}.cpu"
+        return f"{prefix}.cpu{hosts}"
     memory = resources.min_gpu_memory_gb
     suffix = "" if memory is None else f".{_memory_class(memory)}gb"
-    return f"{prefix}.gpu{resources.gpus}{suffix}"
+    return f"{prefix}.gpu{resources.gpus}{suffix}{hosts}"
 
 
 def with_formats(queues: Iterable[str]) -> list[str]:
@@ -51,19 +54,25 @@ def any_format(queue: str) -> str:
     return _FORMAT_SUFFIX.sub("", queue)
 
 
-def queues_served(gpu_memory_gb: float | None, prefix: str = "grpo", *, gpus: int = 1) -> list[str]:
+def queues_served(
+    gpu_memory_gb: float | None, prefix: str = "grpo", *, gpus: int = 1, hosts: bool = False
+) -> list[str]:
     """Return the queues of every class that `gpus` GPUs with `gpu_memory_gb` (10^9 bytes) each can run.
 
-    None stands for a host without a GPU. A worker runs one job at a time, with as many GPUs as the job requests.
+    None stands for a host without a GPU. A worker runs one job at a time, with as many GPUs as the job requests; with
+    `hosts` also jobs of several hosts, of which it is the first.
     """
-    if gpu_memory_gb is None:
-        return [f"{prefix}.cpu"]
-    classes = [size for size in MEMORY_CLASSES_GB if size <= gpu_memory_gb]
-    return [
-        f"{prefix}.gpu{count}{suffix}"
-        for count in range(min(gpus, MAX_RANKS), 0, -1)
-        for suffix in (*(f".{size}gb" for size in reversed(classes)), "")
-    ]
+    classes = [size for size in MEMORY_CLASSES_GB if size <= (gpu_memory_gb or 0)]
+    alone = (
+        [f"{prefix}.cpu"]
+        if gpu_memory_gb is None
+        else [
+            f"{prefix}.gpu{count}{suffix}"
+            for count in range(min(gpus, MAX_RANKS), 0, -1)
+            for suffix in (*(f".{size}gb" for size in reversed(classes)), "")
+        ]
+    )
+    return [queue + end for queue in alone for end in ((_HOSTS, "") if hosts else ("",))]
 
 
 def _memory_class(gigabytes: int) -> int:

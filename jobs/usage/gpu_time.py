@@ -56,7 +56,8 @@ class GpuTime:
             for record in self._job_store.get_many(self._job_store.list_ids(owner, limit=10_000, status=status)):
                 if record.run_at is not None:
                     seconds = max(0.0, (now - record.run_at).total_seconds())
-                    used += seconds * record.spec["resources"]["gpus"]
+                    resources = record.spec["resources"]
+                    used += seconds * resources["gpus"] * resources.get("hosts", 1)
         return used
 
     def owners(self) -> set[str]:

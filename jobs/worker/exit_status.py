@@ -69,13 +69,14 @@ class ExitClassifier:
         self._oom_kills = oom_kills
         self._stop = stop
 
-    def __call__(self, code: int, *, asked: bool) -> RunResult:
-        """Classify an exit status. `asked`: the process was asked to save and exit."""
+    def __call__(self, code: int, *, asked: bool, known: FailureReport | None = None) -> RunResult:
+        """Classify an exit status. `asked`: the process was asked to save and exit; `known`: why it ended, if that is
+        known beside what it wrote."""
         if code == EXIT_DONE:
             return RunResult(status="succeeded")
         if code == EXIT_CHECKPOINTED or (code < 0 and asked):
             return RunResult(status=None, handback=self._left_saved(asked=asked))
-        report = self._report(code)
+        report = known or self._report(code)
         damaged = (
             report.code == FailureCode.CHECKPOINT_UNREADABLE.value and report.failure_class != FailureClass.USER_CONFIG
         )

@@ -7,7 +7,6 @@ returns or raises, no child, uploader or heartbeat of this run is left.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from pathlib import Path
 
@@ -25,19 +24,24 @@ from jobs.store.retired import Retired
 from jobs.worker import run_dirs
 from jobs.worker.exit_status import RunResult, broken_machine
 from jobs.worker.finalize import Finalizer
+from jobs.worker.gang import GangProcess, Reservation
 from jobs.worker.interruptible_retry import Interrupted
 from jobs.worker.prepare import Preparation
 from jobs.worker.run_context import RunContext, WorkerDeps
 from jobs.worker.serving import ServingSession
 from jobs.worker.supervise import Supervisor
-from jobs.worker.trainer_process import TrainerProcess, clean_environment
+from jobs.worker.trainer_process import Training, start_training
 
 
 class JobRun:
     """The run of a job this worker has claimed. `execute` returns when the job has ended or was handed back."""
 
-    def __init__(self, deps: WorkerDeps, record: JobRecord, epoch: int, folder: Path) -> None:
+    def __init__(
+        self, deps: WorkerDeps, record: JobRecord, epoch: int, folder: Path, cards: Reservation | None = None
+    ) -> None:
+        """`cards` are those that Ray has given to the run, on this host and on others."""
         self._deps = deps
+        self._cards = cards
         self._spec: JobSpec = parse_spec(record.spec)
         self._folder = folder
         self._context = RunContext(deps, record, epoch, folder)
@@ -77,23 +81,26 @@ class JobRun:
             self._context.log.error("machine_failed", error=repr(error))  # noqa: TRY400 - the error says it all
             return broken_machine(error, self._folder.parent)
 
-    def _start(self, base: ResumeBase, serving: ServingSession | None) -> TrainerProcess:
-        isolation, folder = self._deps.isolation, self._folder
-        temporary = run_dirs.temporary(folder)
-        cache = isolation.cache_of(self._context.record.owner)
-        user = isolation.user_of(cache)
-        environment = clean_environment(os.environ, self._spec, self._context.record.owner)
-        environment = isolation.environment(environment, cache, temporary)
-        if serving is not None:
-            environment |= serving.environment()
-        writable = [folder, temporary, *([cache] if cache else [])]
-        plan = isolation.plan(
-            self._deps.launcher, self._arguments(base), environment, user=user, writable=writable, scratch=folder
-        )
-        return TrainerProcess(
-            *(plan, folder, environment, lambda: run_dirs.hand_over(folder, user)),
+    def _start(self, base: ResumeBase, serving: ServingSession | None) -> Training:
+        context, deps, cards = self._context, self._deps, self._cards
+        arguments = self._arguments(base)
+        hosts = len(cards.hosts) if cards is not None else 1
+        if cards is not None and hosts > 1:
+            arguments += ("--hosts", str(hosts), "--meet", cards.meeting)
+            owner = context.record.owner
+            cards.start(job=context.job_id, epoch=context.epoch, owner=owner, folder=self._folder, arguments=arguments)
+        lead = start_training(
+            self._folder,
+            arguments,
+            spec=self._spec,
+            owner=context.record.owner,
+            isolation=deps.isolation,
+            launcher=deps.launcher,
+            cards=cards and cards.cards,
+            more={} if serving is None else serving.environment(),
             descriptors=() if serving is None else (serving.descriptor,),
         )
+        return lead if cards is None else GangProcess(lead, cards)
 
     def _prepare(self) -> ResumeBase:
         deps, context = self._deps, self._context
@@ -121,7 +128,9 @@ class JobRun:
             if serving is not None:
                 stack.callback(serving.close)
             child = self._start(base, serving)
-            context.log.info("child_started", resumed=base.resumed and base.resumed.step)
+            context.log.info(
+                "child_started", resumed=base.resumed and base.resumed.step, hosts=self._cards and self._cards.hosts
+            )
             if serving is not None:
                 serving.start()
             supervisor = Supervisor(

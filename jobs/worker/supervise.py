@@ -20,7 +20,7 @@ from jobs.worker.oom_kills import OomKills
 from jobs.worker.run_context import RunContext
 from jobs.worker.serving import ServingSession
 from jobs.worker.stall_detector import StallDetector
-from jobs.worker.trainer_process import TrainerProcess
+from jobs.worker.trainer_process import Training
 
 LOOK_SECONDS = 0.2
 DUMP_SECONDS = 2.0
@@ -35,7 +35,7 @@ class Supervisor:
     def __init__(
         self,
         context: RunContext,
-        child: TrainerProcess,
+        child: Training,
         base: ResumeBase,
         *,
         spec: JobSpec,
@@ -80,7 +80,8 @@ class Supervisor:
         if self._lease.cancelled:
             return RunResult(status="cancelled")
         if exit_code is not None:
-            return self._judge(self._classify(exit_code, asked=self._asked_at is not None))
+            asked = self._asked_at is not None
+            return self._judge(self._classify(exit_code, asked=asked, known=self._child.failure))
         if self._stop.leaves or self._lease.pausing or self._over_time:
             return self._wind_down()
         self._stall.look(self._forwarder.tail.phase)

@@ -13,19 +13,20 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
 from grpo_core import processes
 from grpo_core.egress import CLOSED_VARIABLE, Host, is_loopback
+from grpo_core.errors import FailureReport
 from grpo_core.monitoring.trackers import ENVIRONMENT as TRACKER_VARIABLES
 from grpo_core.rewards.graders.operator import environment_for
 from grpo_core.spec import JobSpec
 from jobs.read.hub_access import TOKEN_VARIABLES, hub_environment
-from jobs.worker import isolation
+from jobs.worker import isolation, run_dirs
 
 log = structlog.get_logger()
 
@@ -72,6 +73,7 @@ class TrainerProcess:
         if shutil.which(program, path=environment.get("PATH")) is None:
             raise FileNotFoundError(errno.ENOENT, f"there is no program {program}")
         with os.fdopen(os.open(folder / "stderr.log", _NEW_LOG, 0o600), "ab") as output:
+            self._log = os.fdopen(os.dup(output.fileno()), "ab")
             hand_over()
             self._process = subprocess.Popen(  # noqa: S603 - the operator's launcher and our own paths, no shell
                 isolation.guardian_argv(plan),
@@ -83,6 +85,17 @@ class TrainerProcess:
                 start_new_session=True,
                 pass_fds=descriptors,
             )
+
+    @property
+    def failure(self) -> FailureReport | None:
+        """Return what is known of its end beside what it has written: nothing."""
+        return None
+
+    def note(self, text: str) -> None:
+        """Add to its output."""
+        with contextlib.suppress(OSError, ValueError):  # a full disk; it was killed
+            self._log.write(text.encode() + b"\n")
+            self._log.flush()
 
     @property
     def exit_code(self) -> int | None:
@@ -112,6 +125,7 @@ class TrainerProcess:
         """
         assert self._process.stdin is not None  # it is PIPE
         self._process.stdin.close()
+        self._log.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(GUARDIAN_SECONDS)
         if self._process.poll() is None:  # it is stopped, or waits for a process that cannot be killed
@@ -128,6 +142,45 @@ class TrainerProcess:
     def _give_up(self) -> None:
         log.critical("child_outlives_kill", pid=self._process.pid)
         os._exit(EXIT_UNKILLABLE)
+
+
+class Training(Protocol):
+    """What a supervisor needs of the training processes of a run."""
+
+    @property
+    def failure(self) -> FailureReport | None: ...
+    @property
+    def exit_code(self) -> int | None: ...
+    def terminate(self) -> None: ...
+    def dump_stacks(self) -> None: ...
+    def wait(self, seconds: float) -> None: ...
+    def kill(self) -> None: ...
+
+
+def start_training(
+    folder: Path,
+    arguments: Sequence[str],
+    *,
+    spec: JobSpec,
+    owner: str,
+    isolation: isolation.Isolation,
+    launcher: Sequence[str],
+    cards: str | None = None,
+    more: Mapping[str, str] | None = None,
+    descriptors: Collection[int] = (),
+) -> TrainerProcess:
+    """Start the training command in a prepared run folder. `cards` are those it may use, if not all of the host; `more`
+    are variables, and `descriptors` open files, that it is given besides."""
+    temporary = run_dirs.temporary(folder)
+    cache = isolation.cache_of(owner)
+    user = isolation.user_of(cache)
+    environment = clean_environment(os.environ, spec, owner)
+    if cards is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = cards
+    environment = isolation.environment(environment, cache, temporary) | (more or {})
+    writable = [folder, temporary, *([cache] if cache else [])]
+    plan = isolation.plan(launcher, arguments, environment, user=user, writable=writable, scratch=folder)
+    return TrainerProcess(plan, folder, environment, lambda: run_dirs.hand_over(folder, user), descriptors=descriptors)
 
 
 def clean_environment(

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Generator
 from dataclasses import replace
 from functools import cache
 from itertools import repeat
@@ -53,9 +54,10 @@ from jobs.store.queues import queues_served, with_formats
 from jobs.store.valkey_checks import ValkeyWatch
 from jobs.store.workers import EXPIRY_SECONDS, WorkerInfo, WorkerRegistry
 from jobs.store.write_once import WriteOnceStore
-from jobs.worker import isolation, run_dirs
+from jobs.worker import gang, isolation, run_dirs
 from jobs.worker.draining import LOOK_SECONDS, Draining
 from jobs.worker.exit_status import broken_machine
+from jobs.worker.gang import Reservation
 from jobs.worker.run import JobRun
 from jobs.worker.run_context import WorkerDeps
 from jobs.worker.shutdown import GracefulShutdown
@@ -113,6 +115,10 @@ class WorkerSettings(BaseSettings):
     """Folder for models and compiled kernels, with a folder for each owner; the default is below the user's caches."""
     shared_caches: bool = Field(default=False, validation_alias="GRPO_SHARED_CACHES")
     """Whether all owners' jobs share the worker's caches."""
+    ray_address: str = Field(default="", pattern=r"^([\w.\[\]:-]+:\d{1,5}|auto)?$", validation_alias="GRPO_RAY_ADDRESS")
+    """Address and port of the Ray cluster to which this host belongs, and which deals out its cards; empty: none."""
+    ray_wait_seconds: float = Field(default=10.0, ge=0, le=600, validation_alias="GRPO_RAY_WAIT_SECONDS")
+    """Seconds that a job's wake-up waits for its cards to be free at the same time; then the job waits for the next."""
 
     @field_validator("egress_hosts")
     @classmethod
@@ -133,7 +139,7 @@ class Worker:
         self._settings = settings
         self._queue_settings = queue
         self.name = settings.name or f"{socket.gethostname()}-{secrets.token_hex(3)}"
-        self._make_work_dir()
+        make_work_dir(settings.work_dir)
         self._gpus = find_gpus()
         self._proof = prove(os.environ, os.getpid())
         log.info("grader_isolation", isolation=self._proof.isolation, reason=self._proof.reason)
@@ -161,7 +167,7 @@ class Worker:
             commands=Commands(self._job_store, self._write_once, self._wakeups, by=self.name),
             lease_seconds=queue.lease_seconds,
             launcher=settings.launcher_argv(),
-            isolation=_isolate(settings),
+            isolation=isolate(settings),
             stop=stop,
             queues=tuple(self.queues),
             stall_limits=StallLimits(
@@ -178,7 +184,8 @@ class Worker:
         """The queues this worker listens on."""
         # CUDA decides which of several GPUs a job gets, so each must have the requested memory.
         memory = min((gpu.memory_bytes / 1e9 for gpu in self._gpus), default=None)
-        served = queues_served(memory, self._queue_settings.prefix, gpus=len(self._gpus))
+        in_cluster = bool(self._settings.ray_address)
+        served = queues_served(memory, self._queue_settings.prefix, gpus=len(self._gpus), hosts=in_cluster)
         return with_formats(self._settings.queues or served)
 
     def serve(self) -> None:
@@ -198,18 +205,6 @@ class Worker:
             self._sweeper.close()
             self._wakeups.close()
             self._withdraw()
-
-    def _make_work_dir(self) -> None:
-        folder = self._settings.work_dir
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if fault := run_dirs.fault_of(folder):
-                raise _unusable(folder, fault)
-            isolation.let_pass(folder)
-        except OSError as error:
-            raise _unusable(folder, f"cannot be made ({error.strerror or error})") from error
-        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-            raise _unusable(folder, "this process may not write to")
 
     def _clean_scratch(self) -> None:
         for folder in run_dirs.remove_abandoned(self._settings.work_dir):
@@ -255,9 +250,15 @@ class Worker:
             if not self._draining.begin():
                 self._stand_aside(job_id)
                 return
-            claimed = self._claim(job_id)
-            if claimed is not None:
-                self._run(claimed)
+            record = self._find(job_id)
+            if record is None:
+                return
+            with self._reserve(record) as cards:
+                has_cards = cards is None or bool(cards.hosts)
+                leaves = self._deps.stop.asked or self._draining.mode  # asked for while the cards were awaited
+                claimed = self._claim(job_id) if has_cards and not leaves else None
+                if claimed is not None:
+                    self._run(claimed, cards)
         except Fenced as error:
             log.warning("fenced", job_id=job_id, reason=str(error))
         except Unavailable as error:
@@ -291,19 +292,24 @@ class Worker:
         log.error("no_room", work_dir=str(self._settings.work_dir), free_mb=free // 1_000_000)
         return False
 
+    @contextlib.contextmanager
+    def _reserve(self, record: JobRecord) -> Generator[Reservation | None]:
+        """Hold the job's cards, where Ray deals them out. Without them the job waits for the next wake-up."""
+        if not self._settings.ray_address:
+            yield None
+            return
+        spec, seconds = parse_spec(record.spec), self._settings.ray_wait_seconds
+        with gang.reserve(self._settings.ray_address, spec, seconds=seconds) as cards:
+            if not cards.hosts:
+                log.warning("no_cards", job_id=record.id, fitting_hosts=cards.fitting)
+                fields = {"hosts_found": -1 if cards.fitting is None else cards.fitting}
+                self._job_store.change(record.id, from_statuses={JobStatus.QUEUED}, fields=fields)
+            yield cards
+
     def _claim(self, job_id: str) -> JobRecord | None:
         """Claim a job. Returns its record, or None."""
-        # Before taking an epoch: a Valkey that was not compared refuses the claim, and the unused epoch looks like a
-        # run.
-        self._valkey_recovery.ensure()
-        record = self._deps.commands.apply_pending(job_id)
-        if record is None or record.status is not JobStatus.QUEUED:
-            return None
-        outcome = self._write_once.outcome(job_id)
-        if outcome is not None:
-            apply_outcome(self._job_store, job_id, outcome)
-            return None
-        if not self._can_read(record) or not self._can_grade(record):
+        record = self._find(job_id)
+        if record is None:
             return None
         epoch = self._write_once.allocate_epoch(
             job_id,
@@ -317,6 +323,20 @@ class Worker:
             return None
         claimed = self._take(job_id, epoch)
         return replace(record, status=JobStatus.RUNNING, epoch=epoch) if claimed else None
+
+    def _find(self, job_id: str) -> JobRecord | None:
+        """Return the record of a job that this worker can run and that waits for one, or None."""
+        # Before taking an epoch: a Valkey that was not compared refuses the claim, and the unused epoch looks like a
+        # run.
+        self._valkey_recovery.ensure()
+        record = self._deps.commands.apply_pending(job_id)
+        if record is None or record.status is not JobStatus.QUEUED:
+            return None
+        outcome = self._write_once.outcome(job_id)
+        if outcome is not None:
+            apply_outcome(self._job_store, job_id, outcome)
+            return None
+        return record if self._can_read(record) and self._can_grade(record) else None
 
     def _can_read(self, record: JobRecord) -> bool:
         """Whether this release can read a job's spec. If not, the record says so and the job waits."""
@@ -351,13 +371,13 @@ class Worker:
         record = self._job_store.get(job_id)
         return record is not None and record.epoch == epoch and record.status in HELD
 
-    def _run(self, record: JobRecord) -> None:
+    def _run(self, record: JobRecord, cards: Reservation | None) -> None:
         self._job = record.id
         self._news.set()
         log.info("run_started", job_id=record.id, epoch=record.epoch)
         try:
             with run_dirs.run_folder(self._settings.work_dir, record.id, record.epoch) as folder:
-                JobRun(self._deps, record, record.epoch, folder).execute()
+                JobRun(self._deps, record, record.epoch, folder, cards).execute()
         except (Fenced, Unavailable):
             raise
         except (
@@ -410,7 +430,20 @@ class Worker:
             log.warning("withdraw_failed", reason=str(error))
 
 
-def _isolate(settings: WorkerSettings) -> isolation.Isolation:
+def make_work_dir(folder: Path) -> None:
+    """Make the scratch folder. Raises `Misconfigured` if it cannot be used."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if fault := run_dirs.fault_of(folder):
+            raise _unusable(folder, fault)
+        isolation.let_pass(folder)
+    except OSError as error:
+        raise _unusable(folder, f"cannot be made ({error.strerror or error})") from error
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise _unusable(folder, "this process may not write to")
+
+
+def isolate(settings: WorkerSettings) -> isolation.Isolation:
     """Decide how this worker isolates training processes, as far as the machine allows, and log it."""
     users: range | None = None
     if settings.child_users and os.geteuid() == 0:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from grpo_core.ranks import Launcher, Rank, take_rank
+from grpo_core.ranks import Launcher, Rank, interface_to, take_rank
 from grpo_core.run_dir.layout import RunFolder
 from grpo_core.run_dir.records import read_jsonl
 from tests.clock import patience
@@ -185,6 +185,41 @@ def test_the_last_word_of_a_rank_counts_though_it_ended_before_it_was_heard(
 
 def test_the_environment_names_a_rank_and_is_cleared() -> None:
     environment = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "7", "A": "b"}
-    assert take_rank(environment) == Rank(1, 4, "tcp://h:7")
+    assert take_rank(environment) == Rank(1, 4, "tcp://h:7", local=1)
     assert environment == {"A": "b"}
     assert take_rank({"RANK": "1"}) is None
+
+
+SPREAD = """
+import sys
+from pathlib import Path
+from grpo_core.ranks import Host, Launcher
+from grpo_core.run_dir.layout import RunFolder
+host = Host(int(sys.argv[3]), 2, "10.0.0.1:29500")
+sys.exit(Launcher([sys.executable, "-c", sys.argv[2]], RunFolder(Path(sys.argv[1])), 2, epoch=3, host=host).run())
+"""
+TELL = """
+import os, sys
+from pathlib import Path
+from grpo_core.ranks import take_rank
+rank = take_rank(os.environ)
+told = (rank.number, rank.local, rank.count, rank.spans_hosts, rank.address)
+Path({root!r}, f"told-{{rank.number}}").write_text(repr(told))
+sys.exit({code} if rank.number == 3 else 0)
+"""
+
+
+def test_each_host_starts_its_own_ranks_of_the_job(tmp_path: Path) -> None:
+    codes: list[int] = []
+    for host in (0, 1):
+        program = TELL.format(root=str(tmp_path), code=13)
+        folder = tmp_path / f"host-{host}"
+        codes.append(subprocess.run([sys.executable, "-c", SPREAD, folder, program, str(host)], check=False).returncode)
+    told = [(tmp_path / f"told-{number}").read_text() for number in range(4)]
+    assert told == [repr((n, n % 2, 4, True, "tcp://10.0.0.1:29500")) for n in range(4)]
+    assert codes == [0, 13], "the first failing rank's code is its host's"
+
+
+def test_the_interface_to_an_address_is_named() -> None:
+    assert interface_to("tcp://127.0.0.1:7") == "lo"
+    assert interface_to("tcp://no-such-host.invalid:7") is None

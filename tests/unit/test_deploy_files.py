@@ -19,6 +19,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from deploy import ray_node
 from deploy.kubernetes import one_job
 from deploy.local.seaweedfs import SeaweedFS
 from grpo_core import __version__, processes
@@ -31,6 +32,8 @@ from jobs.worker.worker import WorkerSettings
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+OTHERS = ("keda.sh/", "ray.io/", "kueue.x-k8s.io/")
+"""Kinds that Kubernetes itself does not know."""
 RELEASE = ROOT / ".github" / "workflows" / "release.yml"
 SETTINGS = (ROOT / "docs" / "reference" / "settings.md").read_text()
 GRACE = WorkerSettings.model_fields["stop_grace_seconds"].default
@@ -58,7 +61,7 @@ def pod_templates() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for document in documents():
         spec = document.get("spec", {})
-        template = spec.get("jobTargetRef", spec).get("template")
+        template = spec.get("jobTargetRef", spec.get("headGroupSpec", spec)).get("template")
         if template:
             found[f"{document['kind']}/{document['metadata']['name']}"] = template
     return found
@@ -267,7 +270,7 @@ def seconds(text: str) -> float:
 def test_manifests_are_valid() -> None:
     version = kubernetes_validate.latest_version()
     for document in documents():
-        if document["apiVersion"].startswith("keda.sh/"):
+        if document["apiVersion"].startswith(OTHERS):
             continue
         if document["kind"] == "Kustomization":
             continue
@@ -283,6 +286,73 @@ def test_the_jobs_that_keda_makes_are_valid() -> None:
         "spec": scaled["spec"]["jobTargetRef"],
     }
     kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_pods_that_kuberay_makes_are_valid_and_alike() -> None:
+    (cluster,) = (document for document in documents() if document["kind"] == "RayCluster")
+    head, (hosts,) = cluster["spec"]["headGroupSpec"], cluster["spec"]["workerGroupSpecs"]
+    assert head["template"] == hosts["template"], "every host of a gang has the same cards and the same image"
+    pod = {"apiVersion": "v1", "kind": "Pod", **head["template"]}
+    kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+    assert set(head) == {"rayStartParams", "template"}
+    assert set(hosts) - set(head) == {"groupName", "replicas", "minReplicas", "maxReplicas"}
+    assert cluster["spec"]["rayVersion"] == locked("ray")
+    assert cluster["metadata"]["annotations"]["ray.io/overwrite-container-cmd"] == "true"
+    (container,) = pod["spec"]["containers"]
+    assert container["command"][1:] == ["-m", "deploy.ray_node"]
+
+
+def test_the_ray_cluster_fits_the_quota_that_admits_it() -> None:
+    found = {document["kind"]: document for document in documents()}
+    cluster, queue, quota = (found[kind] for kind in ("RayCluster", "LocalQueue", "ClusterQueue"))
+    assert cluster["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == queue["metadata"]["name"]
+    assert queue["spec"]["clusterQueue"] == quota["metadata"]["name"]
+    (group,) = quota["spec"]["resourceGroups"]
+    (flavor,) = group["flavors"]
+    assert flavor["name"] == found["ResourceFlavor"]["metadata"]["name"]
+    quotas = {one["name"]: one["nominalQuota"] for one in flavor["resources"]}
+    (hosts,) = cluster["spec"]["workerGroupSpecs"]
+    asked = hosts["template"]["spec"]["containers"][0]["resources"]["requests"]
+    assert group["coveredResources"] == list(quotas) == list(asked)
+    for name, each in asked.items():
+        assert int(quotas[name].removesuffix("Gi")) == (1 + hosts["replicas"]) * int(each.removesuffix("Gi")), name
+
+
+def test_ray_is_started_for_nobody_else() -> None:
+    settings = {"RAY_AUTH_MODE": "token", "GRPO_RAY_HOST": "10.0.0.1", "GRPO_RAY_ADDRESS": "10.0.0.1:6379"}
+    head = ray_node.command(settings)
+    assert {"--head", "--port=6379", "--include-dashboard=false", "--node-ip-address=10.0.0.1"} <= set(head)
+    other = ray_node.command(settings | {"GRPO_RAY_HOST": "10.0.0.2"})
+    assert "--address=10.0.0.1:6379" in other
+    assert "--head" not in other
+    generated = "ulimit -n 65536; ray start --head --block"
+    assert ray_node.command(settings | {"KUBERAY_GEN_RAY_START_CMD": generated}) == ["sh", "-c", generated]
+    for wrong in (
+        {"RAY_AUTH_MODE": ""},
+        {"GRPO_RAY_HOST": ""},
+        {"GRPO_RAY_HOST": "8.8.8.8"},
+        {"GRPO_RAY_ADDRESS": "h"},
+    ):
+        with pytest.raises(ray_node.Refused):
+            ray_node.command(settings | wrong)
+
+
+def test_the_hosts_of_compose_are_locked_down_and_named_in_the_docs() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.hosts.yaml").read_text())
+    (host,) = compose["services"].values()
+    assert (host["read_only"], host["cap_drop"], host["security_opt"]) == (True, ["ALL"], ["no-new-privileges"])
+    assert float(host["stop_grace_period"].removesuffix("s")) > GRACE
+    assert [name for name in settings_in(host["environment"]) if f"`{name}`" not in SETTINGS] == []
+    assert "token" not in str(host["environment"]["RAY_AUTH_TOKEN_PATH"]).removesuffix("ray_token")
+    page = (ROOT / "docs" / "how-to" / "several-hosts.md").read_text()
+    assert "deploy/compose.hosts.yaml" in page
+    for port in ray_node.PORTS.values():
+        assert str(port) in page
+
+
+def locked(name: str) -> str:
+    packages = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    return next(package["version"] for package in packages if package["name"] == name)
 
 
 def test_keda_watches_the_list_that_celery_writes() -> None:
@@ -343,14 +413,19 @@ def reached_from(pod: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("pod", pod_templates())
 def test_pods_connect_to_single_hosts_on_single_ports(pod: str) -> None:
     ports: set[int] = set()
-    for rule in reached_from(pod):
+    each_other = {"to": [{"podSelector": {"matchLabels": {"app.kubernetes.io/component": "ray-host"}}}]}
+    rules = reached_from(pod)
+    assert (each_other in rules) == pod.startswith("RayCluster/")
+    for rule in rules:
+        if rule == each_other:
+            continue
         assert rule["to"], "to anyone"
         assert rule["ports"], "on any port"
         for peer in rule["to"]:
             assert peer.keys() == {"namespaceSelector", "podSelector"} or peer["ipBlock"]["cidr"].endswith("/32")
         ports |= {port["port"] for port in rule["ports"]}
     servers = {53, 6379, 443}
-    assert ports == (servers | {3128} if "worker" in pod else servers)
+    assert ports == (servers if pod.endswith("/grpo-api") else servers | {3128})
 
 
 def test_network_policies_choose_pods_that_exist() -> None:

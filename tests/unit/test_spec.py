@@ -292,6 +292,8 @@ def test_a_value_of_another_type_is_named_with_what_to_give(pointer: str) -> Non
         *[(f"/audits/{name}", [0, 0.5, 1e6], [-1, 1e7, None]) for name in ("entropy_collapse", "kl_runaway")],
         ("/resources/gpus", [1], [-1, 9, True]),
         ("/resources/min_gpu_memory_gb", [None, 1, 1024], [0, 1025]),
+        ("/resources/hosts", [1], [0, 65, None]),
+        ("/resources/min_hosts", [None, 1], [0, 65]),
         ("/from_checkpoint", [None, {"job": f"job-{ULID}", "step": 1}], ["job", [], 1]),
         ("/from_checkpoint/job", [], ["", ULID, f"job-{ULID.lower()}", f"job-{ULID}0", f"ds-{ULID}"]),
         ("/metadata", [{}, {f"k{i}": "x" * 512 for i in range(16)}], [{f"k{i}": "" for i in range(17)}, [], None]),
@@ -501,6 +503,24 @@ WEIGHTLESS = dict.fromkeys(RECIPE["rewards"]["weights"], 0)
             id="columns differ",
         ),
         pytest.param(CPU, {"resources": {"gpus": 0}}, ("/optimizer/name", "needs_gpu"), id="8-bit optimizer"),
+        pytest.param(
+            {"resources": {"gpus": 3, "hosts": 2}},
+            {"resources": {"gpus": 4, "hosts": 2}},
+            ("/resources/hosts", "too_many_hosts"),
+            id="more ranks than completions",
+        ),
+        pytest.param(
+            {"resources": {"hosts": 2}, "engine": "native"},
+            {"resources": {"hosts": 2}, "engine": "trl"},
+            ("/engine", "one_gpu_only"),
+            id="an engine for one host",
+        ),
+        pytest.param(
+            {"resources": {"hosts": 2, "min_hosts": 2}},
+            {"resources": {"hosts": 2, "min_hosts": 3}},
+            ("/resources/min_hosts", "more_than_hosts"),
+            id="fewer hosts that are more",
+        ),
         pytest.param(
             {**CPU, "model": {"precision": "auto"}},
             {**CPU, "model": {"precision": "16bit"}},

@@ -231,3 +231,16 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def test_jobs_of_several_hosts_wait_where_only_workers_in_a_cluster_listen() -> None:
+    asked = {"gpus": 4, "min_gpu_memory_gb": 80}
+    one, two = (
+        parse_spec({"resources": {**asked, "hosts": hosts}, "sampling": {"prompts_per_step": 2}}) for hosts in (1, 2)
+    )
+    assert (queue_for(one), queue_for(two)) == ("grpo.gpu4.80gb.f2", "grpo.gpu4.80gb.hosts.f2")
+    assert "hosts" not in one.as_dict()["resources"], "as a release without the field wrote it"
+    alone, within = (with_formats(queues_served(80, gpus=8, hosts=hosts)) for hosts in (False, True))
+    assert queue_for(two) in within
+    assert queue_for(two) not in alone
+    assert set(alone) < set(within)

@@ -102,7 +102,8 @@ local function note_run(now, owner)
   local readable, asked = pcall(cjson.decode, spec)
   local gpus = readable and type(asked) == 'table' and type(asked.resources) == 'table' and asked.resources.gpus
   if type(gpus) ~= 'number' or gpus <= 0 then return end
-  tally(owner, math.floor(tonumber(began) / 86400000), id .. ':' .. epoch, ran * gpus)
+  local hosts = tonumber(asked.resources.hosts) or 1
+  tally(owner, math.floor(tonumber(began) / 86400000), id .. ':' .. epoch, ran * gpus * hosts)
 end
 
 -- Index of ended jobs by owner and time, for jobs/lifecycle/retention.py.

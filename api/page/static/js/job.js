@@ -223,6 +223,12 @@ function waitsFor(waiting) {
   if (!waiting) return t("wait.turn");
   if (waiting.reason === "newer_worker")
     return [t("wait.newer_worker"), " · ", t("tile.waiting.formats", { needs: waiting.spec_format, reads: waiting.workers_spec_format })];
+  if (waiting.reason === "hosts" || waiting.reason === "few_hosts")
+    return [
+      t(`wait.${waiting.reason}`),
+      " · ",
+      t("tile.waiting.hosts", { hosts: waiting.hosts, gpus: waiting.gpus, found: waiting.hosts_found }),
+    ];
   if (!waiting.workers) return [t(`wait.${waiting.reason}`), " · ", raw(waiting.queue, { class: "code" })];
   return t(waiting.ahead ? "tile.waiting.ahead" : "tile.waiting.next", { jobs: waiting.ahead, n: waiting.workers });
 }

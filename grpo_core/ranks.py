@@ -62,7 +62,8 @@ class Rank:
     pulse: Pulse | None = None
     local: int = 0
     """Its number among the ranks of its host."""
-    spans_hosts: bool = False
+    interface: str | None = "lo"
+    """The network interface to the other ranks; None: unknown."""
 
     @property
     def is_lead(self) -> bool:
@@ -95,13 +96,15 @@ def take_rank(environment: MutableMapping[str, str]) -> Rank | None:
     others = {name: environment.pop(name, "") for name in _OTHERS}
     meeting = f"tcp://{others['MASTER_ADDR'] or '127.0.0.1'}:{others['MASTER_PORT'] or 29500}"
     address, pulse = environment.pop(ADDRESS, meeting), environment.pop(PULSE, None)
+    spans_hosts = int(others["LOCAL_WORLD_SIZE"] or count) < count
     return Rank(
         number,
         count,
         address,
         None if pulse is None else Pulse(int(pulse)),
         local=int(others["LOCAL_RANK"] or number),
-        spans_hosts=int(others["LOCAL_WORLD_SIZE"] or count) < count,
+        # Now, because later the process may connect only to hosts that it needs for data.
+        interface=interface_to(address) if spans_hosts else "lo",
     )
 
 

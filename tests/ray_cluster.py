@@ -17,6 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from deploy.certificates import Certificates
 from grpo_core import processes
 from tests.clock import patience
 
@@ -39,7 +40,7 @@ def unavailable() -> str:
 class RayCluster:
     """Two hosts with a processor each."""
 
-    def __init__(self, folder: Path, port: int, **environment: str) -> None:
+    def __init__(self, folder: Path, port: int, *, tls: bool = False, **environment: str) -> None:
         number = os.getpid() % 65536
         net = f"10.{77 + number % 100}.{number >> 8 & 255}"
         self.addresses = [f"{net}.1", f"{net}.2"]
@@ -49,9 +50,18 @@ class RayCluster:
         self._temporary = Path(tempfile.mkdtemp(prefix="gr", dir="/tmp"))  # short, for sockets
         self.token = secrets.token_hex(32)
         self.variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "GRPO_RAY_ADDRESS": self.address}
-        self._environment = {**os.environ, **self.variables, "RAY_USAGE_STATS_ENABLED": "0", **environment}
+        if tls:
+            self.variables |= self._encrypt(folder / "tls")
+        # Ray's own limit is 30 s, for a whole machine that does nothing else.
+        patient = {"RAY_raylet_start_wait_time_s": "150", "RAY_USAGE_STATS_ENABLED": "0"}
+        self._environment = {**os.environ, **self.variables, **patient, **environment}
         self.work = folder / "work-of-host-2"
         self._hosts: list[subprocess.Popen[bytes] | None] = [None, None]
+
+    def _encrypt(self, folder: Path) -> dict[str, str]:
+        Certificates(folder, tuple(self.addresses)).ensure()
+        files = {"SERVER_CERT": "store.crt", "SERVER_KEY": "store.key", "CA_CERT": "authority.crt"}
+        return {"RAY_USE_TLS": "1", **{f"RAY_TLS_{name}": str(folder / file) for name, file in files.items()}}
 
     def start(self) -> None:
         ours, theirs = self.addresses

@@ -195,7 +195,7 @@ import sys
 from pathlib import Path
 from grpo_core.ranks import Host, Launcher
 from grpo_core.run_dir.layout import RunFolder
-host = Host(int(sys.argv[3]), 2, "10.0.0.1:29500")
+host = Host(int(sys.argv[3]), 2, "127.0.0.2:29500")
 sys.exit(Launcher([sys.executable, "-c", sys.argv[2]], RunFolder(Path(sys.argv[1])), 2, epoch=3, host=host).run())
 """
 TELL = """
@@ -203,7 +203,7 @@ import os, sys
 from pathlib import Path
 from grpo_core.ranks import take_rank
 rank = take_rank(os.environ)
-told = (rank.number, rank.local, rank.count, rank.spans_hosts, rank.address)
+told = (rank.number, rank.local, rank.count, rank.interface, rank.address)
 Path({root!r}, f"told-{{rank.number}}").write_text(repr(told))
 sys.exit({code} if rank.number == 3 else 0)
 """
@@ -216,10 +216,14 @@ def test_each_host_starts_its_own_ranks_of_the_job(tmp_path: Path) -> None:
         folder = tmp_path / f"host-{host}"
         codes.append(subprocess.run([sys.executable, "-c", SPREAD, folder, program, str(host)], check=False).returncode)
     told = [(tmp_path / f"told-{number}").read_text() for number in range(4)]
-    assert told == [repr((n, n % 2, 4, True, "tcp://10.0.0.1:29500")) for n in range(4)]
+    assert told == [repr((n, n % 2, 4, "lo", "tcp://127.0.0.2:29500")) for n in range(4)]
     assert codes == [0, 13], "the first failing rank's code is its host's"
 
 
 def test_the_interface_to_an_address_is_named() -> None:
+    far = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "no-such-host.invalid"}
+    rank = take_rank(far)
+    assert rank is not None
+    assert rank.interface is None, "by its name alone a host would be 127.0.0.1 to the others"
     assert interface_to("tcp://127.0.0.1:7") == "lo"
     assert interface_to("tcp://no-such-host.invalid:7") is None

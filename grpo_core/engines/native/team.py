@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from grpo_core.engines.native.decode import Decoder, Drawn, Request
 from grpo_core.errors import fault
-from grpo_core.ranks import Rank, interface_to, lost
+from grpo_core.ranks import Rank, lost
 from grpo_core.reasons import FailureCode
 
 MEETING_SECONDS: Final = 600
@@ -35,9 +35,9 @@ class Team:
         if self.size == 1:
             return
         # Never by the host's name, which may not resolve, or to an address that other hosts cannot reach.
-        if interface := interface_to(rank.address) if rank.spans_hosts else "lo":
+        if rank.interface is not None:
             for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-                os.environ.setdefault(name, interface)
+                os.environ.setdefault(name, rank.interface)
         on_gpu = device.type == "cuda"
         with self._waiting():
             dist.init_process_group(

@@ -300,6 +300,8 @@ class Launcher:
         """Return the failure of ranks that are still running: one is silent, or all wait for each other."""
         now, alive = time.monotonic(), [child for child in self._children if child.code is None]
         for child in alive:
+            if child.number and child.says == _DONE:
+                continue  # the end of a process says nothing
             if child.heard_at is not None and now - child.heard_at > SILENT_SECONDS:
                 return lost(
                     f"Rank {child.number} of {self._count} sent no heartbeat for {SILENT_SECONDS:.0f} s."

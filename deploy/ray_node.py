@@ -24,7 +24,7 @@ OBJECT_STORE_BYTES = 200_000_000
 """Inputs pass through it in parts of 8 MB."""
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_memory_monitor_refresh_ms": "0",  # the worker has a limit of its own, and saves
+    "RAY_memory_monitor_refresh_ms": "0",  # the worker has its own limit, and saves
     "RAY_gcs_rpc_server_reconnect_timeout_s": "30",
 }
 _LOOK_SECONDS = 0.5

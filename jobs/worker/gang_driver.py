@@ -1,7 +1,7 @@
 """The Ray driver of one run: `python -m jobs.worker.gang_driver REQUEST` reserves its hosts, starts their ranks and
 watches them.
 
-Owns everything that is said to Ray. It is a process of its own, because Ray takes over its signals and ends it when the
+Owns everything that is said to Ray. It is a separate process, because Ray takes over its signals and ends it when the
 cluster is gone. It writes JSON lines to standard output and reads them from standard input (`gang` has the other end).
 Invariant: the reservation lasts as long as this process, which ends with the worker or when its input is closed.
 """

@@ -62,7 +62,7 @@ def test_the_example_trains_and_its_model_is_named(
                 model=f"{record.id}:step-25",
                 training_file=job.training_file,
                 method=json.loads(json.dumps(job.method.to_dict())) if job.method else {},  # type: ignore[arg-type]
-                extra_body={"grpo": {"model": {"max_sequence": 256}, "sampling": {"max_prompt_tokens": 128}}},
+                extra_body={"grpo": job.to_dict()["grpo"]},
             )
             assert service.get(again.id, OWNER).spec["from_checkpoint"] == {"job": record.id, "step": 25}
             client.fine_tuning.jobs.cancel(again.id)

@@ -164,6 +164,7 @@ def _run(spec: JobSpec, records: _Records, stop: StopRequest, resume: Path | Non
     events.phase(Phase.EVALUATING)
     if held_out is not None and not held_out.ask_adapter(engine, stop.event, step=steps):
         return EXIT_CHECKPOINTED
+    rewards, evaluation = recorder.reward_summary(), held_out.report() if held_out else None
     report = {
         "v": RECORD_VERSION,
         "epoch": records.epoch,
@@ -171,12 +172,12 @@ def _run(spec: JobSpec, records: _Records, stop: StopRequest, resume: Path | Non
         "spec_digest": records.request.digest(),
         "engine": engine.name,
         "steps": steps,
-        "reward": recorder.reward_summary(),
+        "reward": rewards,
         **({"graders": grading.report()} if spec.rewards.graders else {}),
         "rows": len(rows.train),
         "versions": _versions(),
         **engine.report(),
-        "evaluation": held_out.report() if held_out else None,
+        "evaluation": evaluation,
     }
 
     def write_report(selftest: dict[str, Any] | None) -> None:
@@ -185,9 +186,7 @@ def _run(spec: JobSpec, records: _Records, stop: StopRequest, resume: Path | Non
 
     # A job whose adapter is refused still tells what it learnt.
     write_report(None)
-    facts = CardFacts(
-        steps=steps, rewards=report["reward"], evaluation=report["evaluation"], licence=licence_in(files.path)
-    )
+    facts = CardFacts(steps=steps, rewards=rewards, evaluation=evaluation, licence=licence_in(files.path))
     write_text(records.folder.adapter / "README.md", model_card(spec, facts))
     write_report(_test_adapter(context, engine, rows.train))
     return EXIT_DONE

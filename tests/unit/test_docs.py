@@ -97,6 +97,7 @@ def test_torch_comes_only_with_what_needs_it() -> None:
     heavy = (
         "grpo_core.eight_bits",
         "grpo_core.engines.",
+        "grpo_core.export.",
         *(f"grpo_core.serving.{name}" for name in ("batch", "completion", "model", "native_model", "run")),
         "grpo_core.serving.transformers_model",
         "grpo_core.selftest.",

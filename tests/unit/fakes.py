@@ -25,6 +25,7 @@ from jobs.auth.rate_limit import RateLimited
 from jobs.auth.sessions import Session, TooManyAttempts
 from jobs.errors import Conflict, NotFound, Rejected
 from jobs.lifecycle.admission import KeyReused, RequestKey
+from jobs.read.archive import Archive
 from jobs.read.events import EventPage
 from jobs.read.fleet import FleetWorker, WorkerState
 from jobs.read.groups import GroupSummary, summarise
@@ -304,6 +305,10 @@ class FakeJobService:
             more=False,
             ended=self.jobs[job_id].status in TERMINAL,
         )
+
+    def archive(self, job_id: str, owner: str, folder: str) -> Archive | None:
+        self.get(job_id, owner)
+        return None
 
     def sessions(self, owner: str) -> list[ServedModels]:
         return []

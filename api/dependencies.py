@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from litestar import Request
+from litestar.concurrency import sync_to_thread
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.params import SkipValidation
 from litestar.types import Dependencies
 
+from grpo_core.spec import JOB_ID
 from jobs.auth.api_keys import OPERATOR, KeyRecord
 from jobs.service import JobService
 
@@ -25,9 +28,12 @@ def service_of(state: State) -> Any:
     return state.service
 
 
-def owner_of(request: Request[KeyRecord, Any, Any]) -> str:
-    """Whose key the request came with: every look-up goes by it."""
-    return request.user.owner
+async def owner_of(request: Request[KeyRecord, Any, Any]) -> str:
+    """Whose key the request came with: every look-up goes by it. An operator acts on a job as its owner."""
+    job_id = request.path_params.get("job_id")
+    if job_id is None or OPERATOR not in request.user.scopes or not re.fullmatch(JOB_ID, job_id):
+        return request.user.owner
+    return await sync_to_thread(request.app.state.service.owner_of, job_id) or request.user.owner
 
 
 def key_id_of(request: Request[KeyRecord, Any, Any]) -> str:
@@ -42,7 +48,7 @@ def is_operator(request: Request[KeyRecord, Any, Any]) -> bool:
 
 PROVIDERS: Dependencies = {
     "service": Provide(service_of, sync_to_thread=False),
-    "owner": Provide(owner_of, sync_to_thread=False),
+    "owner": Provide(owner_of),
     "key_id": Provide(key_id_of, sync_to_thread=False),
     "operator": Provide(is_operator, sync_to_thread=False),
 }

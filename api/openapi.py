@@ -32,7 +32,8 @@ from grpo_core import __version__
 from grpo_core.reasons import Phase
 from grpo_core.scoring.requests import MAX_ROWS
 from grpo_core.shown import Shown, plain_type, shown_fields
-from grpo_core.spec import json_schema
+from grpo_core.spec import JOB_ID, json_schema
+from jobs.store.job import Priority
 from jobs.webhooks.address import MAX_URL
 from jobs.webhooks.events import WebhookEvent
 
@@ -268,6 +269,27 @@ _OPENAI_JOB: dict[str, Any] = {
 _BODIES: dict[str, Any] = {
     "runGrader": _RUN,
     "validateGrader": _VALIDATION,
+    "changeJob": _object_body(
+        "The new priority.",
+        ["priority"],
+        {"priority": {"enum": [*Priority], "description": Priority.described()}},
+        {"priority": "high"},
+    ),
+    "actOnJobs": _object_body(
+        "What to do, with up to 100 jobs.",
+        ["action", "jobs"],
+        {
+            "action": {"enum": ["cancel", "pause", "resume", "delete"], "description": "What to do with each job"},
+            "jobs": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": 100,
+                "items": {"type": "string", "pattern": JOB_ID},
+                "description": "Ids of jobs",
+            },
+        },
+        {"action": "cancel", "jobs": ["job-01ARZ3NDEKTSV4RRFFQ69G5FAV"]},
+    ),
     "drainWorker": {
         **_object_body(
             "What becomes of its job; without a body it finishes.",

@@ -589,6 +589,23 @@ class RowScores(Struct, frozen=True, kw_only=True):
     printed: Annotated[dict[str, str], Meta(description="What `python` graders printed, cut off")]
 
 
+class ActionResult(Struct, frozen=True, kw_only=True):
+    """What became of one job of several."""
+
+    id: Annotated[str, Meta(description="The job")]
+    done: Annotated[bool, Meta(description="Whether it was accepted")]
+    status: Annotated[JobStatus | None, Meta(description="The job's status now; null: refused, or deleted")]
+    code: Annotated[str | None, Meta(description="Why it was refused, as `code` of a problem; null: it was not")]
+    detail: Annotated[str | None, Meta(description="The same in words")]
+
+
+class ActionList(Struct, frozen=True, kw_only=True):
+    """What became of each job."""
+
+    object: Literal["list"] = "list"
+    data: list[ActionResult]
+
+
 class WorkerJob(Struct, frozen=True, kw_only=True):
     """The job that a worker has."""
 

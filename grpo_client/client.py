@@ -95,13 +95,15 @@ class GrpoClient:
         if "_storage" in self.__dict__:
             self._storage.close()
 
-    def submit(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> results.SubmittedJob:
+    def submit(
+        self, spec: Mapping[str, Any], *, idempotency_key: str | None = None, priority: str | None = None
+    ) -> results.SubmittedJob:
         """Submit a job; returns it as accepted.
 
         A request whose answer is lost is sent again, under a key that makes it one job however often it is sent. The
         key is a new one, unless you give your own to repeat a submission of an earlier process.
         """
-        return results.SubmittedJob(self._submit("/jobs", spec, idempotency_key))
+        return results.SubmittedJob(self._submit("/jobs", spec, idempotency_key, priority))
 
     def submit_group(
         self,
@@ -110,13 +112,14 @@ class GrpoClient:
         grid: Mapping[str, Sequence[Any]] | None = None,
         repeat: int = 1,
         idempotency_key: str | None = None,
+        priority: str | None = None,
     ) -> results.SubmittedGroup:
         """Submit a sweep: a job for each combination of the grid's values, each `repeat` times with another seed.
 
         All of them are accepted, or none. Sent again under the same key, it stays one group.
         """
         sweep = {"spec": spec, "grid": dict(grid or {}), "repeat": repeat}
-        return results.SubmittedGroup(self._submit("/groups", sweep, idempotency_key))
+        return results.SubmittedGroup(self._submit("/groups", sweep, idempotency_key, priority))
 
     def export(
         self,
@@ -135,11 +138,14 @@ class GrpoClient:
         asked = {"job": job_id, "format": format, "type": type, **_given(step=step)}
         return results.SubmittedJob(self._submit("/exports", asked, idempotency_key))
 
-    def _submit(self, path: str, body: Mapping[str, Any], idempotency_key: str | None) -> dict[str, Any]:
+    def _submit(
+        self, path: str, body: Mapping[str, Any], idempotency_key: str | None, priority: str | None = None
+    ) -> dict[str, Any]:
+        params = _given(priority=priority)
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         for delay in RETRY_DELAYS:
             try:
-                return self._connection.json("POST", path, json=body, headers=headers)
+                return self._connection.json("POST", path, json=body, headers=headers, params=params)
             except UnreachableError as error:
                 if not error.may_pass:
                     raise
@@ -147,7 +153,7 @@ class GrpoClient:
                 if error.code not in PASSING:
                     raise
             time.sleep(delay)
-        return self._connection.json("POST", path, json=body, headers=headers)
+        return self._connection.json("POST", path, json=body, headers=headers, params=params)
 
     def group(self, group: str) -> results.Group:
         """The jobs of a group as a table, with mean and spread over the repeats of each setting."""
@@ -177,10 +183,18 @@ class GrpoClient:
         status: str | None = None,
         metadata: Mapping[str, str] | None = None,
         group: str | None = None,
+        search: str | None = None,
+        kind: str | None = None,
+        priority: str | None = None,
+        owner: str | None = None,
     ) -> results.JobList:
-        """A page of jobs, newest first; its `next_cursor` leads to the next."""
+        """A page of jobs, newest first; its `next_cursor` leads to the next.
+
+        `search` is a text in id, name, model or metadata. `owner` is for operators; `*` stands for all.
+        """
         pairs = {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
         params = {**pairs, **_given(limit=limit, cursor=cursor, status=status, group=group)}
+        params |= _given(search=search, kind=kind, priority=priority, owner=owner)
         return results.JobList(self._connection.json("GET", "/jobs", params=params))
 
     def cancel(self, job_id: str) -> results.Job:
@@ -194,6 +208,15 @@ class GrpoClient:
     def resume(self, job_id: str) -> results.Job:
         """Put a paused job back into the queue; returns it."""
         return results.Job(self._connection.json("POST", _job(job_id, "resume")))
+
+    def set_priority(self, job_id: str, priority: str) -> results.Job:
+        """Change the priority of a queued or paused job: `low`, `normal` or `high`; returns the job."""
+        return results.Job(self._connection.json("PATCH", _job(job_id), json={"priority": priority}))
+
+    def act(self, action: str, job_ids: Collection[str]) -> results.ActionList:
+        """`cancel`, `pause`, `resume` or `delete` up to 100 jobs; returns what became of each."""
+        body = {"action": action, "jobs": builtins.list(job_ids)}
+        return results.ActionList(self._connection.json("POST", "/jobs/actions", json=body))
 
     def delete(self, job_id: str) -> None:
         """Delete a job that has ended, with all its files. This cannot be undone."""

@@ -11,6 +11,28 @@ from typing import Any
 from grpo_client.json_object import JsonObject
 
 
+class ActionList(JsonObject):
+    """What became of each job."""
+
+    object: str
+    data: list[ActionResult]
+
+
+class ActionResult(JsonObject):
+    """What became of one job of several."""
+
+    id: str
+    """The job."""
+    done: bool
+    """Whether it was accepted."""
+    status: str | None
+    """The job's status now; None: refused, or deleted."""
+    code: str | None
+    """Why it was refused, as `code` of a problem; None: it was not."""
+    detail: str | None
+    """The same in words."""
+
+
 class ArtifactFile(JsonObject):
     """One stored file and a short-lived link to it."""
 
@@ -309,6 +331,9 @@ class Job(JsonObject):
     finished_at: datetime | None
     group: str | None
     """The group that it was submitted with, a sweep; None: alone."""
+    priority: str
+    """How urgent it is. `low`: waits six hours longer than the owner's other jobs; `normal`: the default; `high`:
+    goes before the owner's other jobs that were queued up to six hours earlier."""
     error: JobError | None
     links: JobLinks
 

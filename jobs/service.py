@@ -64,7 +64,7 @@ from jobs.store.checkpoints import list_checkpoints
 from jobs.store.commits import RolloutFile, listed_rollouts, live_rollouts
 from jobs.store.datasets import DatasetRecord, DatasetStore, new_dataset_id
 from jobs.store.drains import DrainMode
-from jobs.store.job import TERMINAL, JobRecord, JobStatus
+from jobs.store.job import TERMINAL, JobRecord, JobStatus, Priority
 from jobs.store.job_store import JobEvent, JobStore
 from jobs.store.retired import Retired
 from jobs.store.s3_datasets import S3Datasets, SourceSettings
@@ -122,6 +122,19 @@ class Page(Generic[T]):
 
     items: list[T]
     next_cursor: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFilter:
+    """What listed jobs must have; None: anything."""
+
+    words: str | None = None
+    """A text in id, name, model or metadata, in any case."""
+    kind: str | None = None
+    priority: Priority | None = None
+
+    def __bool__(self) -> bool:
+        return any((self.words, self.kind, self.priority))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,22 +320,24 @@ class JobService:
         self._sweeper.close()
         self._wakeups.close()
 
-    def submit(self, spec: JobSpec, owner: str) -> JobRecord:
+    def submit(self, spec: JobSpec, owner: str, *, priority: Priority = Priority.NORMAL) -> JobRecord:
         """Accept a job; from then on it is run until it ends. Raises `Rejected`, `TooManyJobs` and `Unavailable`.
 
         After `Unavailable` the job may have been accepted; only `submit_once` can be repeated safely.
         """
         self._require_servers()
-        return self._submission.submit(spec, owner)[0]
+        return self._submission.submit(spec, owner, priority=priority)[0]
 
-    def submit_once(self, spec: JobSpec, owner: str, request: RequestKey) -> tuple[JobRecord, bool]:
+    def submit_once(
+        self, spec: JobSpec, owner: str, request: RequestKey, *, priority: Priority = Priority.NORMAL
+    ) -> tuple[JobRecord, bool]:
         """Accept a job, or return the job that an earlier attempt of this request created, and whether it did.
 
         Raises what `submit` raises, `KeyReused` and `InProgress`. A failed attempt leaves what it wrote, and the next
         attempt with the key continues from there.
         """
         self._require_servers()
-        return self._submission.submit(spec, owner, request)
+        return self._submission.submit(spec, owner, request, priority)
 
     def repeatable(self, owner: str, key_id: str, operation: str, body: str, *, again: bool) -> RequestKey:
         """Return the key of a request without Idempotency-Key, whose sender says whether it repeats an earlier one.
@@ -338,14 +353,19 @@ class JobService:
             self.job_store.change(job_id, events=events)
 
     def submit_group(
-        self, specs: Sequence[JobSpec], owner: str, request: RequestKey | None = None
+        self,
+        specs: Sequence[JobSpec],
+        owner: str,
+        request: RequestKey | None = None,
+        *,
+        priority: Priority = Priority.NORMAL,
     ) -> tuple[str, list[JobRecord], bool]:
         """Accept jobs together, all or none. Returns the id of their group, them in order, and whether it was known.
 
         Raises what `submit_once` raises. Without a `request`, it cannot be repeated safely after `Unavailable`.
         """
         self._require_servers()
-        return self._submission.submit_group(specs, owner, request)
+        return self._submission.submit_group(specs, owner, request, priority)
 
     def group(self, group: str, owner: str) -> list[JobRecord]:
         """Return the jobs of a group in the order of their submission. Raises `NotFound`."""
@@ -464,24 +484,42 @@ class JobService:
 
     def list_jobs(
         self,
-        owner: str,
+        owner: str | None,
         *,
         limit: int,
         cursor: str | None = None,
         status: JobStatus | None = None,
         metadata: dict[str, str] | None = None,
         group: str | None = None,
+        find: JobFilter | None = None,
     ) -> Page[JobRecord]:
-        """Return a page of an owner's jobs, newest first. The cursor is the last id of the previous page."""
-        if group:
-            ids, before = self._of_group(owner, group, cursor, status, metadata or {}), None
-        elif metadata:
-            ids, before = self._search(owner, limit, cursor, status, metadata)
+        """Return a page of jobs, newest first: of one owner, or of all. The cursor is the last id of the previous
+        page."""
+        if owner is None:
+            pages = [self._ids(each, limit, cursor, status, metadata, group, find) for each in self.job_store.owners()]
+            ids, before = _merged(pages, limit)
         else:
-            ids, before = self.job_store.list_ids(owner, limit=limit + 1, before=cursor, status=status), None
+            ids, before = self._ids(owner, limit, cursor, status, metadata, group, find)
         if len(ids) > limit:
             ids, before = ids[:limit], ids[limit - 1]
         return Page(items=self.job_store.get_many(ids), next_cursor=before)
+
+    def _ids(
+        self,
+        owner: str,
+        limit: int,
+        cursor: str | None,
+        status: JobStatus | None,
+        metadata: dict[str, str] | None,
+        group: str | None,
+        find: JobFilter | None,
+    ) -> tuple[list[str], str | None]:
+        """Return more ids than `limit` if there are, or where the search for them continues."""
+        if group:
+            return self._of_group(owner, group, cursor, status, metadata or {}), None
+        if metadata or find:
+            return self._search(owner, limit, cursor, status, metadata or {}, find)
+        return self.job_store.list_ids(owner, limit=limit + 1, before=cursor, status=status), None
 
     def _of_group(
         self, owner: str, group: str, cursor: str | None, status: JobStatus | None, metadata: dict[str, str]
@@ -495,14 +533,28 @@ class JobService:
         ]
 
     def _search(
-        self, owner: str, limit: int, cursor: str | None, status: JobStatus | None, metadata: dict[str, str]
+        self,
+        owner: str,
+        limit: int,
+        cursor: str | None,
+        status: JobStatus | None,
+        metadata: dict[str, str],
+        find: JobFilter | None,
     ) -> tuple[list[str], str | None]:
-        """Return ids of jobs with the metadata, and where the next page continues."""
+        """Return ids of jobs that match, and where the next page continues."""
+        find = find or JobFilter()
         ids: list[str] = []
         before = cursor
         for _ in range(MAX_SCANS):
             found, before = self.job_store.search(
-                owner, limit=LIST_SCAN, before=before, status=status, metadata=metadata
+                owner,
+                limit=LIST_SCAN,
+                before=before,
+                status=status,
+                metadata=metadata or None,
+                words=find.words,
+                kind=find.kind,
+                priority=find.priority,
             )
             ids += found
             if len(ids) > limit or before is None:
@@ -520,6 +572,24 @@ class JobService:
     def resume(self, job_id: str, owner: str) -> JobRecord:
         """Put a paused job back into the queue; it resumes from its last checkpoint. Raises `Conflict`."""
         return self._command(job_id, owner, "resume")
+
+    def prioritise(self, job_id: str, owner: str, priority: Priority) -> JobRecord:
+        """Change the priority of a job that is queued or paused. Raises `Conflict` and `NotFound`."""
+        self._order_rates.take(f"orders:{owner}")
+        self._require_servers()
+        record = self.get(job_id, owner)
+        if record.status in (JobStatus.QUEUED, JobStatus.PAUSED):
+            self.store.put_json(object_keys.priority(job_id), {"v": 1, "priority": priority.value})
+            self.job_store.prioritise(job_id, priority)
+            record = self.get(job_id, owner)
+        if record.status not in (JobStatus.QUEUED, JobStatus.PAUSED):
+            remedy = "Only a job that is queued or paused has one that matters."
+            raise Conflict(job_id, record.status.value, "given another priority", remedy)
+        return record
+
+    def owner_of(self, job_id: str) -> str | None:
+        """Return whose job it is, for operators; None if it is not in Valkey."""
+        return self.job_store.owner_of(job_id)
 
     def delete(self, job_id: str, owner: str) -> None:
         """Delete an ended job and all its files permanently. Raises `Conflict`; after `Unavailable` it can be
@@ -811,3 +881,11 @@ class JobService:
     def health(self) -> dict[str, str]:
         """Return `ok` or the fault of each server, from its latest check. Never waits."""
         return self.readiness.verdicts()
+
+
+def _merged(pages: list[tuple[list[str], str | None]], limit: int) -> tuple[list[str], str | None]:
+    """Merge the pages of several lists. No id below the place where one of the searches stopped is certain yet."""
+    floor = max((before for _, before in pages if before), default=None)
+    ids = sorted({job_id for found, _ in pages for job_id in found}, reverse=True)
+    certain = [job_id for job_id in ids if floor is None or job_id >= floor]
+    return certain, floor if len(certain) <= limit else None

@@ -12,7 +12,7 @@ from grpo_core.reasons import EventType, FailureClass, FetchFailure, FinishReaso
 from grpo_core.run_dir.metrics import charts, short_names
 from jobs.read.fleet import WorkerState
 from jobs.read.queue_position import WaitReason
-from jobs.store.job import JobStatus
+from jobs.store.job import JobStatus, Priority
 
 Language = Literal["en", "zh"]
 
@@ -22,6 +22,7 @@ REASONS: Final[dict[str, type[Reason]]] = {
     "fetch": FetchFailure,
     "finish": FinishReason,
     "phase": Phase,
+    "priority": Priority,
     "status": JobStatus,
     "wait": WaitReason,
     "warning": WarningCode,

@@ -25,6 +25,7 @@ from api.schemas import GROUP_ID, Comparison, Group, SubmittedGroup, comparison_
 from grpo_core.spec import JOB_ID, JobSpec
 from grpo_core.spec.sweep import MAX_JOBS
 from jobs.errors import NotFound
+from jobs.store.job import Priority
 
 GroupId = Annotated[str, PathParameter(description="One of your groups", schema_extra={"pattern": GROUP_ID})]
 Sweep = NamedDependency[SkipValidation[list[JobSpec]]]
@@ -55,10 +56,16 @@ async def check_id(connection: ASGIConnection[Any, Any, Any, Any], _handler: Bas
     ),
     sync_to_thread=True,
 )
-def submit_group(sweep: Sweep, once: Once, owner: Owner, service: Service) -> Response[SubmittedGroup]:
+def submit_group(
+    sweep: Sweep,
+    once: Once,
+    owner: Owner,
+    service: Service,
+    priority: Annotated[Priority, QueryParameter(description=Priority.described())] = Priority.NORMAL,
+) -> Response[SubmittedGroup]:
     """Store and queue a job for each combination of the values of `grid`, each `repeat` times; all of them or none."""
     warnings = service.warnings(sweep[0])
-    group, records, replayed = service.submit_group(sweep, owner, once)
+    group, records, replayed = service.submit_group(sweep, owner, once, priority=priority)
     body = SubmittedGroup(
         id=group, data=[job_of(record) for record in records], warnings=[warning_of(warning) for warning in warnings]
     )

@@ -7,11 +7,11 @@ are in `api.streams`. Invariant: an id that cannot be a job's never reaches the 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from litestar import MediaType, Request, Response, Router, delete, get, post
+from litestar import MediaType, Request, Response, Router, delete, get, patch, post
 from litestar.concurrency import sync_to_thread
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
@@ -25,14 +25,16 @@ from litestar.serialization import encode_json
 from api import metric_table
 from api.audit import audited
 from api.auth import scope
-from api.bodies import JSON_ERRORS, read_spec
-from api.dependencies import Owner, Service
+from api.bodies import JSON_ERRORS, read_fields, read_spec
+from api.dependencies import IsOperator, Owner, Service
 from api.idempotency import REPLAYED, SUBMISSION_ERRORS, Once, created_headers, submission_key
 from api.places import Places
-from api.problems import ApiError, bad_parameter, responses
+from api.problems import ApiError, bad_parameter, describe, invalid_body, responses
 from api.queries import Metadata, bad_query, metadata_filter
 from api.schemas import (
     GROUP_ID,
+    ActionList,
+    ActionResult,
     ArtifactList,
     CheckpointList,
     DryRun,
@@ -53,13 +55,18 @@ from api.schemas import (
 )
 from api.streams import HEADERS, MEDIA_TYPE, EventStreams
 from grpo_core.spec import JOB_ID, JobSpec
-from jobs.errors import NotFound
-from jobs.service import Preview
-from jobs.store.job import JobStatus
+from jobs.errors import JobsError, NotFound
+from jobs.service import JobFilter, JobService, Preview
+from jobs.store.job import JobRecord, JobStatus, Priority
 
 JobId = Annotated[str, PathParameter(description="One of your jobs", schema_extra={"pattern": JOB_ID})]
 Spec = NamedDependency[SkipValidation[JobSpec]]
 Searches = NamedDependency[SkipValidation[Places]]
+
+Given = NamedDependency[str]
+BulkOrder = NamedDependency[SkipValidation[tuple[str, list[str]]]]
+ACTIONS = ("cancel", "pause", "resume", "delete")
+MAX_ACTIONS = 100
 
 MAX_SEQ = 2**53
 """Larger numbers are not exact in JavaScript, and we issue none."""
@@ -78,6 +85,29 @@ async def check_id(connection: ASGIConnection[Any, Any, Any, Any], _handler: Bas
 def searches_of(state: State) -> Places:
     """Dependency: limits concurrent searches through lists."""
     return state.searches
+
+
+async def read_priority(request: Request[Any, Any, Any]) -> str:
+    """Dependency: the priority in the body."""
+    body = await read_fields(request, {"priority"})
+    if body.get("priority") not in list(Priority):
+        raise invalid_body("/priority", "is no priority", f"Use one of {', '.join(Priority)}.")
+    return body["priority"]
+
+
+async def read_order(request: Request[Any, Any, Any]) -> tuple[str, list[str]]:
+    """Dependency: what to do with which jobs, each once."""
+    body = await read_fields(request, {"action", "jobs"})
+    action, names = body.get("action"), body.get("jobs")
+    if action not in ACTIONS:
+        raise invalid_body("/action", "is no action", f"Use one of {', '.join(ACTIONS)}.")
+    if not isinstance(names, list) or not 1 <= len(cast("list[Any]", names)) <= MAX_ACTIONS:
+        raise invalid_body("/jobs", f"is not a list of 1 to {MAX_ACTIONS} ids", "Send ids of your jobs.")
+    found = cast("list[Any]", names)
+    for place, name in enumerate(found):
+        if not isinstance(name, str) or not re.fullmatch(JOB_ID, name):
+            raise invalid_body(f"/jobs/{place}", "is not the id of a job", "Send ids of your jobs.")
+    return action, list(dict.fromkeys(found))
 
 
 @post(
@@ -106,12 +136,16 @@ def submit(
     dry_run: Annotated[
         bool, QueryParameter(description="Only check the spec, and show every value, the size and all warnings")
     ] = False,
+    priority: Annotated[Priority, QueryParameter(description=Priority.described())] = Priority.NORMAL,
 ) -> Response[SubmittedJob]:
     """Store a job and queue it, or with `dry_run` check it and store nothing."""
     if dry_run:
         return _dry_run(spec, service.preview(spec, owner))
     warnings = service.warnings(spec)  # first, so that an accepted job always gets an answer
-    record, replayed = service.submit_once(spec, owner, once) if once else (service.submit(spec, owner), False)
+    if once:
+        record, replayed = service.submit_once(spec, owner, once, priority=priority)
+    else:
+        record, replayed = service.submit(spec, owner, priority=priority), False
     job = submitted_job(record, warnings)
     headers = {"Location": job.links.self, **(REPLAYED if replayed else {})}
     return Response(job, status_code=201, headers=headers)
@@ -134,6 +168,7 @@ def list_jobs(
     service: Service,
     metadata: Metadata,
     searches: Searches,
+    operator: IsOperator,
     limit: Annotated[int, QueryParameter(ge=1, le=100, description="Jobs per page")] = 20,
     cursor: Annotated[
         str | None, QueryParameter(description="`next_cursor` of the previous page", schema_extra={"pattern": JOB_ID})
@@ -142,14 +177,34 @@ def list_jobs(
     group: Annotated[
         str | None, QueryParameter(description="Only the jobs of this group", schema_extra={"pattern": GROUP_ID})
     ] = None,
+    search: Annotated[
+        str | None,
+        QueryParameter(min_length=1, max_length=100, description="A text in id, name, model or metadata, in any case"),
+    ] = None,
+    kind: Annotated[
+        Literal["training", "try", "serving", "export"] | None, QueryParameter(description="Only jobs of this kind")
+    ] = None,
+    priority: Annotated[Priority | None, QueryParameter(description="Only jobs with this priority")] = None,
+    of: Annotated[
+        str | None,
+        QueryParameter(
+            name="owner", max_length=100, description="For operators: this owner's jobs; `*`: those of all owners"
+        ),
+    ] = None,
 ) -> JobList:
     """One page of the caller's jobs."""
+    if of not in (None, owner) and not operator:
+        raise ApiError("forbidden", "Only a key with the scope operator lists jobs of other owners. Leave out `owner`.")
+    whose = None if of == "*" else of or owner
+    find = JobFilter(words=search, kind=kind, priority=priority)
     if cursor is not None and not re.fullmatch(JOB_ID, cursor):
         raise bad_query(bad_parameter("cursor", "is not a cursor", "Send the next_cursor of the previous page."))
     if group is not None and not re.fullmatch(GROUP_ID, group):
         raise bad_query(bad_parameter("group", "is not the id of a group", "Send the group of one of your jobs."))
-    with searches.take(owner) if metadata and not group else nullcontext():
-        page = service.list_jobs(owner, limit=limit, cursor=cursor, status=status, metadata=metadata, group=group)
+    with searches.take(owner) if (metadata or find) and not group else nullcontext():
+        page = service.list_jobs(
+            whose, limit=limit, cursor=cursor, status=status, metadata=metadata, group=group, find=find or None
+        )
     return JobList(
         data=[job_of(record) for record in page.items],
         has_more=page.next_cursor is not None,
@@ -184,6 +239,56 @@ def get_job(job_id: JobId, owner: Owner, service: Service) -> JobDetail:
 def delete_job(job_id: JobId, owner: Owner, service: Service) -> None:
     """Delete a job's record, spec, completions, checkpoints and adapter. This cannot be undone."""
     service.delete(job_id, owner)
+
+
+@patch(
+    "/{job_id:str}",
+    operation_id="changeJob",
+    summary="Change the priority of a queued or paused job",
+    opt=WRITE,
+    dependencies={"given": Provide(read_priority)},
+    responses=responses("bad_query", "not_found", "conflict", *JSON_ERRORS, "invalid_body"),
+    sync_to_thread=True,
+)
+def change_job(job_id: JobId, given: Given, owner: Owner, service: Service) -> Job:
+    """Change a job's priority; it has an effect until a worker takes the job."""
+    return job_of(service.prioritise(job_id, owner, Priority(given)))
+
+
+@post(
+    "/actions",
+    operation_id="actOnJobs",
+    summary="Cancel, pause, resume or delete several jobs",
+    opt=WRITE,
+    status_code=200,
+    dependencies={"order": Provide(read_order)},
+    response_description="What became of each job, in the order of the request",
+    responses=responses("bad_query", *JSON_ERRORS, "invalid_body"),
+    sync_to_thread=True,
+)
+def act_on_jobs(
+    request: Request[Any, Any, Any], order: BulkOrder, owner: Owner, operator: IsOperator, service: Service
+) -> ActionList:
+    """Do the same with up to 100 jobs. Each has its own result: one that is refused does not stop the others."""
+    action, names = order
+    return ActionList(data=[_act(request, service, action, name, owner, operator=operator) for name in names])
+
+
+def _act(
+    request: Request[Any, Any, Any], service: JobService, action: str, name: str, owner: str, *, operator: bool
+) -> ActionResult:
+    calls: dict[str, Callable[[str, str], JobRecord | None]] = {
+        "cancel": service.cancel,
+        "pause": service.pause,
+        "resume": service.resume,
+        "delete": service.delete,
+    }
+    try:
+        record = calls[action](name, (service.owner_of(name) if operator else None) or owner)
+    except JobsError as error:
+        problem = describe(error, request)
+        return ActionResult(id=name, done=False, status=None, code=problem.code, detail=problem.detail)
+    return ActionResult(id=name, done=True, status=record and record.status, code=None, detail=None)
 
 
 @post(
@@ -390,7 +495,9 @@ ROUTER = Router(
     route_handlers=[
         submit,
         list_jobs,
+        act_on_jobs,
         get_job,
+        change_job,
         delete_job,
         cancel,
         pause,

@@ -71,11 +71,12 @@ CLIENT = CommandSet(
         Command("list", "grpo_client.cli.jobs:list_jobs", "List your jobs, newest first."),
         Command("show", "grpo_client.cli.jobs:show", "Show one job."),
         Command("watch", "grpo_client.cli.watch:watch", "Follow a job to its end."),
-        Command("cancel", "grpo_client.cli.jobs:cancel", "Cancel a job, or a group."),
-        Command("pause", "grpo_client.cli.jobs:pause", "Pause a job: it saves a checkpoint and frees its GPU."),
-        Command("resume", "grpo_client.cli.jobs:resume", "Queue a paused job again."),
+        Command("cancel", "grpo_client.cli.jobs:cancel", "Cancel jobs, or a group."),
+        Command("pause", "grpo_client.cli.jobs:pause", "Pause jobs: each saves a checkpoint and frees its GPU."),
+        Command("resume", "grpo_client.cli.jobs:resume", "Queue paused jobs again."),
+        Command("priority", "grpo_client.cli.jobs:priority", "Change the priority of a job that waits."),
         Command("usage", "grpo_client.cli.usage:usage", "Show your GPU-hours, storage and jobs, and their limits."),
-        Command("delete", "grpo_client.cli.jobs:delete", "Delete a job that has ended, with all its files."),
+        Command("delete", "grpo_client.cli.jobs:delete", "Delete jobs that have ended, with all their files."),
         Command(
             "metrics", "grpo_client.cli.metrics:metrics", "Print the metrics of each step of a job; --csv for a file."
         ),

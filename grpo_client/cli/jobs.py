@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -55,6 +55,10 @@ def list_jobs(
     status: str | None = None,
     metadata: Pairs = None,
     group: str | None = None,
+    search: str | None = None,
+    kind: str | None = None,
+    priority: str | None = None,
+    owner: str | None = None,
     json: AsJson = False,
 ) -> None:
     """List your jobs, newest first.
@@ -69,15 +73,28 @@ def list_jobs(
         Only jobs with this status.
     group
         Only jobs of this group.
+    search
+        Only jobs with this text in id, name, model or metadata.
+    kind
+        Only jobs of this kind: training, try, serving or export.
+    priority
+        Only jobs with this priority: low, normal or high.
+    owner
+        For operators: this owner's jobs; * stands for all owners.
     """
+    filters = {"search": search, "kind": kind, "priority": priority, "owner": owner}
     wanted = dict(_pair(text) for text in metadata or [])
     with connected() as client:
-        page = client.list(limit=limit, cursor=cursor, status=status, metadata=wanted, group=group)
+        page = client.list(limit=limit, cursor=cursor, status=status, metadata=wanted, group=group, **filters)
     if json:
         print_json(page)
         return
     if not page.data:
-        note("No such job." if status or metadata or group or cursor else "No jobs yet: submit one with grpo submit.")
+        note(
+            "No such job."
+            if status or metadata or group or cursor or any(filters.values())
+            else "No jobs yet: submit one with grpo submit."
+        )
     for job in page.data:
         created = f"{job.created_at:%Y-%m-%d %H:%M}"
         numbers = f"{_steps(job):>11}  {_reward(job):>7}"
@@ -96,44 +113,57 @@ def show(job_id: str, /, *, json: AsJson = False) -> None:
     say_job(job)
 
 
-def cancel(job_id: str | None = None, /, *, group: str | None = None, json: AsJson = False) -> None:
-    """Cancel a job, or every job of a group that has not ended. A running one stops within seconds.
+def cancel(*job_ids: str, group: str | None = None, json: AsJson = False) -> int:
+    """Cancel jobs, or every job of a group that has not ended. A running one stops within seconds.
 
     Parameters
     ----------
+    job_ids
+        The jobs.
     group
         The group whose jobs to cancel.
     """
-    if (job_id is None) == (group is None):
-        raise CommandError("Name a job, or --group and a group.", EXIT_REFUSED)
+    if bool(job_ids) == (group is not None):
+        raise CommandError("Name jobs, or --group and a group.", EXIT_REFUSED)
+    if group is None:
+        return _act("cancel", job_ids, as_json=json)
     with connected() as client:
-        if job_id is not None:
-            _say_status(client.cancel(job_id), as_json=json)
-        elif group is not None:
-            cancelled = client.cancel_group(group)
-            if json:
-                print_json(cancelled)
-                return
-            for job in cancelled.data:
-                _say_status(job, as_json=False)
+        cancelled = client.cancel_group(group)
+    if json:
+        print_json(cancelled)
+        return 0
+    for job in cancelled.data:
+        _say_status(job, as_json=False)
+    return 0
 
 
-def pause(job_id: str, /, *, json: AsJson = False) -> None:
-    """Pause a job. A running one saves a checkpoint first, and then frees its GPU."""
+def pause(*job_ids: str, json: AsJson = False) -> int:
+    """Pause jobs. A running one saves a checkpoint first, and then frees its GPU."""
+    return _act("pause", job_ids, as_json=json)
+
+
+def resume(*job_ids: str, json: AsJson = False) -> int:
+    """Queue paused jobs again; each resumes from its last checkpoint."""
+    return _act("resume", job_ids, as_json=json)
+
+
+def priority(job_id: str, level: str, /, *, json: AsJson = False) -> None:
+    """Change the priority of a job that is queued or paused: low, normal or high."""
     with connected() as client:
-        job = client.pause(job_id)
-    _say_status(job, as_json=json)
+        job = client.set_priority(job_id, level)
+    if json:
+        print_json(job)
+    else:
+        say(f"{job.id}: {job.status}, priority {job.priority}")
 
 
-def resume(job_id: str, /, *, json: AsJson = False) -> None:
-    """Queue a paused job again; it resumes from its last checkpoint."""
-    with connected() as client:
-        job = client.resume(job_id)
-    _say_status(job, as_json=json)
-
-
-def delete(job_id: str, /, *, yes: Yes = False, json: AsJson = False) -> None:
-    """Delete a job that has ended: its spec, completions, metrics, checkpoints and adapter. This cannot be undone."""
+def delete(*job_ids: str, yes: Yes = False, json: AsJson = False) -> int:
+    """Delete jobs that have ended: spec, completions, metrics, checkpoints and adapter. This cannot be undone."""
+    if len(job_ids) > 1:
+        if not yes:
+            confirm(f"Delete {count(len(job_ids), 'job')} and all they left?")
+        return _act("delete", job_ids, as_json=json)
+    job_id = _only(job_ids)
     with connected() as client:
         if not yes:
             job = client.get(job_id)
@@ -143,6 +173,33 @@ def delete(job_id: str, /, *, yes: Yes = False, json: AsJson = False) -> None:
         print_json({"job": job_id, "deleted": True})
     else:
         say(f"{job_id}: deleted")
+    return 0
+
+
+def _only(job_ids: tuple[str, ...]) -> str:
+    if not job_ids:
+        raise CommandError("Name a job.", EXIT_REFUSED)
+    return job_ids[0]
+
+
+def _act(action: Literal["cancel", "pause", "resume", "delete"], job_ids: tuple[str, ...], *, as_json: bool) -> int:
+    """Do it with one job, or with several in requests of 100, each with its own result."""
+    if len(job_ids) <= 1:
+        with connected() as client:
+            calls = {"cancel": client.cancel, "pause": client.pause, "resume": client.resume}
+            _say_status(calls[action](_only(job_ids)), as_json=as_json)
+        return 0
+    with connected() as client:
+        parts = [client.act(action, job_ids[start : start + 100]) for start in range(0, len(job_ids), 100)]
+    found = [result for part in parts for result in part.data]
+    if as_json:
+        print_json({"object": "list", "data": [result.raw for result in found]})
+    for result in () if as_json else found:
+        if result.done:
+            say(f"{result.id}: {result.status or 'deleted'}")
+        else:
+            note(f"{result.id}: {result.detail}")
+    return 0 if all(result.done for result in found) else EXIT_REFUSED
 
 
 def download(job_id: str, folder: Path, /, *, only: Only = None, best: Best = False, json: AsJson = False) -> None:

@@ -38,6 +38,7 @@ def submit(
     wait: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     idempotency_key: str | None = None,
+    priority: str | None = None,
     json: AsJson = False,
 ) -> int:
     """Submit a job, or with --grid or --repeat a group of jobs.
@@ -56,18 +57,20 @@ def submit(
         Only check the spec; show every value, the size and all warnings.
     idempotency_key
         Your own key, which makes this command safe to repeat: the same key and spec are one job for 48 hours.
+    priority
+        low, normal or high: which of your jobs goes first.
     """
     spec = read_spec(file, set or [])
     if grid or repeat != 1:
         if wait or dry_run:
             raise CommandError("--wait and --dry-run are for one job: leave out --grid and --repeat.", EXIT_REFUSED)
-        _submit_group(spec, read_grid(grid or []), repeat, idempotency_key, as_json=json)
+        _submit_group(spec, read_grid(grid or []), repeat, idempotency_key, priority, as_json=json)
         return 0
     with connected() as client:
         if dry_run:
             _show_dry_run(client.dry_run(spec), as_json=json)
             return 0
-        job = client.submit(spec, idempotency_key=idempotency_key)
+        job = client.submit(spec, idempotency_key=idempotency_key, priority=priority)
         for warning in job.warnings:
             note(warned(warning))
         if not wait:
@@ -80,10 +83,16 @@ def submit(
 
 
 def _submit_group(
-    spec: Any, grid: dict[str, list[Any]], repeat: int, idempotency_key: str | None, *, as_json: bool
+    spec: Any,
+    grid: dict[str, list[Any]],
+    repeat: int,
+    idempotency_key: str | None,
+    priority: str | None,
+    *,
+    as_json: bool,
 ) -> None:
     with connected() as client:
-        group = client.submit_group(spec, grid=grid, repeat=repeat, idempotency_key=idempotency_key)
+        group = client.submit_group(spec, grid=grid, repeat=repeat, idempotency_key=idempotency_key, priority=priority)
     for warning in group.warnings:
         note(warned(warning))
     if as_json:

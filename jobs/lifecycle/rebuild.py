@@ -39,7 +39,7 @@ from jobs.store import commits as job_commits
 from jobs.store import event_log, object_keys
 from jobs.store.bucket import ObjectStore
 from jobs.store.event_log import EventFile
-from jobs.store.job import HELD, TERMINAL, JobRecord, JobStatus, record_of, utc
+from jobs.store.job import HELD, TERMINAL, JobRecord, JobStatus, Priority, record_of, utc
 from jobs.store.job_store import JobStore
 from jobs.store.write_once import WRITE_ONCE_VERSION, Outcome, WriteOnceStore
 
@@ -345,7 +345,7 @@ class Rebuild:
         if object_keys.record(job_id) in keys:
             return None  # it had left Valkey before: readers find it in the bucket
         request = (asked["request"]["key"], asked["request"]["print"]) if "request" in asked else None
-        record = self._begun(record_of(asked), keys)
+        record = self._begun(self._prioritised(record_of(asked), keys), keys)
         orders = self._write_once.commands(job_id)
         record = replace(record, orders=orders[-1][0] if orders else 0)
         outcome = self._write_once.outcome(job_id) if object_keys.outcome(job_id) in keys else None
@@ -356,6 +356,13 @@ class Rebuild:
         steering = [order for _, order in orders]
         found = self._unfinished(record, event_log.event_files(keys), is_paused=steering[-1:] == ["pause"])
         return replace(found, request=request)
+
+    def _prioritised(self, record: JobRecord, keys: list[str]) -> JobRecord:
+        """Add the priority that its owner has set since."""
+        if object_keys.priority(record.id) not in keys:
+            return record
+        kept = self._store.get_json(object_keys.priority(record.id)) or {}
+        return replace(record, priority=Priority(kept.get("priority", record.priority)))
 
     def _begun(self, record: JobRecord, keys: list[str]) -> JobRecord:
         """Add to a record what its runs have stored: tickets, commits, and where the last one started."""

@@ -20,7 +20,7 @@ from jobs.lifecycle.deletion import Deletion, used_by
 from jobs.lifecycle.reference_checks import ReferenceChecks
 from jobs.lifecycle.source_jobs import SourceJobs
 from jobs.lifecycle.wakeups import WakeupPublisher
-from jobs.store.job import JobRecord, member_ids, new_group_id, new_job_id, record_of
+from jobs.store.job import JobRecord, Priority, member_ids, new_group_id, new_job_id, record_of
 from jobs.store.job_store import JobStore
 from jobs.store.queues import queue_for
 from jobs.store.retired import Retired
@@ -56,7 +56,13 @@ class Submission:
         self._quotas = quotas
         self._prefix = prefix
 
-    def submit(self, spec: JobSpec, owner: str, request: RequestKey | None = None) -> tuple[JobRecord, bool]:
+    def submit(
+        self,
+        spec: JobSpec,
+        owner: str,
+        request: RequestKey | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> tuple[JobRecord, bool]:
         """Accept a job, or return the job that an earlier attempt of this request created, and whether it did.
 
         Raises `Rejected`, `TooManyJobs`, `GpuQuotaUsedUp`, `StorageQuotaUsedUp`, `KeyReused`, `InProgress`,
@@ -69,7 +75,7 @@ class Submission:
         if ticket.state == "resumed" and self._deletion.is_erased(ticket.id):
             raise NotFound("job", ticket.id)  # it was accepted, has ended, and was deleted
         try:
-            record = self._write_down(ticket, spec, request)
+            record = self._write_down(ticket, spec, request, priority=priority)
             key = request.digest if request else None
             self._job_store.create(record, key=key, remember_seconds=REMEMBER_SECONDS)
         except (NotFound, Rejected, GpuQuotaUsedUp, StorageQuotaUsedUp):
@@ -83,7 +89,11 @@ class Submission:
         return record, False
 
     def submit_group(
-        self, specs: Sequence[JobSpec], owner: str, request: RequestKey | None = None
+        self,
+        specs: Sequence[JobSpec],
+        owner: str,
+        request: RequestKey | None = None,
+        priority: Priority = Priority.NORMAL,
     ) -> tuple[str, list[JobRecord], bool]:
         """Accept jobs together, all or none: returns the id of their group, them in order, and whether it was known.
 
@@ -99,7 +109,7 @@ class Submission:
             left = [one for one in zip(tickets, specs, strict=True) if not self._deletion.is_erased(one[0].id)]
             self._check_group(ticket, left)
             for one, spec in left:
-                record = self._write_down(one, spec, request, group=ticket.id)
+                record = self._write_down(one, spec, request, group=ticket.id, priority=priority)
                 written.append(record)
                 self._job_store.create(record)
                 self._wakeups.add(record.id, record.queue)
@@ -127,7 +137,13 @@ class Submission:
             raise
 
     def _write_down(
-        self, ticket: Ticket, spec: JobSpec, request: RequestKey | None, *, group: str | None = None
+        self,
+        ticket: Ticket,
+        spec: JobSpec,
+        request: RequestKey | None,
+        *,
+        group: str | None = None,
+        priority: Priority,
     ) -> JobRecord:
         """Write `job.json`, unless an earlier attempt has: then that one is valid. A group was checked as a whole."""
         asked = self._write_once.job(ticket.id) if ticket.state == "resumed" else None
@@ -139,6 +155,8 @@ class Submission:
             asked = self._as_asked(ticket, with_evaluation(spec, self._reference_checks.rows_of(spec, ticket.owner)))
             if group is not None:
                 asked["group"] = group
+            if priority is not Priority.NORMAL:
+                asked["priority"] = priority.value
             if request is not None:
                 asked["request"] = {"key": request.digest, "print": request.fingerprint}
             if not self._write_once.put_job(ticket.id, asked):

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from grpo_core import strict_json
 from jobs.store.job_store import JobStore, guarded
@@ -43,7 +43,7 @@ def _read(text: str) -> Drain:
     body = json.loads(text)
     mode = body["mode"]
     # A mode of a later release: at least no new job.
-    known: DrainMode | None = None if mode == _NONE else cast("DrainMode", mode) if mode in MODES else "finish"
+    known: DrainMode | None = None if mode == _NONE else mode if mode in MODES else "finish"
     return Drain(mode=known, by=body["by"], at=datetime.fromisoformat(body["at"]))
 
 

@@ -33,6 +33,14 @@ class JobStatus(Word):
     CANCELLED = "cancelled", "ended on request", "已取消"
 
 
+class Priority(Word):
+    """How urgent a job is among its owner's."""
+
+    LOW = "low", "waits six hours longer than the owner's other jobs", "低"
+    NORMAL = "normal", "the default", "普通"
+    HIGH = "high", "goes before the owner's other jobs that were queued up to six hours earlier", "高"
+
+
 TERMINAL: frozenset[JobStatus] = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 
 HELD: frozenset[JobStatus] = frozenset({JobStatus.RUNNING, JobStatus.PAUSING, JobStatus.CANCELLING})
@@ -94,6 +102,7 @@ class JobView(JobState):
     started_at: Annotated[datetime | None, Shown()] = None
     finished_at: Annotated[datetime | None, Shown()] = None
     group: Annotated[str | None, Shown("The group that it was submitted with, a sweep; null: alone")] = None
+    priority: Annotated[Priority, Shown(f"How urgent it is. {Priority.described()}")] = Priority.NORMAL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +167,7 @@ def record_of(asked: dict[str, Any]) -> JobRecord:
         spec_format=asked.get("spec_format", 1),
         requested_spec=asked.get("requested_spec"),
         group=asked.get("group"),
+        priority=Priority(asked.get("priority", Priority.NORMAL)),
         name=spec["name"],
         metadata=spec["metadata"],
         total_steps=spec["training"]["steps"] if spec.get("kind", "training") in STEPPING else 0,

@@ -27,7 +27,7 @@ from grpo_core.reasons import EventType, Phase
 from grpo_core.shown import plain_type
 from jobs.errors import Unavailable, UnreadableRecord
 from jobs.settings import QueueSettings
-from jobs.store.job import HELD, RECORD_VERSION, TERMINAL, TRANSITIONS, JobRecord, JobStatus, utc
+from jobs.store.job import HELD, RECORD_VERSION, TERMINAL, TRANSITIONS, JobRecord, JobStatus, Priority, utc
 
 log = structlog.get_logger()
 
@@ -153,6 +153,35 @@ class JobStore:
     def claim(self, job_id: str, *, epoch: int, worker: str, lease_seconds: float) -> bool:
         """Give a queued job to a worker with a new epoch; False if it cannot be claimed."""
         return bool(self.run_script("claim", job_id, str(epoch), worker, str(int(lease_seconds * 1000))))
+
+    def pick(self, job_id: str, worker: str, refused: Collection[str] = (), *, now_ms: int | None = None) -> str | None:
+        """Return the job whose turn it is in the queue of the job `job_id`, and keep it for this worker for seconds.
+
+        `refused` are jobs that the worker cannot run. `now_ms` replaces the server's time. None: no job waits.
+        """
+        now = "" if now_ms is None else str(now_ms)
+        return self.run_script("pick", job_id, worker, strict_json.dumps([*refused]), now) or None
+
+    def release_pick(self, job_id: str) -> None:
+        """Let other workers have a job that was picked and not claimed."""
+        self._call(lambda: self.client.delete(f"{self.prefix}:picked:{job_id}"))
+
+    def prioritise(self, job_id: str, priority: Priority) -> JobStatus | None:
+        """Change the priority of a queued or paused job. Returns the job's status, in others unchanged; None without
+        a record."""
+        status = self.run_script("prioritise", job_id, priority.value)
+        return JobStatus(status) if status else None
+
+    def owners(self) -> set[str]:
+        """Return every owner who has submitted a job. Releases before this one have noted those whose jobs ran."""
+        names = [f"{self.prefix}:{index}" for index in ("owners", "users", "enders")]
+        found: set[str] = self._call(lambda: self.client.sunion(names))
+        return found
+
+    def owner_of(self, job_id: str) -> str | None:
+        """Return the owner of a job; None without a record."""
+        owner: str | None = self._call(lambda: self.client.hget(f"{self.prefix}:job:{job_id}", "owner"))
+        return owner
 
     def change(
         self,
@@ -403,12 +432,18 @@ class JobStore:
         status: JobStatus | None = None,
         metadata: Mapping[str, str] | None = None,
         text: str | None = None,
+        words: str | None = None,
+        kind: str | None = None,
+        priority: str | None = None,
     ) -> tuple[list[str], str | None]:
-        """Search the next `limit` jobs of a list for metadata, or for a text in the spec.
+        """Search the next `limit` jobs of a list for metadata, for a text in the spec, for `words` (in any case) in id,
+        name, model or metadata, for a kind, or for a priority.
 
         Returns the ids found and where to continue; None at the end of the list.
         """
-        order = strict_json.dumps({k: v for k, v in (("metadata", metadata), ("text", text)) if v is not None})
+        words = words and words.lower()
+        asked = {"metadata": metadata, "text": text, "words": words, "kind": kind, "priority": priority}
+        order = strict_json.dumps({name: value for name, value in asked.items() if value is not None})
         name = f"owner:{owner}" + (f":{status.value}" if status else "")
         seen, last, found = self.run_script("search", name, f"({before}" if before else "+", str(limit), order)
         return found, last if int(seen) == limit else None
@@ -518,6 +553,7 @@ class JobStore:
             *("create", "claim", "reclaim", "change", "obey", "replay", "restore", "forget"),
             *("admit", "withdraw", "take", "look", "note_compared", "release", "tally"),
             *("search", "prune", "census", "deliver", "redeliver"),
+            *("search", "prune", "census", "pick", "prioritise"),
         )
         return {name: self.client.register_script(prelude + (folder / f"{name}.lua").read_text()) for name in names}
 

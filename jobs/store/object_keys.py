@@ -23,6 +23,11 @@ def folder(job_id: str) -> str:
     return f"{JOBS}{job_id}/"
 
 
+def priority(job_id: str) -> str:
+    """The priority that its owner has set since the submission."""
+    return f"{JOBS}{job_id}/priority.json"
+
+
 def job(job_id: str) -> str:
     """The request, written once before the client gets an answer."""
     return f"{JOBS}{job_id}/job.json"

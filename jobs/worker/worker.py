@@ -66,6 +66,8 @@ from jobs.worker.stall_detector import StallLimits
 log = structlog.get_logger()
 
 STARTUP_RETRY_SECONDS = 2.0
+MOST_REFUSED = 32
+"""Number of jobs that a worker looks at for one wake-up, if it cannot run them."""
 
 
 class WorkerSettings(BaseSettings):
@@ -250,14 +252,16 @@ class Worker:
             if not self._draining.begin():
                 self._stand_aside(job_id)
                 return
-            record = self._find(job_id)
+            record = self._next(job_id)
             if record is None:
                 return
             with self._reserve(record) as cards:
                 has_cards = cards is None or bool(cards.hosts)
                 leaves = self._deps.stop.asked or self._draining.mode  # asked for while the cards were awaited
-                claimed = self._claim(job_id) if has_cards and not leaves else None
-                if claimed is not None:
+                claimed = self._claim(record.id) if has_cards and not leaves else None
+                if claimed is None:
+                    self._job_store.release_pick(record.id)
+                else:
                     self._run(claimed, cards)
         except Fenced as error:
             log.warning("fenced", job_id=job_id, reason=str(error))
@@ -323,6 +327,18 @@ class Worker:
             return None
         claimed = self._take(job_id, epoch)
         return replace(record, status=JobStatus.RUNNING, epoch=epoch) if claimed else None
+
+    def _next(self, job_id: str) -> JobRecord | None:
+        """Return the job whose turn it is in the queue of a wake-up; the job that it names is only one of them."""
+        self._valkey_recovery.ensure()
+        refused: list[str] = []
+        while len(refused) < MOST_REFUSED and (picked := self._job_store.pick(job_id, self.name, refused)):
+            record = self._find(picked)
+            if record is not None:
+                return record
+            self._job_store.release_pick(picked)
+            refused.append(picked)
+        return None
 
     def _find(self, job_id: str) -> JobRecord | None:
         """Return the record of a job that this worker can run and that waits for one, or None."""

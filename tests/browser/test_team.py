@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from grpo_core.spec import parse_spec
 from jobs.auth.api_keys import OWNER_SCOPES
-from jobs.store.job import JobStatus
+from jobs.store.job import JobStatus, Priority
 from tests.browser.conftest import OWNER, Stack, Visitor
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -61,3 +62,45 @@ def test_others_see_the_fleet_without_whose_job_it_has(visit: Visit, stack: Stac
     assert visitor.page.locator("main button[data-action]").count() == 0
     stack.service.cancel(job_id, OWNER)
     stack.wait(job_id)
+
+
+def test_jobs_are_searched_and_cancelled_together(visit: Visit, stack: Stack) -> None:
+    names = ("bulk one", "bulk two", "bulk three")
+    ids = [stack.service.submit(parse_spec({"name": name}), OWNER).id for name in names]
+    ended = stack.ended("good", "bulk ended", 6)
+    stack.service.prioritise(ids[1], OWNER, Priority.HIGH)
+    visitor = visit()
+    page = visitor.page
+    visitor.log_in()
+    page.locator("#search").fill("BULK")
+    page.locator("#search").press("Enter")
+    visitor.arrived("search=BULK")
+    shown = "[...document.querySelectorAll('tr[data-job]')].map((one) => one.dataset.job)"
+    assert page.evaluate(shown) == [ended, *reversed(ids)]
+    page.locator("#priority").select_option("high")
+    visitor.arrived("priority=high")
+    assert page.evaluate(shown) == [ids[1]]
+    assert "High" in page.locator(f"tr[data-job={ids[1]}]").inner_text()
+    page.locator("#priority").select_option("")
+    visitor.arrived("search=BULK$")
+    for job_id in (*ids, ended):
+        page.locator(f"tr[data-job={job_id}] input[type=checkbox]").check()
+    page.locator(".compare-bar button[data-action=cancel]").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    page.get_by_text("1 job was refused").wait_for()
+    assert f"Job {ended} is succeeded" in page.locator(".notes .card.danger").inner_text()
+    visitor.wait(lambda: page.locator(".badge.cancelled").count() == 3)
+    assert {stack.service.get(job_id, OWNER).status for job_id in ids} == {JobStatus.CANCELLED}
+    page.get_by_text("1 job chosen").wait_for()
+
+
+def test_an_operator_lists_the_jobs_of_all_owners(visit: Visit, stack: Stack) -> None:
+    job_id = stack.service.submit(parse_spec({"name": "of noah"}), "noah").id
+    visitor = visit()
+    page = visitor.page
+    visitor.log_in("/?search=of+noah")
+    page.get_by_text("No job matches").wait_for()
+    page.locator("#everyone").check()
+    visitor.arrived("owner=")
+    assert "noah" in page.locator(f"tr[data-job={job_id}] .tag").first.inner_text()
+    stack.service.cancel(job_id, "noah")

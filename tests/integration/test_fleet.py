@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from grpo_core.spec import parse_spec
 from jobs.errors import NotFound
 from jobs.read.fleet import CannotDrain, Fleet, WorkerState
 from jobs.service import JobService
@@ -16,7 +17,8 @@ from jobs.store.job_store import JobStore
 from jobs.store.workers import NAMED_SECONDS, WorkerInfo, WorkerRegistry
 from jobs.worker.draining import Draining
 from jobs.worker.shutdown import GracefulShutdown
-from tests.integration.test_two_owners import SPEC
+
+SPEC = parse_spec({"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}})
 
 
 def info(name: str = "w", *, drain: str | None = "", busy: bool = False) -> WorkerInfo:
@@ -50,7 +52,7 @@ def test_a_drain_is_done_when_the_worker_says_so_and_never_before(service: JobSe
 def test_the_job_at_hand_is_that_of_the_lease(service: JobService) -> None:
     service.workers.announce(info())
     job = service.submit(SPEC, "ann")
-    service._valkey_recovery.ensure()
+    service.job_store.note_compared(service.job_store.look().here)
     assert service.job_store.claim(job.id, epoch=1, worker="w", lease_seconds=60)
     worker = service.get_worker("w")
     assert worker.state is WorkerState.BUSY

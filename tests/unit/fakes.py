@@ -33,10 +33,10 @@ from jobs.read.queue_position import QueuePosition, WaitReason
 from jobs.read.rollout_query import RolloutQuery, decode_cursor
 from jobs.read.rollouts import Rollout, RolloutStep
 from jobs.read.telemetry import QueueState, Telemetry
-from jobs.service import Artifact, LinkedCheckpoint, Page, Preview
+from jobs.service import Artifact, JobFilter, LinkedCheckpoint, Page, Preview
 from jobs.store.datasets import DatasetRecord
 from jobs.store.drains import Drain, DrainMode
-from jobs.store.job import TERMINAL, JobRecord, JobStatus, member_ids, new_group_id, new_job_id
+from jobs.store.job import TERMINAL, JobRecord, JobStatus, Priority, member_ids, new_group_id, new_job_id
 from jobs.store.serving import ServedModels
 from jobs.usage.quotas import Usage
 from jobs.usage.stored_bytes import Stored
@@ -121,17 +121,19 @@ class FakeJobService:
     def log_out(self, token: str) -> KeyRecord | None:
         return self.known_keys.get(self.logins.pop(token, ""))
 
-    def submit(self, spec: JobSpec, owner: str) -> JobRecord:
+    def submit(self, spec: JobSpec, owner: str, *, priority: Priority = Priority.NORMAL) -> JobRecord:
         self.preview(spec, owner)
-        record = replace(make_record(owner=owner, spec=spec), requested_spec=spec.requested)
+        record = replace(make_record(owner=owner, spec=spec), requested_spec=spec.requested, priority=priority)
         self.jobs[record.id] = record
         return record
 
-    def submit_once(self, spec: JobSpec, owner: str, request: RequestKey) -> tuple[JobRecord, bool]:
+    def submit_once(
+        self, spec: JobSpec, owner: str, request: RequestKey, *, priority: Priority = Priority.NORMAL
+    ) -> tuple[JobRecord, bool]:
         self._check()
         known = self.once.get((owner, request.digest))
         if known is None:
-            record = self.submit(spec, owner)
+            record = self.submit(spec, owner, priority=priority)
             self.once[owner, request.digest] = (request.fingerprint, record.id)
             return record, False
         if known[0] != request.fingerprint:
@@ -153,7 +155,12 @@ class FakeJobService:
         return self.only_cpu_workers
 
     def submit_group(
-        self, specs: Sequence[JobSpec], owner: str, request: RequestKey | None = None
+        self,
+        specs: Sequence[JobSpec],
+        owner: str,
+        request: RequestKey | None = None,
+        *,
+        priority: Priority = Priority.NORMAL,
     ) -> tuple[str, list[JobRecord], bool]:
         self._check()
         known = self.once.get((owner, request.digest)) if request else None
@@ -162,7 +169,7 @@ class FakeJobService:
         if known:
             return known[1], self.group(known[1], owner), True
         group = new_group_id()
-        records = [self.submit(spec, owner) for spec in specs]
+        records = [self.submit(spec, owner, priority=priority) for spec in specs]
         for record, job_id in zip(records, member_ids(group, len(records)), strict=True):
             del self.jobs[record.id]
             self.jobs[job_id] = replace(record, id=job_id, group=group)
@@ -242,25 +249,40 @@ class FakeJobService:
 
     def list_jobs(
         self,
-        owner: str,
+        owner: str | None,
         *,
         limit: int,
         cursor: str | None,
         status: JobStatus | None,
         metadata: dict[str, str],
         group: str | None = None,
+        find: JobFilter | None = None,
     ) -> Page[JobRecord]:
         self._check()
+        find = find or JobFilter()
         mine = [
             record
             for record in sorted(self.jobs.values(), key=lambda r: r.id, reverse=True)
-            if record.owner == owner
+            if owner in (None, record.owner)
             and (cursor is None or record.id < cursor)
             and (status is None or record.status is status)
             and metadata.items() <= record.metadata.items()
             and group in (None, record.group)
+            and find.kind in (None, record.spec.get("kind", "training"))
+            and find.priority in (None, record.priority)
+            and (find.words or "").lower() in _words_of(record)
         ]
         return Page(items=mine[:limit], next_cursor=mine[limit - 1].id if len(mine) > limit else None)
+
+    def owner_of(self, job_id: str) -> str | None:
+        record = self.jobs.get(job_id)
+        return record and record.owner
+
+    def prioritise(self, job_id: str, owner: str, priority: Priority) -> JobRecord:
+        record = self.get(job_id, owner)
+        if record.status not in (JobStatus.QUEUED, JobStatus.PAUSED):
+            raise Conflict(job_id, record.status.value, "given another priority")
+        return self.put(record, priority=priority)
 
     def cancel(self, job_id: str, owner: str) -> JobRecord:
         record = self.get(job_id, owner)
@@ -513,6 +535,10 @@ class FakeJobService:
     def _check(self) -> None:
         if self.fail is not None:
             raise self.fail
+
+
+def _words_of(record: JobRecord) -> str:
+    return " ".join((record.id, record.name or "", record.spec["model"]["name"], str(record.metadata))).lower()
 
 
 def key_record(owner: str, scopes: list[str] | None = None) -> KeyRecord:

@@ -55,6 +55,7 @@ def test_submit_stores_the_resolved_job_and_says_where_it_is(client: Client, ser
         "started_at": None,
         "finished_at": None,
         "group": None,
+        "priority": "normal",
         "error": None,
     }
     assert expected.items() <= job.items()

@@ -35,12 +35,23 @@ from jobs.read.fleet import WorkerState
 from jobs.read.queue_position import WaitReason
 from jobs.read.rollouts import _rollout
 from jobs.store import job_store
-from jobs.store.job import JobRecord, JobStatus, JobView
+from jobs.store.job import JobRecord, JobStatus, JobView, Priority
 from scripts import client_types, fact_docs
 from tests.unit.fakes import FakeJobService, make_record
 
 ROOT = Path(__file__).resolve().parents[2]
-ALL = (EventType, FailureClass, FetchFailure, FinishReason, JobStatus, Phase, WaitReason, WarningCode, WorkerState)
+ALL = (
+    EventType,
+    FailureClass,
+    FetchFailure,
+    FinishReason,
+    JobStatus,
+    Phase,
+    Priority,
+    WaitReason,
+    WarningCode,
+    WorkerState,
+)
 CODE = [path for package in ("api", "jobs", "grpo_core", "grpo_client") for path in (ROOT / package).rglob("*.py")]
 
 
@@ -137,9 +148,10 @@ def test_no_word_is_in_a_catalogue_of_the_page_too() -> None:
 def test_generated_modules_and_tables_are_current() -> None:
     for path, text in client_types.MODULES.items():
         assert path.read_text("utf-8") == text(), "run make docs"
-    for path in fact_docs.PAGES.glob("*.md"):
+    paths = [path for folder in fact_docs.PAGES for path in folder.glob("*.md")]
+    for path in paths:
         assert path.read_text("utf-8") == fact_docs.filled(path.read_text("utf-8")), "run make docs"
-    pages = "".join(path.read_text("utf-8") for path in fact_docs.PAGES.glob("*.md"))
+    pages = "".join(path.read_text("utf-8") for path in paths)
     assert [name for name in fact_docs.tables() if f"<!-- facts: {name} -->" not in pages] == []
 
 
@@ -263,6 +275,7 @@ ANY: dict[Any, Any] = {
     datetime: datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC),
     JobStatus: JobStatus.PAUSED,
     Phase: Phase.LOADING,
+    Priority: Priority.HIGH,
 }
 
 

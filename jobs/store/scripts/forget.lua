@@ -11,7 +11,9 @@ if group and group ~= '' then redis.call('ZREM', list .. ':' .. group, id) end
 redis.call('ZREM', prefix .. ':ended:' .. owner, id)
 redis.call('ZREM', prefix .. ':queued', id)
 redis.call('ZREM', prefix .. ':leases', id)
-redis.call('ZREM', prefix .. ':waiting:' .. (redis.call('HGET', job, 'queue') or ''), id)
+local queue = redis.call('HGET', job, 'queue') or ''
+redis.call('ZREM', prefix .. ':waiting:' .. queue, id)
+leave_lane(queue, owner, id)
 redis.call('HINCRBY', prefix .. ':statuses', status, -1)
 redis.call('DEL', job)
 return 1

@@ -51,14 +51,36 @@ local function emit(now, epoch, kind, step, data, time, ordinal)
   return number
 end
 
+-- Lanes: the waiting jobs of one owner in one queue, by rank. A rank is the time in ms at which a job was queued, less the
+-- head start of its priority; pick.lua says what follows from it.
+local head_starts = { high = 6 * 3600000, low = -6 * 3600000 }
+
+local function lane_of(queue, owner) return prefix .. ':lane:' .. queue .. ':' .. owner end
+
+local function enter_lane(queue, owner, rank)
+  redis.call('ZADD', lane_of(queue, owner), 'NX', rank, id)
+  redis.call('SADD', prefix .. ':lanes:' .. queue, owner)
+end
+
+local function leave_lane(queue, owner, name)
+  redis.call('ZREM', lane_of(queue, owner), name)
+  if redis.call('EXISTS', lane_of(queue, owner)) == 0 then redis.call('SREM', prefix .. ':lanes:' .. queue, owner) end
+end
+
 -- Counts of jobs by status and of waiting jobs by queue: for telemetry, never for decisions.
 local function count(now, old, new)
-  local queue = redis.call('HGET', job, 'queue') or ''
+  local queue, owner, priority = unpack(redis.call('HMGET', job, 'queue', 'owner', 'priority'))
+  queue = queue or ''
   local waiting = prefix .. ':waiting:' .. queue
   if old then redis.call('HINCRBY', prefix .. ':statuses', old, -1) end
   redis.call('HINCRBY', prefix .. ':statuses', new, 1)
-  if old == 'queued' then redis.call('ZREM', waiting, id) end
+  if old == 'queued' then
+    redis.call('ZREM', waiting, id)
+    leave_lane(queue, owner, id)
+    redis.call('DEL', prefix .. ':picked:' .. id)
+  end
   if new == 'queued' then
+    enter_lane(queue, owner, now - (head_starts[priority] or 0))
     redis.call('ZADD', waiting, now, id)
     redis.call('SADD', prefix .. ':queues', queue)
   end
@@ -121,6 +143,7 @@ end
 local function add_to_lists(owner, group)
   local list = prefix .. ':owner:' .. owner
   redis.call('ZADD', list, 0, id)
+  redis.call('SADD', prefix .. ':owners', owner)
   if group and group ~= '' then redis.call('ZADD', list .. ':' .. group, 0, id) end
 end
 

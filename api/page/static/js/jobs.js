@@ -1,17 +1,19 @@
 // The list of jobs: what each is doing, how its reward goes, when it will be done. One request every few seconds.
 
-import { Asking, get, query as queryString, Problem } from "./api.js";
+import { Asking, get, post, query as queryString, Problem } from "./api.js";
 import { fill, h, raw, redraw } from "./dom.js";
 import { duration, fixed, has, t, time } from "./i18n.js";
 import { sparkline } from "./sparkline.js";
-import { badge, busy, empty, jobName, problemCard, progressBar } from "./parts.js";
+import { badge, busy, confirmed, empty, jobName, problemCard, progressBar, toast } from "./parts.js";
 
 const POLL_MS = 4000;
 const PAGE = 25;
 const PAIR = /^([^=]+)=(.+)$/;
 const STATUSES = ["queued", "running", "paused", "succeeded", "failed", "cancelled"];
 
-export async function jobsView(_, query) {
+export async function jobsView(_, query, holder) {
+  const isOperator = holder.scopes.includes("operator");
+  const mayWrite = holder.scopes.includes("jobs:write");
   let filters = read(query);
   let pages = 1;
   const curves = {};
@@ -23,13 +25,18 @@ export async function jobsView(_, query) {
 
   const list = h("div", { id: "list" }, busy());
   const bar = h("div", { class: "filters" });
+  const refusal = h("div", { class: "notes" });
   const compare = h("div", { class: "compare-bar", "aria-live": "polite" });
-  const element = h("div", {}, h("div", { class: "title-row" }, h("h1", { tabindex: "-1" }, t("nav.jobs")), h("a", { class: "button primary", href: "#/new" }, t("nav.new"))), bar, compare, list);
+  const element = h("div", {}, h("div", { class: "title-row" }, h("h1", { tabindex: "-1" }, t("nav.jobs")), h("a", { class: "button primary", href: "#/new" }, t("nav.new"))), bar, compare, refusal, list);
 
   function drawFilters() {
     const chip = (status, text) => h("a", { class: "chip", data: { focus: `status-${status}` }, href: address({ ...filters, status }), "aria-current": filters.status === status ? "true" : null }, text);
     const field = h("input", { type: "search", id: "metadata", data: { focus: "metadata" }, value: filters.metadata, placeholder: t("jobs.metadata.example"), "aria-label": t("jobs.metadata"), title: t("jobs.metadata"), onchange: () => (location.hash = address({ ...filters, metadata: field.value.trim() })) });
-    redraw(bar, h("div", { class: "chips", role: "group", "aria-label": t("jobs.status") }, chip("", t("jobs.all")), STATUSES.map((status) => chip(status, t(`status.${status}`)))), field);
+    const search = h("input", { type: "search", id: "search", data: { focus: "search" }, value: filters.search, placeholder: t("jobs.search.example"), "aria-label": t("jobs.search"), title: t("jobs.search"), maxlength: 100, onchange: () => (location.hash = address({ ...filters, search: search.value.trim() })) });
+    const priorities = ["", "high", "normal", "low"].map((name) => h("option", { value: name, selected: name === filters.priority }, name ? t(`priority.${name}`) : t("jobs.priority.all")));
+    const priority = h("select", { id: "priority", class: "quiet", data: { focus: "priority" }, "aria-label": t("jobs.priority"), onchange: () => (location.hash = address({ ...filters, priority: priority.value })) }, priorities);
+    const everyone = isOperator ? h("label", { class: "everyone" }, h("input", { type: "checkbox", id: "everyone", checked: filters.owner === "*", data: { focus: "everyone" }, onchange: (event) => (location.hash = address({ ...filters, owner: event.target.checked ? "*" : "" })) }), " ", t("jobs.everyone")) : null;
+    redraw(bar, h("div", { class: "chips", role: "group", "aria-label": t("jobs.status") }, chip("", t("jobs.all")), STATUSES.map((status) => chip(status, t(`status.${status}`)))), everyone, priority, search, field);
   }
 
   async function load() {
@@ -39,7 +46,7 @@ export async function jobsView(_, query) {
     const pair = PAIR.exec(filters.metadata);
     if (filters.metadata && !pair) return { data, more };
     for (let page = 0; page < pages; page += 1) {
-      const values = { limit: PAGE, cursor, status: filters.status };
+      const values = { limit: PAGE, cursor, status: filters.status, search: filters.search, priority: filters.priority, owner: filters.owner };
       if (pair) values[`metadata[${pair[1].trim()}]`] = pair[2].trim();
       const answer = await get(`/jobs${queryString(values)}`);
       data.push(...answer.data);
@@ -97,7 +104,7 @@ export async function jobsView(_, query) {
   function draw({ data, more }) {
     list.removeAttribute("aria-busy");
     if (!data.length) {
-      const isFiltered = filters.status || filters.metadata;
+      const isFiltered = filters.status || filters.metadata || filters.search || filters.priority;
       const isMisread = filters.metadata && !PAIR.test(filters.metadata);
       fill(list, isFiltered ? empty(t(isMisread ? "jobs.metadata.misread" : "jobs.none.filtered"), h("p", {}, h("a", { href: "#/" }, t("jobs.all")))) : empty(t("jobs.none"), h("p", {}, t("jobs.none.hint")), h("p", {}, h("a", { class: "button primary", href: "#/new" }, t("nav.new")))));
       return;
@@ -122,7 +129,7 @@ export async function jobsView(_, query) {
       "tr",
       { data: { job: job.id } },
       h("td", { class: "pick" }, box),
-      h("td", { class: "name" }, h("a", { href: `#/jobs/${job.id}`, data: { focus: job.id } }, raw(jobName(job))), h("div", { class: "sub" }, raw(job.spec.model.name), job.group ? h("a", { class: "tag", href: `#/groups/${job.group}`, data: { focus: `group-${job.id}` } }, t("group.title")) : null, tags.map(([key, value]) => raw(`${key}=${value}`, { class: "tag" })))),
+      h("td", { class: "name" }, h("a", { href: `#/jobs/${job.id}`, data: { focus: job.id } }, raw(jobName(job))), h("div", { class: "sub" }, raw(job.spec.model.name), filters.owner ? raw(job.owner, { class: "tag" }) : null, job.priority && job.priority !== "normal" ? h("span", { class: `tag priority-${job.priority}` }, t(`priority.${job.priority}`)) : null, job.group ? h("a", { class: "tag", href: `#/groups/${job.group}`, data: { focus: `group-${job.id}` } }, t("group.title")) : null, tags.map(([key, value]) => raw(`${key}=${value}`, { class: "tag" })))),
       h("td", { class: "state" }, badge(job.status, job.status === "running" ? job.phase : null), job.error ? h("div", { class: "sub" }, has(`class.${job.error.class}`) ? t(`class.${job.error.class}`) : raw(job.error.class)) : null),
       h("td", { class: "steps" }, progressBar(job)),
       h("td", { class: "reward" }, raw(fixed(job.reward, 2), { class: "value" }), sparkline(curves[job.id])),
@@ -144,8 +151,29 @@ export async function jobsView(_, query) {
       compare,
       h("span", {}, t("jobs.picked", { n: chosen.size })),
       chosen.size > 1 ? h("a", { class: "button", href: chosen.size === 2 ? `#/compare?a=${a}&b=${b}` : `#/comparison${queryString({ job: [...chosen] })}` }, t("nav.compare")) : h("span", { class: "hint" }, t("jobs.pick.two")),
+      mayWrite ? ["cancel", "pause", "resume", "delete"].map((action) => h("button", { type: "button", class: action === "delete" ? "quiet danger" : "quiet", data: { action }, onclick: () => act(action) }, t(`action.${action}`))) : null,
       h("button", { type: "button", class: "quiet", onclick: () => ((chosen = new Set()), drawCompare(), refresh()) }, t("clear")),
     );
+  }
+
+  /** One request for all that are chosen; what was refused is said for each, and stays chosen. */
+  async function act(action) {
+    fill(refusal);
+    const isSure = await confirmed({ title: t("jobs.act.title", { n: chosen.size, action: t(`action.${action}`) }), text: t(`confirm.${action}.text`), action: t(`action.${action}`), danger: action === "delete" || action === "cancel" });
+    if (!isSure) return;
+    try {
+      const ids = [...chosen];
+      const results = [];
+      for (let place = 0; place < ids.length; place += 100) results.push(...(await post("/jobs/actions", { action, jobs: ids.slice(place, place + 100) })).data);
+      const left = results.filter((result) => !result.done);
+      chosen = new Set(left.map((result) => result.id));
+      if (left.length) fill(refusal, h("div", { class: "card danger", role: "alert" }, h("p", { class: "strong" }, t("jobs.act.refused", { n: left.length })), h("ul", {}, left.map((result) => h("li", {}, raw(result.detail, { lang: "en" }))))));
+      if (left.length < results.length) toast(t("jobs.act.done", { n: results.length - left.length }));
+    } catch (error) {
+      fill(refusal, problemCard(error));
+    }
+    drawCompare();
+    refresh();
   }
 
   drawFilters();
@@ -174,7 +202,8 @@ export async function jobsView(_, query) {
 
 function read(query) {
   const status = query.get("status") ?? "";
-  return { status: STATUSES.includes(status) ? status : "", metadata: query.get("metadata") ?? "" };
+  const text = (name) => query.get(name) ?? "";
+  return { status: STATUSES.includes(status) ? status : "", metadata: text("metadata"), search: text("search"), priority: text("priority"), owner: text("owner") };
 }
 
 function address(filters) {

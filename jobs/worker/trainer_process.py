@@ -177,7 +177,7 @@ def start_training(
     environment = clean_environment(os.environ, spec, owner)
     if cards is not None:
         environment["CUDA_VISIBLE_DEVICES"] = cards
-    environment = isolation.environment(environment, cache, temporary) | (more or {})
+    environment = {**isolation.environment(environment, cache, temporary), **(more or {})}
     writable = [folder, temporary, *([cache] if cache else [])]
     plan = isolation.plan(launcher, arguments, environment, user=user, writable=writable, scratch=folder)
     return TrainerProcess(plan, folder, environment, lambda: run_dirs.hand_over(folder, user), descriptors=descriptors)

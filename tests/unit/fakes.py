@@ -241,6 +241,9 @@ class FakeJobService:
             reason=WaitReason.TURN if self.workers else WaitReason.NO_WORKER,
             spec_format=record.spec_format,
             workers_spec_format=SPEC_FORMAT if self.workers else None,
+            hosts=1,
+            gpus=record.spec["resources"]["gpus"],
+            hosts_found=None,
         )
 
     def trial_result(self, record: JobRecord) -> dict[str, Any] | None:

@@ -169,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--host", type=_index, default=0, metavar="I", help="which of them this is, from 0")
     train.add_argument(
-        "--meet", type=_meeting, default="", metavar="ADDRESS:PORT", help="an address of host 0, and a free port there"
+        "--meet", type=_meeting, metavar="ADDRESS:PORT", help="an address of host 0, and a free port there"
     )
     return parser
 

@@ -18,6 +18,7 @@ from grpo_core.signals import end_on_term
 from jobs import logs
 from jobs.settings import QueueSettings, StorageSettings
 from jobs.store.job import JobRecord
+from jobs.worker.gang import Reservation
 from jobs.worker.worker import Worker, WorkerSettings
 
 
@@ -40,10 +41,10 @@ class OneJobWorker(Worker):
         signals.worker_ready.connect(begin, weak=False)
         super().serve()
 
-    def _run(self, record: JobRecord) -> None:
+    def _run(self, record: JobRecord, cards: Reservation | None) -> None:
         self._idle.cancel()
         try:
-            super()._run(record)
+            super()._run(record, cards)
         finally:
             _stop()
 

@@ -16,8 +16,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,13 @@ class Stack:
     session: str = ""
     worker: subprocess.Popen[bytes] | None = None
     workers: int = 0
+    clients: dict[str, openai.OpenAI] = field(default_factory=dict[str, openai.OpenAI])
 
     def client(self, key: str = "") -> openai.OpenAI:
-        return openai.OpenAI(api_key=key or self.key, base_url=f"{self.api.url}/v1", max_retries=0)
+        key = key or self.key
+        if key not in self.clients:
+            self.clients[key] = openai.OpenAI(api_key=key, base_url=f"{self.api.url}/v1", max_retries=0)
+        return self.clients[key]
 
     def http(self, method: str, path: str, **options: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.key}"}
@@ -177,6 +182,8 @@ def stack(
         stack = Stack(api, service, environment, folder, source, key)
         yield stack
         stack.kill_worker()
+        for client in stack.clients.values():
+            client.close()
 
 
 @pytest.fixture
@@ -310,9 +317,10 @@ def test_a_system_message_replaces_the_jobs_prompt(served: Stack) -> None:
 def test_twenty_clients_at_once_get_what_each_gets_alone(served: Stack) -> None:
     names = [served.source, f"{served.source}:step-25", f"{served.source}:base"]
     alone = {name: say(served, name) for name in names}
+    asked = [names[at % 3] for at in range(20)]
     with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda at: say(served, names[at % 3]), range(20)))
-    assert answers == [alone[names[at % 3]] for at in range(20)]
+        answers = list(pool.map(partial(say, served), asked))
+    assert answers == [alone[name] for name in asked]
 
 
 @pytest.mark.parametrize(
@@ -457,17 +465,17 @@ def test_a_session_ends_at_its_time_and_finishes_what_is_under_way(idle: Stack) 
 
 
 def test_a_stream_whose_worker_dies_ends_with_an_error_and_the_session_comes_back(served: Stack) -> None:
-    with closing(served.client()) as client:
-        stream = client.chat.completions.create(
-            model=served.source, messages=QUESTION, stream=True, n=16, max_tokens=190, temperature=2, seed=3
-        )
-        next(iter(stream))
-        began = time.monotonic()
-        served.kill_worker()
-        with pytest.raises(openai.APIError):
-            for _ in stream:
-                pass
-        assert time.monotonic() - began < patience(10)
+    stream = served.client().chat.completions.create(
+        model=served.source, messages=QUESTION, stream=True, n=16, max_tokens=190, temperature=2, seed=3
+    )
+    next(iter(stream))
+    began = time.monotonic()
+    served.kill_worker()
+    with pytest.raises(openai.APIError):
+        for _ in stream:
+            pass
+    stream.close()
+    assert time.monotonic() - began < patience(10)
     served.ensure_worker()
     wait_until(lambda: served.service.get(served.session, "ann").epoch == 2, 60)
     served.wait_until_served(served.session)

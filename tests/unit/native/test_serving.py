@@ -141,12 +141,16 @@ def test_an_adapter_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 
 def batch_of(model: Any) -> Any:
-    return Batch(model, ["step-5"], default_tokens=20, prompt=lambda request: [dict(m) for m in request.messages])
+    def prompt(request: ChatRequest) -> list[dict[str, str]]:
+        return [dict(message) for message in request.messages]
+
+    return Batch(model, ["step-5"], default_tokens=20, prompt=prompt)
 
 
 def ask(number: int, **options: Any) -> ChatRequest:
     messages = ({"role": "user", "content": f"{number}+1="},)
-    return ChatRequest(id=f"r{number}", **{"adapter": "base", "messages": messages, "temperature": 0.0, **options})
+    given: dict[str, Any] = {"adapter": "base", "messages": messages, "temperature": 0.0, **options}
+    return ChatRequest(id=f"r{number}", **given)
 
 
 def answers(batch: Any) -> dict[str, list[Piece]]:

@@ -6,15 +6,15 @@ is. `grpo_client.openai_jobs` has the mapping.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
+from json import dumps
 from typing import Annotated, Any, cast
 
 from cyclopts import Parameter
 
 from grpo_client import openai_jobs
-from grpo_client.cli.output import EXIT_REFUSED, CommandError, InputFile, note
+from grpo_client.cli.output import EXIT_REFUSED, AsJson, CommandError, InputFile, note, print_json
 from grpo_client.cli.spec_file import read_spec
 
 Rows = Annotated[int | None, Parameter(negative="")]
@@ -29,6 +29,7 @@ def import_job(
     validation_file: str | None = None,
     rows: Rows = None,
     validation_rows: Rows = None,
+    json: AsJson = False,
 ) -> int:
     """Turn a reinforcement job of OpenAI or Azure into a job spec. Exits 2 if it cannot be one.
 
@@ -65,7 +66,7 @@ def import_job(
         for path in _left(openai_jobs.differences({**job, **changes}, back), noted)
     ]
     lines += _to_replace(mapped.spec)
-    _print(mapped.spec, lines)
+    _print(mapped.spec, lines, in_one_line=json)
     return 0
 
 
@@ -76,6 +77,7 @@ def export_job(
     rows: Rows = None,
     validation_rows: Rows = None,
     plain: Annotated[bool, Parameter(negative="")] = False,
+    json: AsJson = False,
 ) -> int:
     """Turn a job spec into the body of OpenAI's create request.
 
@@ -98,7 +100,7 @@ def export_job(
     lines = [f"{path}: OpenAI has no field for it." for path in (_paths(extra) if extra else ())]
     if plain:
         job.pop(openai_jobs.EXTRA, None)
-    _print(job, lines)
+    _print(job, lines, in_one_line=json)
     return 0
 
 
@@ -142,7 +144,10 @@ def _paths(section: Any, path: str = "") -> list[str]:
     return [one for name, value in found for one in _paths(value, f"{path}.{name}".lstrip("."))]
 
 
-def _print(document: dict[str, Any], lines: Iterable[str]) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+def _print(document: dict[str, Any], lines: Iterable[str], *, in_one_line: bool) -> None:
+    if in_one_line:
+        print_json(document)
+    else:
+        sys.stdout.write(dumps(document, indent=2, ensure_ascii=False) + "\n")
     for line in lines:
         note(line)

@@ -101,8 +101,8 @@ def ends(monkeypatch: pytest.MonkeyPatch, service: FakeJobService, status: JobSt
     """Whatever is submitted ends at once."""
     submit = service.submit
 
-    def submit_and_end(*arguments: Any) -> Any:
-        record = submit(*arguments)
+    def submit_and_end(*arguments: Any, **options: Any) -> Any:
+        record = submit(*arguments, **options)
         for step in (1, 2):
             service.add_event(record.id, "metric", step=step, reward=step / 2)
         service.put(record, status=status, **fields)

@@ -26,7 +26,7 @@ def trained(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     checker.feed(rows.read_bytes())
     dataset = stack.service.store_dataset(rows, checker.finish(), OWNER, "sums")[0]
     spec = json.loads((ROOT / "examples/tiny/job.json").read_text())
-    spec["name"] = "a few steps"
+    spec["name"], spec["metadata"] = "a few steps", {"example": "playground"}
     spec["data"]["dataset"] = dataset.id
     spec["training"] |= {"steps": 4, "checkpoint_every": 2, "save_steps": 2}
     spec["evaluation"] = {"questions": 8, "max_completion_tokens": 48}
@@ -34,6 +34,10 @@ def trained(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     stack.wait(job_id, seconds=240)
     assert stack.service.get(job_id, OWNER).status is JobStatus.SUCCEEDED
     yield job_id
+    end_sessions(stack, job_id)
+
+
+def end_sessions(stack: Stack, job_id: str) -> None:
     for record in sessions(stack, job_id):
         stack.service.cancel(record, OWNER)
         stack.wait(record)
@@ -57,6 +61,7 @@ def answered(visitor: Visitor, count: int) -> list[str]:
 def test_a_person_talks_to_base_and_steps_side_by_side(
     visit: Callable[..., Visitor], stack: Stack, trained: str
 ) -> None:
+    end_sessions(stack, trained)
     visitor = visit()
     page = visitor.page
     visitor.log_in(f"/jobs/{trained}")
@@ -131,9 +136,7 @@ def test_a_key_that_may_only_read_starts_nothing(visit: Callable[..., Visitor], 
     key, _ = stack.service.keys.create(OWNER, ["jobs:read"])
     visitor = visit()
     visitor.stack = Stack(stack.api, key)
-    for session in sessions(stack, trained):
-        stack.service.cancel(session, OWNER)
-        stack.wait(session)
+    end_sessions(stack, trained)
     visitor.log_in(f"/talk/{trained}")
     visitor.page.get_by_text("Your key may only read").wait_for()
     assert visitor.page.locator("#serve").count() == 0

@@ -41,8 +41,8 @@ PREVIEW = "/v1"
 """Where the routes are served too, under the promises of docs/reference/stability.md."""
 VERSIONED = frozenset(
     {
-        *("comparison", "datasets", "graders", "groups", "healthz", "jobs", "metrics", "readyz", "rewards", "schema"),
-        *("serving", "usage", "webhooks", "workers"),
+        *("comparison", "datasets", "exports", "graders", "groups", "healthz", "jobs", "metrics", "readyz", "rewards"),
+        *("schema", "serving", "usage", "webhooks", "workers"),
     }
 )
 """First parts of the paths that are; other paths below `PREVIEW` are separate routes."""

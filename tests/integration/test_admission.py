@@ -198,8 +198,8 @@ def test_an_upload_sent_twice_is_stored_once(service: JobService, tmp_path: Path
     store = service.datasets.put
     summary = checker.finish()
 
-    def cut_off(*arguments: Any) -> Any:
-        store(*arguments)
+    def cut_off(*arguments: Any, **options: Any) -> Any:
+        store(*arguments, **options)
         raise Unavailable("Valkey", "TimeoutError")
 
     service.datasets.put = cut_off  # type: ignore[method-assign]

@@ -194,9 +194,9 @@ def test_a_queued_job_has_a_place_among_those_that_wait(service: JobService) -> 
     def place(ahead: int, workers: int) -> QueuePosition:
         reason = WaitReason.TURN if workers else WaitReason.NO_WORKER
         newest = SPEC_FORMAT if workers else None
-        return QueuePosition(
-            queue=queue, ahead=ahead, workers=workers, reason=reason, spec_format=1, workers_spec_format=newest
-        )
+        hosts: dict[str, Any] = {"hosts": 1, "gpus": 0, "hosts_found": None}
+        formats: dict[str, Any] = {"spec_format": 1, "workers_spec_format": newest}
+        return QueuePosition(queue=queue, ahead=ahead, workers=workers, reason=reason, **formats, **hosts)
 
     assert [service.waiting(job) for job in jobs] == [place(n, workers=0) for n in range(3)]
     service.workers.announce(WorkerInfo(name="w1", queues=[queue], device="cpu", job=jobs[0].id))

@@ -70,7 +70,7 @@ def test_an_unknown_address_is_a_problem(client: Client, path: str) -> None:
     ("method", "path", "allowed"),
     [
         ("DELETE", "/jobs", {"GET", "POST", "OPTIONS"}),
-        ("PUT", "/jobs/job-01ARZ3NDEKTSV4RRFFQ69G5FAV", {"GET", "DELETE", "OPTIONS"}),
+        ("PUT", "/jobs/job-01ARZ3NDEKTSV4RRFFQ69G5FAV", {"GET", "PATCH", "DELETE", "OPTIONS"}),
         ("GET", "/jobs/x/cancel", {"POST", "OPTIONS"}),
         ("PATCH", "/healthz", {"GET", "OPTIONS"}),
     ],

@@ -78,6 +78,9 @@ def test_a_queued_job_says_what_it_waits_for(client: Client, service: FakeJobSer
         "reason": "turn",
         "spec_format": 1,
         "workers_spec_format": SPEC_FORMAT,
+        "hosts": 1,
+        "gpus": 1,
+        "hosts_found": None,
     }
     service.put(first, status=JobStatus.RUNNING)
     assert client.get(f"/jobs/{first.id}").json()["waiting"] is None

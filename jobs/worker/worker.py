@@ -252,17 +252,9 @@ class Worker:
             if not self._draining.begin():
                 self._stand_aside(job_id)
                 return
-            record = self._next(job_id)
-            if record is None:
-                return
-            with self._reserve(record) as cards:
-                has_cards = cards is None or bool(cards.hosts)
-                leaves = self._deps.stop.asked or self._draining.mode  # asked for while the cards were awaited
-                claimed = self._claim(record.id) if has_cards and not leaves else None
-                if claimed is None:
-                    self._job_store.release_pick(record.id)
-                else:
-                    self._run(claimed, cards)
+            refused: list[str] = []
+            while (record := self._next(job_id, refused)) and not self._has_run(record):
+                refused.append(record.id)  # a smaller job behind it may find its cards
         except Fenced as error:
             log.warning("fenced", job_id=job_id, reason=str(error))
         except Unavailable as error:
@@ -328,10 +320,24 @@ class Worker:
         claimed = self._take(job_id, epoch)
         return replace(record, status=JobStatus.RUNNING, epoch=epoch) if claimed else None
 
-    def _next(self, job_id: str) -> JobRecord | None:
-        """Return the job whose turn it is in the queue of a wake-up; the job that it names is only one of them."""
+    def _has_run(self, record: JobRecord) -> bool:
+        """Run a job whose turn it is. Returns False if its cards are not free, so that another may have its turn."""
+        with self._reserve(record) as cards:
+            has_cards = cards is None or bool(cards.hosts)
+            leaves = self._deps.stop.asked or self._draining.mode  # asked for while the cards were awaited
+            claimed = self._claim(record.id) if has_cards and not leaves else None
+            if claimed is None:
+                self._job_store.release_pick(record.id)
+            else:
+                self._run(claimed, cards)
+            return has_cards or bool(leaves)
+
+    def _next(self, job_id: str, refused: list[str]) -> JobRecord | None:
+        """Return the job whose turn it is in the queue of a wake-up; the job that it names is only one of them.
+
+        Jobs that this worker cannot run are added to `refused`, which are passed over.
+        """
         self._valkey_recovery.ensure()
-        refused: list[str] = []
         while len(refused) < MOST_REFUSED and (picked := self._job_store.pick(job_id, self.name, refused)):
             record = self._find(picked)
             if record is not None:

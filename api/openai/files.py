@@ -24,7 +24,15 @@ from api.dependencies import KeyId, Owner, Service
 from api.idempotency import REPLAYED
 from api.openai.errors import missing, refusal, responses
 from api.openai.multipart import PURPOSES, ReceivedFile, body_limit, receive_file
-from api.openai.objects import OpenAIDeletedFile, OpenAIFile, OpenAIFileList, first_id, last_id, seconds
+from api.openai.objects import (
+    METRIC_NAMES,
+    OpenAIDeletedFile,
+    OpenAIFile,
+    OpenAIFileList,
+    first_id,
+    last_id,
+    seconds,
+)
 from api.openai.repeats import request_key
 from grpo_core.spec.sections import DATASET_ID, ULID
 from jobs.errors import NotFound
@@ -35,8 +43,6 @@ FILE_ID: Final = rf"^(ds|file)-{ULID}$"
 RESULTS: Final = "fine-tune-results"
 CONTENT: Final = "application/octet-stream"
 _CHUNK: Final = 1024**2
-_RENAMED: Final = {"loss": "train_loss", "reward": "train_reward_mean", "eval_metric": "valid_reward_mean"}
-"""Columns of the metrics that OpenAI's files have under other names."""
 
 FileId = Annotated[str, PathParameter(description="One of your files", schema_extra={"pattern": FILE_ID})]
 Received = NamedDependency[SkipValidation[ReceivedFile]]
@@ -237,7 +243,7 @@ def _with_openais_names(parts: Iterator[str]) -> Iterator[str]:
             yield part
             continue
         header, end, rest = part.partition("\r\n")
-        yield ",".join(_RENAMED.get(name, name) for name in header.split(",")) + end + rest
+        yield ",".join(METRIC_NAMES.get(name, name) for name in header.split(",")) + end + rest
 
 
 def router(max_dataset_bytes: int) -> Router:

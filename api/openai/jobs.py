@@ -23,6 +23,7 @@ from api.idempotency import REPLAYED
 from api.openai.errors import missing, refusal, refusals, responses
 from api.openai.files import results_of
 from api.openai.objects import (
+    METRIC_NAMES,
     OpenAICheckpoint,
     OpenAICheckpointList,
     OpenAIEvent,
@@ -387,8 +388,7 @@ def event_of(event: dict[str, Any], record: JobRecord) -> OpenAIEvent:
 
 def metrics_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """A step's metrics under OpenAI's names, those with one; the others keep theirs."""
-    renamed = {"reward": "train_reward_mean", "loss": "train_loss", "eval_metric": "valid_reward_mean"}
-    return {renamed.get(name, name): value for name, value in row.items() if value is not None}
+    return {METRIC_NAMES.get(name, name): value for name, value in row.items() if value is not None}
 
 
 def _evaluated(point: dict[str, Any]) -> dict[str, Any]:

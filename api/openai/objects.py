@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
+
+METRIC_NAMES: Final = {"loss": "train_loss", "reward": "train_reward_mean", "eval_metric": "valid_reward_mean"}
+"""Metrics of a step that OpenAI's events, checkpoints and files have under other names."""
 
 
 class OpenAIErrorBody(Struct, frozen=True, kw_only=True):

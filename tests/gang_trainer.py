@@ -50,8 +50,9 @@ class Lead(Trainer):
 
     def checkpoint(self, step: int) -> None:
         super().checkpoint(step)
-        if self.stop:
+        if self.stop and self.others:
             self.say(STOP)
+            self.others = []
 
     def write_result(self) -> int:
         self.say(END)
@@ -78,17 +79,18 @@ def follow(rank: Rank, folder: RunFolder, how: dict[str, str], epoch: int) -> in
     signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
     host, _, port = rank.address.removeprefix("tcp://").rpartition(":")
     lead = reach(host, int(port))
-    steps = 0
-    while (said := heard_from(lead)) == GO:
+    steps, stops = 0, False
+    # The first STOP is answered as GO is; the one after it says that the lead has saved.
+    while (said := heard_from(lead)) == GO or (said == STOP and not stops):
+        stops = said == STOP or bool(asked)
         steps += 1
         if "other_fails" in how and epoch == 1 and rank.number == rank.count - 1 and steps == int(how["other_step"]):
             code = int(how["other_fails"])
             EventWriter(folder.events, epoch=epoch).error(JobFailure(CODES[code], "Too little memory.").report)
             print("the last words of a rank", file=sys.stderr)
             return code
-        lead.sendall(STOP if asked else GO)
+        lead.sendall(STOP if stops else GO)
     if said == STOP:
-        heard_from(lead) if not asked else None
         return 75
     rank.pulse.done()
     return 0

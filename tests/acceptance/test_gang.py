@@ -160,7 +160,6 @@ def test_a_job_waits_for_a_full_cluster_and_says_so(service: JobService, start: 
     service.cancel(larger.id, OWNER)
 
 
-@pytest.mark.xfail(reason="the record may name a step after the last one that was saved", strict=False)
 def test_a_pause_and_a_stop_save_the_step_that_all_have_reached(service: JobService, start: Start) -> None:
     first = start()
     job = submit(service, steps=40)

@@ -250,8 +250,18 @@ def _plan(spec: JobSpec, weights: Weights) -> tuple[int | None, int]:
     if weights.device.type == "cpu":
         return None, CPU_TOKENS
     held = sum({t.data_ptr(): t.nbytes for t in weights.named().values()}.values())
-    memory = torch.cuda.get_device_properties(weights.device).total_memory
+    free, total = torch.cuda.mem_get_info(weights.device)
+    memory = memory_to_plan(total, free + torch.cuda.memory_reserved(weights.device))
     return plan_memory(spec, weights.architecture, memory=memory, held=held, size=weights.embedding.element_size())
+
+
+def memory_to_plan(total: int, available: int) -> int:
+    """Return the bytes of a GPU that a job may count on, of which `available` are free or already this process's.
+
+    All of them if no other process holds much: a plan that depended on each byte would split a step differently after
+    a resume, and round differently.
+    """
+    return total if available >= USABLE * total else available
 
 
 def plan_memory(spec: JobSpec, architecture: Architecture, *, memory: int, held: int, size: int) -> tuple[int, int]:

@@ -82,6 +82,7 @@ class FusedStep:
             for layer in weights.layers
         ]
         self._none = torch.zeros(a.queries + 2 * a.keys, **on)
+        self._beside = torch.cuda.Stream(weights.device)
         self._tiles = triton.cdiv(a.hidden, TILE)
 
     def set_adapter(self, adapter: Adapter | None) -> None:
@@ -160,8 +161,14 @@ class FusedStep:
             y = product(x, linear.stored)
             return y, y[:, :, linear.outputs :]
         given, quantised = self.quantise(x, norm)
+        # The adapter's product is too small to fill the GPU, so it runs beside the weight's.
+        here = torch.cuda.current_stream()
+        self._beside.wait_stream(here)
+        with torch.cuda.stream(self._beside):
+            z = functional.linear(given, self._a[number][kind])
         y = eight_bits.product(quantised, linear.stored, linear.scales, x.dtype)
-        return y[None], functional.linear(given, self._a[number][kind])[None]
+        here.wait_stream(self._beside)
+        return y[None], z[None]
 
     def quantise(self, x: torch.Tensor, norm: torch.Tensor | None = None) -> tuple[torch.Tensor, eight_bits.Quantised]:
         """Rows in 8 bits, after their norm if one is given; those in 16 bits beside."""

@@ -15,6 +15,7 @@ from tests.lazy import lazy
 Qwen2Config = lazy("transformers", "Qwen2Config")
 Architecture, of_config = lazy("grpo_core.engines.native.architecture", "Architecture of_config")
 plan_memory = lazy("grpo_core.engines.native.engine", "plan_memory")
+memory_to_plan = lazy("grpo_core.engines.native.engine", "memory_to_plan")
 
 
 GIB = 1024**3
@@ -74,3 +75,8 @@ def test_a_completion_that_has_no_room_is_refused_with_the_figures() -> None:
     with pytest.raises(JobFailure, match=r"15\.2 GB.*one completion of 65793 tokens 3\.8 GB.*25\.8 GB") as caught:
         plan_memory(job(65536, 2), seven(), memory=24 * GIB, held=HELD["16bit"], size=2)
     assert caught.value.report.code == "no_room_for_rollouts"
+
+
+def test_a_gpu_that_another_process_uses_is_planned_by_what_is_free() -> None:
+    assert memory_to_plan(141 * GIB, 139 * GIB) == memory_to_plan(141 * GIB, 130 * GIB) == 141 * GIB
+    assert memory_to_plan(141 * GIB, 24 * GIB) == 24 * GIB

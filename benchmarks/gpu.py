@@ -1,12 +1,12 @@
 """How fast this service trains on your GPU, beside what you would run instead: one command, one table.
 
     python benchmarks/gpu.py --list
-    python benchmarks/gpu.py [NAME ...] [--model MODEL] [--steps 10] [--out runs/benchmark]
+    python benchmarks/gpu.py [NAME ...] [--model MODEL] [--steps 10] [--gpus 1] [--out runs/benchmark]
 
 Needs a CUDA GPU with the `cuda` extra installed, and a model: a hub name, or a folder. `--cpu` rehearses the same with
 the repository's tiny model. A benchmark is a name and a command; ours are `python -m grpo_core train`, the others are
-benchmarks/baseline.py. They run one after another, each in a separate process, and one that fails does not stop the
-rest. The table is printed and written to OUT/results.md, the figures to OUT/results.jsonl.
+benchmarks/baseline.py. They run one after another on each GPU, each in a separate process, and one that fails does not
+stop the rest. The table is printed and written to OUT/results.md, the figures to OUT/results.jsonl.
 Invariant: ours and its baseline have the same model, problems, completions in a step and limit of tokens.
 """
 
@@ -23,13 +23,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from baseline import PROBLEMS, SYSTEM, WARM_UP
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 TINY = ROOT / "examples" / "models" / "tiny-arithmetic"
 
 
@@ -52,6 +55,7 @@ class Shape:
 RECIPE = Shape(1, 6, 1, 0.04)
 RECIPE_4BIT = Shape(1, 6, 1, 0.04, bits=4)
 THROUGHPUT = Shape(32, 8, 16, 0.0, memory=0.3)
+THROUGHPUT_8BIT = Shape(32, 8, 16, 0.0, bits=8, memory=0.3)
 
 
 @dataclass(frozen=True)
@@ -114,22 +118,49 @@ BENCHMARKS = [
     Benchmark("baseline4-unsloth", "the same as a script with Unsloth", RECIPE_4BIT, baseline=("unsloth",)),
     Benchmark("throughput-unsloth", "many completions, `unsloth` engine", THROUGHPUT, engine="unsloth"),
     Benchmark("throughput-native", "many completions, `native` engine", THROUGHPUT, engine="native"),
+    Benchmark("throughput8-native", "many completions in FP8, `native` engine", THROUGHPUT_8BIT, engine="native"),
     Benchmark("baseline-trl-vllm", "the same as a script with TRL and vLLM", THROUGHPUT, baseline=("trl", "--vllm")),
 ]
 """To add one, add a line: everything below treats them alike."""
 
 
-def run(benchmark: Benchmark, options: argparse.Namespace) -> dict[str, Any]:
-    """Run one benchmark and return its line of the results."""
+def run_all(chosen: list[Benchmark], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run the benchmarks, each on the next free GPU; results are written as they come, in the order of the table."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(options.gpus)))
+    free: SimpleQueue[str] = SimpleQueue()
+    for card in shown.split(",")[: options.gpus]:
+        free.put(card)
+    lines: dict[str, dict[str, Any]] = {}
+    writing = threading.Lock()
+
+    def run_next(benchmark: Benchmark) -> None:
+        card = free.get()
+        print(f"{benchmark.name} ...", flush=True)
+        line = run(benchmark, options, card)
+        free.put(card)
+        with writing:
+            lines[benchmark.name] = line
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+            done = [lines[one.name] for one in chosen if one.name in lines]
+            (options.out / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in done))
+            (options.out / "results.md").write_text(table(done) + "\n")
+
+    with ThreadPoolExecutor(free.qsize()) as pool:
+        list(pool.map(run_next, chosen))
+    return [lines[one.name] for one in chosen]
+
+
+def run(benchmark: Benchmark, options: argparse.Namespace, card: str) -> dict[str, Any]:
+    """Run one benchmark on a GPU and return its line of the results."""
     folder = options.out / benchmark.name
     folder.mkdir(parents=True, exist_ok=True)
     model = Path(options.model)
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": card}
     if model.is_dir():
         environment["GRPO_MODEL_DIR"] = str(model.resolve().parent)
     line: dict[str, Any] = {"name": benchmark.name, "about": benchmark.about, "shape": benchmark.shape.title}
     began = time.monotonic()
-    with (folder / "log.txt").open("w+", encoding="utf-8") as log, Memory().sampled() as memory:
+    with (folder / "log.txt").open("w+", encoding="utf-8") as log, Memory(card).sampled() as memory:
         argv = benchmark.command(options, folder)
         try:
             done = subprocess.run(
@@ -157,8 +188,10 @@ def figures(benchmark: Benchmark, folder: Path, log: str) -> dict[str, Any]:
         return statistics.median(step["seconds"][name] for step in settled)
 
     size = benchmark.shape.prompts * benchmark.shape.generations
+    report = json.loads((folder / "run" / "report.json").read_text(encoding="utf-8"))
     return {
         "step_s": round(median("total"), 3),
+        "estimated_s": estimated(report.get("device", ""), folder),
         "generation_s": round(median("generation"), 3),
         "update_s": round(median("update"), 3),
         "completions_per_s": round(size / median("total"), 2),
@@ -166,17 +199,27 @@ def figures(benchmark: Benchmark, folder: Path, log: str) -> dict[str, Any]:
     }
 
 
+def estimated(device: str, folder: Path) -> float | None:
+    """Seconds of a step that a dry run of the same job estimates for this GPU."""
+    from grpo_core.estimates import estimate
+    from grpo_core.spec import parse_spec
+
+    spec = parse_spec(json.loads((folder / "job.json").read_text(encoding="utf-8")))
+    return next((gpu.step_seconds for gpu in estimate(spec, devices=[device]).gpus if gpu.has_worker), None)
+
+
 @dataclass
 class Memory:
     """The most GPU memory in use, sampled twice a second, less what was in use before."""
 
+    card: str
     peak_gib: float | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
 
     @contextlib.contextmanager
     def sampled(self) -> Iterator[Memory]:
         """Sample while the block runs."""
-        idle = used_gib()
+        idle = used_gib(self.card)
         thread = threading.Thread(target=self._watch, args=(idle,), daemon=True)
         if idle is not None:
             thread.start()
@@ -187,23 +230,31 @@ class Memory:
 
     def _watch(self, idle: float) -> None:
         while not self._stop.wait(0.5):
-            self.peak_gib = max(self.peak_gib or 0.0, round((used_gib() or idle) - idle, 1))
+            self.peak_gib = max(self.peak_gib or 0.0, round((used_gib(self.card) or idle) - idle, 1))
 
 
-def used_gib() -> float | None:
-    """GPU memory in use, or None without nvidia-smi."""
-    card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+def used_gib(card: str) -> float | None:
+    """A GPU's memory in use, or None without nvidia-smi."""
     argv = ["nvidia-smi", f"--id={card}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
         return float(subprocess.run(argv, capture_output=True, text=True, check=True, timeout=20).stdout) / 1024
     return None
 
 
+COLUMNS = {
+    "step_s": "s per step",
+    "estimated_s": "estimate",
+    "completions_per_s": "completions/s",
+    "tokens": "tokens",
+    "peak_gib": "peak GiB",
+}
+
+
 def table(lines: list[dict[str, Any]]) -> str:
     """The results as a Markdown table."""
-    rows = ["| benchmark | step | s per step | completions/s | tokens | peak GiB |", "|---|---|---|---|---|---|"]
+    rows = [f"| benchmark | step | {' | '.join(COLUMNS.values())} |", f"|{'---|' * (2 + len(COLUMNS))}"]
     for line in lines:
-        cells = [str(line.get(name) or "-") for name in ("step_s", "completions_per_s", "tokens", "peak_gib")]
+        cells = [str(line.get(name) or "-") for name in COLUMNS]
         if "failed" in line:
             cells[0] = f"failed ({line['failed']}), see log.txt"
         rows.append(f"| {line['about']} | {line['shape']} | {' | '.join(cells)} |")
@@ -219,6 +270,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--completion", type=int, default=200, help="most tokens of a completion")
     parser.add_argument("--limit", type=float, default=1200, help="seconds for each benchmark")
+    parser.add_argument("--gpus", type=int, default=1, help="on how many GPUs benchmarks run side by side, one on each")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / time.strftime("benchmark-%Y%m%d-%H%M%S"))
     parser.add_argument("--cpu", action="store_true", help="rehearse with the tiny model, without a GPU")
     options = parser.parse_args()
@@ -232,13 +284,7 @@ def main() -> int:
         options.model = str(TINY)
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
-    lines: list[dict[str, Any]] = []
-    for benchmark in chosen:
-        print(f"{benchmark.name} ...", flush=True)
-        lines.append(run(benchmark, options))
-        print(json.dumps(lines[-1], ensure_ascii=False), flush=True)
-        (options.out / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-        (options.out / "results.md").write_text(table(lines) + "\n")
+    lines = run_all(chosen, options)
     print(table(lines))
     return sum("failed" in line for line in lines)
 

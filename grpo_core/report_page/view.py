@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any, Final
 
 import grpo_core
-from grpo_core.estimates import Estimate, estimate
+from grpo_core.estimates import GpuEstimate, estimate
 from grpo_core.evaluation.paired_stats import SIGNIFICANCE, ends_of
 from grpo_core.monitoring.audits import Ending
 from grpo_core.reasons import FetchFailure
@@ -302,29 +302,34 @@ def _step_time(run: RunFiles) -> str:
     seconds = [value for value in _series(run.metrics, "seconds", "total") if value is not None]
     if not seconds:
         return ""
-    size = _estimate(run)
-    return _against(f"{statistics.median(seconds[WARMING_UP:] or seconds):.3g} s", size, size and size.step_seconds)
+    on = _estimate(run)
+    return _against(f"{statistics.median(seconds[WARMING_UP:] or seconds):.3g} s", on, on and on.step_seconds)
 
 
 def _peak_memory(run: RunFiles) -> str:
     peaks = [value for value in _series(run.metrics, "gpu_memory_gb") if value is not None]
     if not peaks:
         return ""
-    size = _estimate(run)
-    peak = None if size is None or size.peak_memory_bytes is None else size.peak_memory_bytes / 1e9
-    return _against(f"{max(peaks):.1f} GB", size, peak)
+    on = _estimate(run)
+    peak = None if on is None or on.peak_memory_bytes is None else on.peak_memory_bytes / 1e9
+    return _against(f"{max(peaks):.1f} GB", on, peak)
 
 
-def _against(measured: str, size: Estimate | None, value: float | None) -> str:
+def _against(measured: str, on: GpuEstimate | None, value: float | None) -> str:
     """A figure beside the one that was estimated before the job ran."""
-    return measured if size is None or value is None else f"{measured} (estimate for one {size.gpu}: {value:.3g})"
+    return measured if on is None or value is None else f"{measured} (estimate for one {on.gpu}: {value:.3g})"
 
 
-def _estimate(run: RunFiles) -> Estimate | None:
+def _estimate(run: RunFiles) -> GpuEstimate | None:
+    """The estimate for the GPU that the job ran on; for the GPU of the dry run if that GPU is not known."""
     try:
-        return estimate(parse_spec(run.spec)) if run.spec else None
+        size = estimate(parse_spec(run.spec), devices=[run.report.get("device") or ""]) if run.spec else None
     except SpecError:
         return None  # of a newer release
+    if size is None:
+        return None
+    on = [gpu for gpu in size.gpus if gpu.has_worker] or [gpu for gpu in size.gpus if gpu.gpu == size.gpu]
+    return on[0] if on else None
 
 
 def _runs(run: RunFiles) -> list[Json]:

@@ -60,7 +60,10 @@ def test_figures_of_a_run_leave_out_its_first_steps(gpu: Any, tmp_path: Path) ->
     ]
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
     benchmark = next(one for one in gpu.BENCHMARKS if one.name == "recipe-native")
+    (tmp_path / "run" / "report.json").write_text(json.dumps({"device": "NVIDIA H200"}))
+    (tmp_path / "job.json").write_text(json.dumps(benchmark.spec(options())))
     found = gpu.figures(benchmark, tmp_path, "")
+    assert found["estimated_s"] > 0
     assert (found["step_s"], found["completions_per_s"], found["tokens"]) == (3.0, 2.0, 100.0)
 
 

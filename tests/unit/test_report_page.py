@@ -637,6 +637,9 @@ def test_the_estimate_stands_beside_what_was_measured(tmp_path: Path) -> None:
     page = report_page.write(run_folder(tmp_path / "gpu", lines, parse_spec({}), []).root).read_text("utf-8")
     assert "2.5 s (estimate for one H100 80 GB: 1.5)" in page
     assert "57.0 GB (estimate for one H100 80 GB: 25.3)" in page
+    folder = run_folder(tmp_path / "h200", lines, parse_spec({}), [])
+    folder.report.write_text(json.dumps({"device": "NVIDIA H200"}))
+    assert "2.5 s (estimate for one H200 141 GB: " in report_page.write(folder.root).read_text("utf-8")
     cpu = parse_spec({"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}})
     page = report_page.write(run_folder(tmp_path / "cpu", lines[:2], cpu, []).root).read_text("utf-8")
     assert "9 s" in page

@@ -7,8 +7,9 @@ Invariant: the body of POST /jobs is the job spec's own JSON Schema, not a copy 
 from __future__ import annotations
 
 import copy
+import inspect
 import json
-from typing import Any, Literal, cast, get_origin
+from typing import Any, Final, Literal, cast, get_origin
 
 from litestar import Request, Router
 from litestar.connection import ASGIConnection
@@ -22,22 +23,30 @@ from litestar.plugins import OpenAPISchemaPlugin
 from litestar.types import Empty
 from litestar.typing import FieldDefinition
 
+from api import schemas
 from api.auth import PUBLIC
 from api.bodies import JSON, JSONL
+from api.described import describe, operations
 from api.idempotency import KEY_PATTERN
 from api.metric_table import MEDIA_TYPE as CSV
+from api.openai import objects
 from api.openai.multipart import PURPOSES
 from api.streams import MEDIA_TYPE as EVENT_STREAM
-from grpo_core import __version__
+from grpo_core import __version__, estimates
 from grpo_core.reasons import Phase
+from grpo_core.run_dir import records
 from grpo_core.scoring.requests import MAX_ROWS
 from grpo_core.shown import Shown, plain_type, shown_fields
 from grpo_core.spec import JOB_ID, json_schema
+from jobs.read import rollouts
+from jobs.store import job
 from jobs.store.job import Priority
 from jobs.webhooks.address import MAX_URL
 from jobs.webhooks.events import WebhookEvent
 
 REF = "#/components/schemas/"
+_DEFINED_IN: Final = (schemas, objects, estimates, rollouts, records, job)
+"""Modules with the classes that are components."""
 
 DESCRIPTION = """\
 Trains LoRA adapters with GRPO from a JSON job.
@@ -168,11 +177,13 @@ def config() -> OpenAPIConfig:
 def complete(derived: dict[str, Any]) -> dict[str, Any]:
     """Litestar's document with the parts that it cannot derive."""
     document = copy.deepcopy(derived)
-    schemas = document["components"]["schemas"]
-    schemas |= _spec_components()
+    components = document["components"]["schemas"]
+    components |= _spec_components()
+    for name, component in components.items():
+        component.setdefault("description", _meaning_of(name))
     for answer in ("Job", "JobDetail", "SubmittedJob", "DryRun"):
-        schemas[answer]["properties"]["spec"] = {"$ref": f"{REF}JobSpec"}
-    for operation in (method for path in document["paths"].values() for method in path.values()):
+        components[answer]["properties"]["spec"] = {"$ref": f"{REF}JobSpec"}
+    for operation in operations(document):
         for parameter in operation.get("parameters", []):
             parameter["schema"] = _sendable(parameter["schema"])
         operation["parameters"] = [
@@ -181,11 +192,26 @@ def complete(derived: dict[str, Any]) -> dict[str, Any]:
         ]
         for answer in operation["responses"].values():
             answer.setdefault("headers", {})["X-Request-Id"] = _REQUEST_ID
+            for example in (one for held in answer.get("content", {}).values() for one in _examples_of(held)):
+                example.pop("id", None)  # Litestar's own, and no field of OpenAPI
+                if "error" in example["value"]:
+                    example["value"]["error"].setdefault("param", None)  # Litestar leaves out null
         if operation["operationId"] in _BODIES:
             operation["requestBody"] = _BODIES[operation["operationId"]]
+    describe(document)
     document["paths"]["/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"][EVENT_STREAM] = _STREAM
     document["paths"]["/jobs/{job_id}/metrics"]["get"]["responses"]["200"]["content"][CSV] = _TABLE
     return document
+
+
+def _meaning_of(component: str) -> str:
+    """What the class of a component says first."""
+    defined = next((found for each in _DEFINED_IN if (found := getattr(each, component, None)) is not None), None)
+    return inspect.cleandoc((defined and defined.__doc__) or "Any JSON value")
+
+
+def _examples_of(content: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(content.get("examples", {}).values())
 
 
 def _sendable(schema: dict[str, Any]) -> dict[str, Any]:
@@ -370,8 +396,17 @@ _BODIES: dict[str, Any] = {
         "One of your jobs, and the form to write its adapter in.",
         ["job"],
         {
-            **{name: {"$ref": f"{REF}ExportSection/properties/{name}"} for name in ("job", "step", "format", "type")},
-            **{name: {"$ref": f"{REF}JobSpec/properties/{name}"} for name in ("name", "metadata", "resources")},
+            **{
+                name: {
+                    "$ref": f"{REF}ExportSection/properties/{name}",
+                    "description": f"As `export.{name}` of a job spec",
+                }
+                for name in ("job", "step", "format", "type")
+            },
+            **{
+                name: {"$ref": f"{REF}JobSpec/properties/{name}", "description": f"As `{name}` of a job spec"}
+                for name in ("name", "metadata", "resources")
+            },
         },
         {"job": "job-01ARZ3NDEKTSV4RRFFQ69G5FAV", "format": "gguf", "type": "q8_0"},
     ),

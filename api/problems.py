@@ -26,6 +26,7 @@ from litestar.exceptions import (
 )
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.openapi import ResponseSpec
+from litestar.openapi.spec import Example
 
 from api.compat import body_limit
 from api.parameters import declared
@@ -344,18 +345,43 @@ def unknown_parameter(name: str, known: Iterable[str]) -> FieldProblem:
     )
 
 
+EVERY_ROUTE = ("unauthorized", "forbidden", "rate_limited", "too_many_requests", "internal", "unavailable")
+"""Problems of each route that requires a key."""
+
+
 def responses(*codes: str) -> dict[int, ResponseSpec]:
-    """The errors of a route for OpenAPI: the named ones, and those of every route that requires a key."""
-    result: dict[int, ResponseSpec] = {}
-    for code in (*codes, "unauthorized", "forbidden", "rate_limited", "too_many_requests", "internal", "unavailable"):
-        status = PROBLEMS[code].status
-        title = PROBLEMS[code].title
-        if status in result:
-            title = f"{result[status].description}; or: {title}"
-        result[status] = ResponseSpec(
-            ProblemDocument, generate_examples=False, description=title, media_type=MEDIA_TYPE
+    """The errors of a route for OpenAPI: the named ones, and those of every route that requires a key.
+
+    Each status has an example for each of its problem types.
+    """
+    found: dict[int, list[str]] = {}
+    for code in dict.fromkeys((*codes, *EVERY_ROUTE)):
+        found.setdefault(PROBLEMS[code].status, []).append(code)
+    return {
+        status: ResponseSpec(
+            ProblemDocument,
+            generate_examples=False,
+            description="; or: ".join(PROBLEMS[code].title for code in each),
+            media_type=MEDIA_TYPE,
+            examples=[_example_of(code) for code in each],
         )
-    return result
+        for status, each in found.items()
+    }
+
+
+def _example_of(code: str) -> Example:
+    kind = PROBLEMS[code]
+    document = {
+        "type": type_uri(code),
+        "title": kind.title,
+        "status": kind.status,
+        "detail": f"{kind.title}.",
+        "code": code,
+        "instance": "/jobs",
+        "request_id": "req-01ARZ3NDEKTSV4RRFFQ69G5FAV",
+        "errors": [],
+    }
+    return Example(id=code, summary=kind.title, value=document)
 
 
 def _count(problems: list[Any], where: str, *, more: bool = False) -> str:

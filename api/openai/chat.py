@@ -56,7 +56,7 @@ def list_models(owner: Owner, service: Service) -> ServedModelList:
     operation_id="getModel",
     summary="A model that is served now",
     opt=READ,
-    responses=responses("not_found", "not_serving"),
+    responses=responses("bad_query", "not_found", "not_serving"),
     sync_to_thread=True,
 )
 def get_model(

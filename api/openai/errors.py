@@ -12,10 +12,12 @@ from typing import Any, Final
 
 from litestar import Request, Response
 from litestar.openapi import ResponseSpec
+from litestar.openapi.spec import Example
+from msgspec.structs import asdict
 
 from api import problems
 from api.openai.objects import OpenAIError, OpenAIErrorBody
-from api.problems import PROBLEMS, ApiError
+from api.problems import EVERY_ROUTE, PROBLEMS, ApiError
 from api.schemas import FieldProblem
 from grpo_core.strict_json import parts_of
 
@@ -76,14 +78,24 @@ def param_of(problem: FieldProblem) -> str | None:
 
 def responses(*codes: str) -> dict[int, ResponseSpec]:
     """The errors of a route for OpenAPI, as `api.problems.responses` has them elsewhere."""
-    titles: dict[int, list[str]] = {}
-    every = ("unauthorized", "forbidden", "rate_limited", "too_many_requests", "internal", "unavailable")
-    for code in dict.fromkeys((*codes, *every)):
-        titles.setdefault(_status(ApiError(code, "")), []).append(PROBLEMS[code].title)
+    found: dict[int, list[str]] = {}
+    for code in dict.fromkeys((*codes, *EVERY_ROUTE)):
+        found.setdefault(_status(ApiError(code, "")), []).append(code)
     return {
-        status: ResponseSpec(OpenAIError, generate_examples=False, description="; or: ".join(found))
-        for status, found in titles.items()
+        status: ResponseSpec(
+            OpenAIError,
+            generate_examples=False,
+            description="; or: ".join(PROBLEMS[code].title for code in each),
+            examples=[_example_of(code) for code in each],
+        )
+        for status, each in found.items()
     }
+
+
+def _example_of(code: str) -> Example:
+    title = PROBLEMS[code].title
+    body = body_of(ApiError(code, f"{title}."))
+    return Example(id=code, summary=title, value={"error": asdict(body)})
 
 
 def _status(problem: ApiError) -> int:

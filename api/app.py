@@ -30,6 +30,7 @@ from api.page import adapter, assets, curves, guide, report, session
 from api.places import Places
 from api.queries import check_query
 from api.relay import Relay
+from api.representations import Representations
 from api.routes import (
     datasets,
     exports,
@@ -59,6 +60,8 @@ KEY_THREADS = 8
 """Checks of keys at once: each is a question to Valkey."""
 SESSION_THREADS, ADDRESS_THREADS = 8, 2
 """Log-ins and sessions looked up at once, in all and of one address."""
+PACK_THREADS = 2
+"""Large answers that are compressed at once."""
 SWITCH_SECONDS = 0.001
 
 
@@ -140,7 +143,8 @@ def create_app(
         in_all=settings.max_grader_runs,
         settings=("GRPO_MAX_OWNER_GRADER_RUNS", "GRPO_MAX_GRADER_RUNS"),
     )
-    compat.wrap(app, lambda inner: Edge(inner, state.metrics, state.request_audit))
+    state.pack_threads = ThreadPoolExecutor(PACK_THREADS, thread_name_prefix="pack")
+    compat.wrap(app, lambda inner: Edge(Representations(inner, state.pack_threads), state.metrics, state.request_audit))
     return app
 
 
@@ -164,5 +168,6 @@ async def _lifespan(app: Litestar) -> AsyncGenerator[None]:
         app.state.rollout_threads.shutdown(wait=False)
         app.state.key_threads.shutdown(wait=False)
         app.state.session_threads.shutdown(wait=False)
+        app.state.pack_threads.shutdown(wait=False)
         await asyncio.to_thread(service.close)
         app.state.request_audit.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any, Literal
 
 from litestar.connection import ASGIConnection
@@ -72,7 +73,8 @@ async def _in_thread(
 ) -> KeyRecord | None:
     """In separate threads, because the owner must be known before a request can wait for its turn."""
     threads = connection.app.state.key_threads
-    return await asyncio.get_running_loop().run_in_executor(threads, check, secret)
+    context = copy_context()  # where the limits that it counts for are noted
+    return await asyncio.get_running_loop().run_in_executor(threads, lambda: context.run(check, secret))
 
 
 def session_token(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:

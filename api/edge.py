@@ -6,6 +6,7 @@ An ASGI wrapper around the whole application, since Litestar's middleware is not
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -21,6 +22,7 @@ from api.requests import (
     stack_of,
 )
 from api.telemetry import ServiceMetrics
+from jobs.auth.rate_limit import SPENT, Allowance
 
 if TYPE_CHECKING:
     from litestar.types import ASGIApp, Message, Receive, Scope, Send
@@ -68,6 +70,8 @@ class Edge:
         status = 0
         path = scope["path"]
         scope["path"] = _route_of(path)
+        spent: dict[str, Allowance] = {}
+        SPENT.set(spent)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -80,6 +84,7 @@ class Edge:
                     headers.append((b"allow", ", ".join(allowed_methods(scope)).encode()))
                 present = {name.lower() for name, _ in headers}
                 headers += [(name, value) for name, value in SECURITY_HEADERS if name not in present]
+                headers += limit_headers(spent.values())
                 headers.append((REQUEST_ID_HEADER, request_id(scope).encode()))
                 message["headers"] = headers
                 self._audit.record(scope, status, headers)  # before its client hears of it
@@ -122,6 +127,18 @@ class Edge:
             key=getattr(scope.get("user"), "id", None),
             client=client_address(scope),
         )
+
+
+def limit_headers(allowances: Iterable[Allowance]) -> list[tuple[bytes, bytes]]:
+    """`RateLimit-Policy` and `RateLimit`, as draft-ietf-httpapi-ratelimit-headers has them, in its version 10."""
+    policies, states = [], []
+    for one in allowances:
+        unit = ';qu="concurrent-requests"' if one.window_seconds is None else f";w={one.window_seconds:.0f}"
+        full = "" if one.full_seconds is None else f";t={one.full_seconds:.0f}"
+        policies.append(f'"{one.name}";q={one.most}{unit}')
+        states.append(f'"{one.name}";r={one.left}{full}')
+    found = {"ratelimit-policy": policies, "ratelimit": states} if policies else {}
+    return [(name.encode(), ", ".join(values).encode()) for name, values in found.items()]
 
 
 def _route_of(path: str) -> str:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from api.problems import ApiError
+from jobs.auth.rate_limit import Allowance, note_allowance
 
 
 class Place:
@@ -42,7 +43,7 @@ class Places:
 
     def __init__(self, code: str, what: str, *, per_owner: int, in_all: int, settings: tuple[str, str]) -> None:
         """`what`: in the plural, for the refusal. `settings`: the variables that hold the two limits."""
-        self._code, self._what = code, what
+        self._code, self._what, self._name = code, what, code.removeprefix("too_many_").replace("_", "-")
         self._per_owner, self._in_all = per_owner, in_all
         self._settings = settings
         self._taken: Counter[str] = Counter()
@@ -57,6 +58,8 @@ class Places:
             if self._taken[owner] >= self._per_owner:
                 raise self._refusal(f"You have {self._per_owner} {self._what}, as many as one owner may have here", 0)
             self._taken[owner] += 1
+            left = min(self._per_owner - self._taken[owner], self._in_all - self._taken.total())
+        note_allowance(Allowance(name=self._name, most=min(self._per_owner, self._in_all), left=left))
         return Place(self, owner)
 
     def free(self, owner: str) -> None:

@@ -45,8 +45,9 @@ def is_client_gone(scope: Scope) -> bool:
 
 
 def allowed_methods(scope: Scope) -> list[str]:
-    """The methods that are served at this request's path."""
-    return methods_at(scope["litestar_app"], scope["path"].rstrip("/") or "/")
+    """The methods that are served at this request's path; what answers GET answers HEAD (`api.representations`)."""
+    found = methods_at(scope["litestar_app"], scope["path"].rstrip("/") or "/")
+    return [name for method in found for name in (["GET", "HEAD"] if method == "GET" else [method])]
 
 
 def root_of(error: Exception) -> Exception:

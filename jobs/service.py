@@ -215,6 +215,7 @@ class JobService:
             self.job_store,
             rate=per_minute / 60,
             burst=max(1, per_minute),
+            name="commands",
             refusal=f"You may send {per_minute} commands per minute (GRPO_ORDERS_PER_MINUTE), and have sent more.",
         )
         per_minute = self._settings.judged_runs_per_minute
@@ -222,6 +223,7 @@ class JobService:
             self.job_store,
             rate=per_minute / 60,
             burst=max(1, per_minute),
+            name="judged-runs",
             refusal=f"A key may try graders that ask judges or endpoints {per_minute} times per minute "
             "(GRPO_JUDGED_RUNS_PER_MINUTE), and this one has done so more often.",
         )

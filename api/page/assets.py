@@ -10,9 +10,9 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, cast, get_args
 
-from litestar import Request, Response, get
+from litestar import Response, get
 from litestar.exceptions import NotFoundException
 from litestar.params import PathParameter
 
@@ -66,23 +66,21 @@ def _asset(body: bytes, suffix: str) -> Asset:
 
 
 @get("/", opt=PUBLIC, include_in_schema=False, sync_to_thread=False)
-def index(request: Request[Any, Any, Any]) -> Response[bytes]:
+def index() -> Response[bytes]:
     """The page itself: the same for everyone, with nothing of anyone's in it."""
-    return _answer(request, "index.html")
+    return _answer("index.html")
 
 
 @get("/page/{name:path}", opt=PUBLIC, include_in_schema=False, sync_to_thread=False)
-def asset(request: Request[Any, Any, Any], name: Annotated[Path, PathParameter()]) -> Response[bytes]:
+def asset(name: Annotated[Path, PathParameter()]) -> Response[bytes]:
     """One of its files."""
-    return _answer(request, name.as_posix().lstrip("/"))
+    return _answer(name.as_posix().lstrip("/"))
 
 
-def _answer(request: Request[Any, Any, Any], name: str) -> Response[bytes]:
+def _answer(name: str) -> Response[bytes]:
     found = assets().get(name)
     if found is None:
         raise NotFoundException
     # Always asked for again and mostly answered with nothing: a new release is never half in the browser's cache.
     headers = {"ETag": found.etag, "Cache-Control": "no-cache", "Content-Security-Policy": POLICY}
-    if request.headers.get("if-none-match") == found.etag:
-        return Response(b"", status_code=304, headers=headers, media_type=found.media_type)
     return Response(found.body, headers=headers, media_type=found.media_type)

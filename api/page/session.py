@@ -21,6 +21,7 @@ from api.auth import COOKIE, PUBLIC, check_same_origin, session_token
 from api.connections import group_of
 from api.dependencies import Service
 from api.problems import ApiError
+from api.representations import SECRET
 from api.requests import client_address
 from api.threads import OWNER, FairThreads
 from grpo_core import strict_json
@@ -65,7 +66,7 @@ async def log_in(request: Request[Any, Any, Any], service: Service) -> Response[
     return Response(_holder(session.record), cookies=[_cookie(request, session)])
 
 
-@get("/session", opt=PUBLIC, include_in_schema=False)
+@get("/session", opt={**PUBLIC, **SECRET}, include_in_schema=False)
 async def who(request: Request[Any, Any, Any], service: Service) -> Response[Holder | None]:
     """Whose session it is; 204 where there is none, which is how every visit begins."""
     token = session_token(request)

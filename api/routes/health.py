@@ -7,6 +7,7 @@ from litestar.openapi import ResponseSpec
 
 from api.auth import PUBLIC
 from api.dependencies import Service
+from api.representations import CHANGING
 from api.schemas import Health, Readiness
 
 
@@ -15,7 +16,7 @@ from api.schemas import Health, Readiness
     operation_id="health",
     summary="The process answers",
     tags=["probes"],
-    opt=PUBLIC,
+    opt={**PUBLIC, **CHANGING},
     security=[{}],
     sync_to_thread=False,
 )
@@ -29,7 +30,7 @@ def health() -> Health:
     operation_id="readiness",
     summary="Jobs can be accepted",
     tags=["probes"],
-    opt=PUBLIC,
+    opt={**PUBLIC, **CHANGING},
     security=[{}],
     responses={503: ResponseSpec(Readiness, generate_examples=False, description="A server does not answer")},
     sync_to_thread=False,

@@ -31,6 +31,7 @@ from api.idempotency import REPLAYED, SUBMISSION_ERRORS, Once, created_headers, 
 from api.places import Places
 from api.problems import ApiError, bad_parameter, describe, invalid_body, responses
 from api.queries import Metadata, bad_query, metadata_filter
+from api.representations import SECRET
 from api.schemas import (
     GROUP_ID,
     ActionList,
@@ -455,7 +456,7 @@ def _csv(lines: Iterator[str], name: str, headers: dict[str, str]) -> Any:
     "/{job_id:str}/checkpoints",
     operation_id="listCheckpoints",
     summary="The checkpoints of a job, with download links",
-    opt={**READ, **audited("linkCheckpoints")},
+    opt={**READ, **SECRET, **audited("linkCheckpoints")},
     responses=responses("bad_query", "not_found"),
     sync_to_thread=True,
 )
@@ -468,7 +469,7 @@ def list_checkpoints(job_id: JobId, owner: Owner, service: Service) -> Checkpoin
     "/{job_id:str}/artifacts",
     operation_id="listArtifacts",
     summary="The files of a job, with download links",
-    opt={**READ, **audited("linkArtifacts")},
+    opt={**READ, **SECRET, **audited("linkArtifacts")},
     responses=responses("bad_query", "not_found"),
     sync_to_thread=True,
 )

@@ -10,6 +10,7 @@ from litestar.openapi import ResponseSpec
 
 from api.auth import scope
 from api.problems import responses
+from api.representations import CHANGING
 from api.telemetry import ServiceMetrics
 
 TEXT = "text/plain"
@@ -20,7 +21,7 @@ TEXT = "text/plain"
     operation_id="serviceMetrics",
     summary="The service's own metrics, for Prometheus",
     tags=["probes"],
-    opt=scope("metrics:read"),
+    opt={**scope("metrics:read"), **CHANGING},
     media_type=TEXT,
     responses={
         200: ResponseSpec(str, generate_examples=False, description="Prometheus' text format", media_type=TEXT),

@@ -51,9 +51,9 @@ class SessionStore:
         self._job_store = job_store
         self._keys = keys
         self._length = timedelta(hours=hours)
-        self._failures = RateLimiter(job_store, rate=FAILURES_PER_SECOND, burst=FAILURES)
-        self._all_failures = RateLimiter(job_store, rate=ALL_FAILURES_PER_SECOND, burst=ALL_FAILURES)
-        self._log_ins = RateLimiter(job_store, rate=LOG_INS_PER_SECOND, burst=LOG_INS)
+        self._failures = RateLimiter(job_store, rate=FAILURES_PER_SECOND, burst=FAILURES, name=None)
+        self._all_failures = RateLimiter(job_store, rate=ALL_FAILURES_PER_SECOND, burst=ALL_FAILURES, name=None)
+        self._log_ins = RateLimiter(job_store, rate=LOG_INS_PER_SECOND, burst=LOG_INS, name=None)
 
     def open(self, key: str, address: str) -> Session | None:
         """Start a session of a valid key; None for any other text. Raises `TooManyAttempts` and `Unavailable`."""

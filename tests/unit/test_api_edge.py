@@ -69,10 +69,10 @@ def test_an_unknown_address_is_a_problem(client: Client, path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("DELETE", "/jobs", {"GET", "POST", "OPTIONS"}),
-        ("PUT", "/jobs/job-01ARZ3NDEKTSV4RRFFQ69G5FAV", {"GET", "PATCH", "DELETE", "OPTIONS"}),
+        ("DELETE", "/jobs", {"GET", "HEAD", "POST", "OPTIONS"}),
+        ("PUT", "/jobs/job-01ARZ3NDEKTSV4RRFFQ69G5FAV", {"GET", "HEAD", "PATCH", "DELETE", "OPTIONS"}),
         ("GET", "/jobs/x/cancel", {"POST", "OPTIONS"}),
-        ("PATCH", "/healthz", {"GET", "OPTIONS"}),
+        ("PATCH", "/healthz", {"GET", "HEAD", "OPTIONS"}),
     ],
 )
 def test_a_wrong_method_is_told_the_right_ones(client: Client, method: str, path: str, allowed: set[str]) -> None:
@@ -95,7 +95,8 @@ def test_every_answer_has_an_id_and_security_headers(client: Client, path: str) 
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["x-frame-options"] == "DENY"
     assert headers["referrer-policy"] == "no-referrer"
-    assert headers["cache-control"] == "no-store"
+    kept = {"/jobs": "private, no-cache", "/schema/job": "no-cache", "/schema": "no-cache"}
+    assert headers["cache-control"] == kept.get(path, "no-store")
     assert "default-src 'none'" in headers["content-security-policy"]
     assert "access-control-allow-origin" not in client.get(path, headers={"Origin": "https://evil.test"}).headers
 

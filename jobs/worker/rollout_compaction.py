@@ -42,24 +42,28 @@ def step_files(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in matches if match)
 
 
-def merge(folder: Path, up_to: int | None = None) -> tuple[Path, list[Path]] | None:
-    """Write one part from the steps up to `up_to` (None: all). Returns None if there are no files.
+def merge(
+    folder: Path, up_to: int | None = None, *, after: int = 0, into: Path | None = None
+) -> tuple[Path, list[Path]] | None:
+    """Write one part from the steps after `after` up to `up_to` (None: all), in `into` (None: the same folder).
 
-    Returns the part and the files that it replaces, which the caller removes once the part is uploaded.
+    Returns the part and the files that it replaces, which the caller removes once the part is uploaded. Returns None if
+    there are no files.
     """
     pq = import_module("pyarrow.parquet")  # imported here, so that the API does not load it
 
-    files = [(step, path) for step, path in step_files(folder) if up_to is None or step <= up_to]
+    into = into or folder
+    files = [(step, path) for step, path in step_files(folder) if after < step and (up_to is None or step <= up_to)]
     files = [(step, path) for step, path in files if _read(folder, path) is not None]
     if not files:
         return None
-    part = folder / f"part-{files[0][0]:06d}-{files[-1][0]:06d}.parquet"
+    part = into / f"part-{files[0][0]:06d}-{files[-1][0]:06d}.parquet"
     with untrusted_files.file(folder, files[0][1]) as source:
         schema = pq.read_schema(source)
     ranged = [name for name in schema.names if name not in _TEXTS]
     repeated = [name for name in _REPEATED if name in schema.names]
     with (
-        untrusted_files.new_file(folder, part) as partial,
+        untrusted_files.new_file(into, part) as partial,
         pq.ParquetWriter(
             partial, schema, compression="zstd", write_statistics=ranged, use_dictionary=repeated
         ) as writer,

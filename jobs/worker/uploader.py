@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from itertools import repeat
 from pathlib import Path
@@ -25,7 +26,7 @@ from grpo_core.retry import backoff
 from jobs.errors import Fenced, Unavailable
 from jobs.store import commits, event_log, object_keys
 from jobs.store.bucket import ObjectStore
-from jobs.store.commits import Commit, CommitRef, ResumeBase
+from jobs.store.commits import Commit, CommitRef, ResumeBase, RolloutFile
 from jobs.store.job_store import JobStore
 from jobs.store.write_once import ManifestEntry
 from jobs.worker import rollout_compaction, run_dirs, untrusted_files
@@ -42,6 +43,9 @@ FINAL_FILES = (
     *("stderr.log", "adapter/*", "export/*", "tensorboard/**/*"),
 )
 """Files that change until the run ends."""
+ROLLOUT_SECONDS, ROLLOUT_SHARE = 30.0, 1 / 20
+"""Longest time between two uploads of rollouts, and the same as a share of the run's age: somebody watches a young run,
+and a long one should cost few requests."""
 COMMITS_KEPT = 2
 """Number of later commits after which a checkpoint that the run has pruned is deleted."""
 
@@ -84,7 +88,8 @@ class Uploader:
         self._job_id = job_id
         self._epoch = epoch
         self._folder = folder
-        self._held = run_dirs.private(folder) / "checkpoints"
+        self._private = run_dirs.private(folder)
+        self._held = self._private / "checkpoints"
         """Folder of hard links to checkpoints that are being uploaded."""
         self._base = base
         self._prefix = object_keys.run(job_id, epoch)
@@ -93,6 +98,11 @@ class Uploader:
         """Size and modification time of each uploaded file, from just before the upload."""
         self._discarded: list[str] = []
         """Names of uploaded objects that must still be deleted, in this order."""
+        self._began = self._rollouts_due = time.monotonic()
+        self._rollout_step = 0
+        """The last step whose rollouts were uploaded."""
+        self._batches: dict[str, RolloutFile] = {}
+        """Uploaded rollouts of one or several steps by name, which the next commit merges into one part."""
         self._commits: list[int] = []
         self._damaged: set[int] = set()
         """Steps whose checkpoint on this disk differs from its manifest."""
@@ -188,8 +198,8 @@ class Uploader:
             if (self._folder / "stderr.log").exists():
                 self._send(self._folder / "stderr.log")
             return
-        for _, path in rollout_compaction.step_files(self._folder / "rollouts"):
-            self._send(path)
+        if time.monotonic() >= self._rollouts_due:
+            self._send_rollouts(after=self._rollout_step)
         self._drop_pruned()
         self._send_events(at_least=EVENTS_AT_ONCE)
 
@@ -266,13 +276,43 @@ class Uploader:
             self._discard(sorted(names, key=lambda name: not name.endswith("/manifest.json")))
         self._delete_discarded()
 
+    def _send_rollouts(self, after: int) -> None:
+        """Upload the rollouts of later steps in one object, until a commit merges them into a larger one."""
+        files = [
+            (step, path) for step, path in rollout_compaction.step_files(self._folder / "rollouts") if step > after
+        ]
+        if not files:
+            return
+        entry = self._send(files[0][1]) if len(files) == 1 else self._send_batch(after)
+        if entry is not None:
+            (self._batches[entry.path],) = commits.listed_rollouts([entry])
+        self._rollout_step = files[-1][0]
+        now = time.monotonic()
+        self._rollouts_due = now + min(ROLLOUT_SECONDS, ROLLOUT_SHARE * (now - self._began))
+
+    def _send_batch(self, after: int) -> ManifestEntry | None:
+        into = self._private / "rollouts"
+        into.mkdir(parents=True, exist_ok=True)
+        merged = rollout_compaction.merge(self._folder / "rollouts", after=after, into=into)
+        if merged is None:
+            return None
+        entry = self._send(merged[0])
+        merged[0].unlink()
+        return entry
+
     def _merge_rollouts(self, up_to: int | None) -> None:
+        """Upload the rollouts of the steps up to `up_to` as one part, in place of all that were uploaded before."""
         merged = rollout_compaction.merge(self._folder / "rollouts", up_to)
         if merged is not None:
             part, replaced = merged
+            if up_to is not None and any(batch.first <= up_to < batch.last for batch in self._batches.values()):
+                self._send_rollouts(after=up_to)  # readers lose the rest of that batch
             self._send(part)
             # All at once: steps that a failed deletion left here would be merged into a second part.
-            self._discard([name for path in replaced if (name := self._name(path)) in self._sent])
+            old = [name for name, batch in self._batches.items() if up_to is None or batch.first <= up_to]
+            for name in old:
+                del self._batches[name]
+            self._discard([name for name in old if name != self._name(part)])
             rollout_compaction.remove(self._folder / "rollouts", replaced)
         self._delete_discarded()
 
@@ -355,7 +395,7 @@ class Uploader:
         """Upload a file unless the bucket has it unchanged; None if it no longer exists."""
         name = self._name(path)
         self._guard()
-        root = self._held if path.is_relative_to(self._held) else self._folder
+        root = self._private if path.is_relative_to(self._private) else self._folder
         try:
             with untrusted_files.file(root, path) as source:
                 state = source.stat()
@@ -393,9 +433,8 @@ class Uploader:
 
     def _name(self, path: Path) -> str:
         """Return a file's path for readers."""
-        if path.is_relative_to(self._held):
-            return f"checkpoints/{path.relative_to(self._held).as_posix()}"
-        return path.relative_to(self._folder).as_posix()
+        root = self._private if path.is_relative_to(self._private) else self._folder
+        return path.relative_to(root).as_posix()
 
 
 def _is_later(entry: ManifestEntry, step: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -70,8 +71,49 @@ def test_a_commit_names_what_is_valid_as_of_its_step(run: Run) -> None:
         "checkpoints/step-000004/weights",
         "rollouts/part-000001-000004.parquet",
     ]
-    names = ["part-000001-000004.parquet", "step-000005.parquet", "step-000006.parquet"]
+    names = ["part-000001-000004.parquet", "part-000005-000006.parquet"]
     assert run.keys("rollouts/") == [f"rollouts/{name}" for name in names]
+
+
+def test_rollouts_of_several_steps_are_one_object_in_a_run_that_is_not_young(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit in the middle of such an object keeps the later steps for readers."""
+    run.train(1, 2)
+    run.uploader._round(None)
+    assert run.keys("rollouts/") == ["rollouts/part-000001-000002.parquet"]
+    run.train(3, 6)
+    run.uploader._rollouts_due = time.monotonic() + 3600
+    run.uploader._round(None)
+    assert run.keys("rollouts/") == ["rollouts/part-000001-000002.parquet"], "it is not due"
+    run.uploader._rollouts_due = 0
+    run.uploader._began -= 3600
+    run.uploader._round(None)
+    assert run.uploader._rollouts_due > time.monotonic() + 25
+    names = ["rollouts/part-000001-000002.parquet", "rollouts/part-000003-000006.parquet"]
+    assert run.keys("rollouts/") == names
+    run.train(7, 7)
+    run.checkpoint(5)
+    real, seen = run.store.upload, list[list[int]]()
+
+    def watched(path: Path, key: str) -> tuple[str, int]:
+        done = real(path, key)
+        files = commits.live_rollouts(run.store, run.id, 1)
+        seen.append([step for file in files for step in range(file.first, file.last + 1)])
+        return done
+
+    commits.put_base(run.store, ResumeBase(job=run.id, epoch=1, resumed=None))
+    monkeypatch.setattr(run.store, "upload", watched)
+    run.uploader._round(None)
+    assert all(steps in ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7]) for steps in seen), seen
+    assert run.keys("rollouts/") == ["rollouts/part-000001-000005.parquet", "rollouts/part-000006-000007.parquet"]
+    commit = commits.newest_commit(run.store, run.id, 1)
+    assert commit is not None
+    assert "rollouts/part-000001-000005.parquet" in [entry.path for entry in commit.objects]
+    run.uploader._round("whole")
+    rollouts = [entry.path for entry in run.uploader.objects if entry.path.startswith("rollouts/")]
+    assert rollouts == ["rollouts/part-000001-000005.parquet", "rollouts/part-000006-000007.parquet"]
+    assert run.keys("rollouts/") == rollouts
 
 
 def test_a_pruned_checkpoint_goes_once_two_later_ones_are_committed(run: Run) -> None:
@@ -181,8 +223,11 @@ def test_a_checkpoint_whose_bytes_changed_on_the_disk_is_not_committed(run: Run)
 
 
 def test_a_deletion_that_fails_leaves_no_step_in_two_parts(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.train(1, 5)
-    run.uploader._round(None)
+    for step in range(1, 6):
+        run.train(step, step)
+        run.uploader._rollouts_due = 0
+        run.uploader._round(None)
+    assert len(run.keys("rollouts/")) == 5
     run.checkpoint(5)
     real, calls = run.store.delete, iter(range(100))
 

@@ -63,7 +63,8 @@ class Step:
     def __init__(self, weights: Any, adapter: Any, team: Any, prompts: int, options: argparse.Namespace) -> None:
         import torch
 
-        from grpo_core.engines.native.decode import Decoder, Request
+        from grpo_core.engines.completions import Request
+        from grpo_core.engines.native.decode import Decoder
         from grpo_core.engines.native.packed import Packed
         from scripts.bench_native import PROMPT, RANK, texts
 
@@ -154,7 +155,7 @@ def run_part(options: argparse.Namespace) -> None:
     began = time.time()
     import torch
 
-    from grpo_core.engines.native.team import Team
+    from grpo_core.engines.team import Team
 
     imported = time.time() - began
     device = torch.device("cpu") if options.cpu else torch.device("cuda", 0)

@@ -57,13 +57,19 @@ def choose_engine(
             hint="Set resources.gpus to 0 (with optimizer.name adamw_torch) to train on a CPU, or use a GPU worker.",
         )
     choice = Choice(spec.engine) if spec.engine != "auto" else _resumed(wrote)
-    choice = choice or _choose_automatically(spec, gpus[: spec.resources.gpus], model, parameters)
-    if ranks > 1 and choice.name != "native":
+    choice = choice or _choose_automatically(spec, gpus[: spec.resources.gpus], ranks, model, parameters)
+    if ranks > 1 and choice.name == "unsloth":
         raise JobFailure(
             FailureCode.ENGINE_NOT_AVAILABLE,
-            f"Only the engine native trains in {ranks} processes, and the job runs on {choice.name}"
-            + (f": {choice.reason}" if choice.reason else "."),
-            hint="Set engine to native, or resources.gpus to 1.",
+            f"The engine unsloth trains in one process, not in {ranks}"
+            + (f", and the job runs on it: {choice.reason}." if choice.reason else "."),
+            hint="Set engine to native or trl, or resources.gpus to 1.",
+        )
+    if ranks > 1 and spec.lora.dropout > 0:
+        raise JobFailure(
+            FailureCode.ENGINE_NOT_AVAILABLE,
+            f"What lora.dropout drops would depend on the number of processes, {ranks}.",
+            hint="Set lora.dropout to 0, or resources.gpus to 1.",
         )
     if choice.name == "unsloth" and not _unsloth_is_ready():
         raise JobFailure(
@@ -80,10 +86,10 @@ def _resumed(wrote: EngineName | None) -> Choice | None:
     return None if wrote is None else Choice(wrote, "it wrote the checkpoint")
 
 
-def _choose_automatically(spec: JobSpec, gpus: Sequence[Gpu], model: Path, parameters: int) -> Choice:
+def _choose_automatically(spec: JobSpec, gpus: Sequence[Gpu], ranks: int, model: Path, parameters: int) -> Choice:
     # Checks that need no transformers come first, because Unsloth must be imported before transformers.
     if reason := _why_not_native(spec, gpus, model, parameters):
-        return Choice("unsloth" if gpus and _unsloth_is_ready() else "trl", reason)
+        return Choice("unsloth" if gpus and ranks == 1 and _unsloth_is_ready() else "trl", reason)
     requirements = import_module("grpo_core.engines.native.requirements")
     try:
         requirements.require_known(spec, model)

@@ -188,7 +188,7 @@ class RecordingTrainer(HookedTrainer):
     @contextmanager
     def generating(self, count: int) -> Generator[None]:
         """Seed a step's sampling and time it."""
-        # One seed per call, because transformers' sampler has no seed for each row.
+        # One seed per call, for samplers that have no seed for each row.
         run_seed, step = self.args.seed, self.state.global_step + 1
         self._tap.step = step
         self._seeds = [rollout_seed(run_seed, step)] * count

@@ -1,6 +1,7 @@
-"""The `trl` engine: TRL's GRPOTrainer with a PEFT adapter, on a CPU or one GPU, rollouts by transformers.
+"""The `trl` engine: TRL's GRPOTrainer with a PEFT adapter, on a CPU or on GPUs, rollouts by vLLM or transformers.
 
-Owns loading the model and building the trainer; TRL owns the loop, and `trainer` the hooks. Invariant: the KL reference
+Owns loading the model and building the trainer; TRL owns the loop, `trl_trainer` the hooks, and `team` the exchange
+between ranks. Invariant: the KL reference
 is always the base model, also for a run that starts or resumes from a checkpoint.
 """
 
@@ -12,10 +13,9 @@ import threading
 import time
 import warnings
 from collections.abc import Generator, Sequence
-from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 import transformers
@@ -38,26 +38,32 @@ from grpo_core.checkpoints.writer import (
 )
 from grpo_core.compat.trl import check as check_libraries
 from grpo_core.datasets import Question, Row
-from grpo_core.datasets.prompts import Prompt, PromptSet, build_prompts
-from grpo_core.datasets.templates import render
+from grpo_core.datasets.prompts import Prompt, PromptSet, build_prompts, messages_for
+from grpo_core.datasets.templates import encode, render
 from grpo_core.engines import logprobs
+from grpo_core.engines.completions import Request, ServingSampler
 from grpo_core.engines.gradient_checkpointing import GradientCheckpointing, choose_gradient_checkpointing
+from grpo_core.engines.native.sampling import Filters
 from grpo_core.engines.pretrained import load_tokenizer, model_unreadable
 from grpo_core.engines.protocol import EngineContext, EngineName
 from grpo_core.engines.settings import Settings, adapter_settings, require_same, trainer_settings
+from grpo_core.engines.team import Team
 from grpo_core.engines.trainer import RecordingTrainer, StepCallback
+from grpo_core.engines.transformers_sampler import TransformersSampler
+from grpo_core.engines.trl_trainer import TrlTrainer
 from grpo_core.errors import JobFailure
-from grpo_core.evaluation.generate import Answer, Sampling, ask
+from grpo_core.evaluation.generate import Answer
 from grpo_core.evaluation.held_out import HeldOutEvaluation
 from grpo_core.hardware.models import Hardware, ModelFiles, Precision, choose_precision
 from grpo_core.monitoring import trackers
-from grpo_core.reasons import FailureCode, WarningCode
+from grpo_core.reasons import FailureCode, FinishReason, WarningCode
 from grpo_core.selftest.logprob_probes import LogprobProbe, LogProbs, token_logprobs
 from grpo_core.selftest.peft_reference import load_base
 from grpo_core.spec import JobSpec
 
 ADAPTER = "default"
 """PEFT's name for the trained adapter."""
+QUESTIONS_AT_ONCE: Final = 64
 
 
 class TrlEngine:
@@ -67,6 +73,8 @@ class TrlEngine:
     patches_libraries = False
     ended_early = False
 
+    _team: Team
+    _sampler: ServingSampler
     files: ModelFiles
     precision: Precision
     checkpointing: GradientCheckpointing
@@ -97,6 +105,8 @@ class TrlEngine:
             f"{self.precision.weights} ({self.precision.reason})"
         )
         self._choose_checkpointing(hardware)
+        self._device = torch.device("cpu") if self.precision.weights == "fp32" else torch.device("cuda", 0)
+        self._team = Team(self._context.rank, self._device)
         self.tokenizer = load_tokenizer(self.files)
         self._prompts = build_prompts(rows, self._spec, self.tokenizer)
         self._warn_of_dropped_prompts()
@@ -110,11 +120,15 @@ class TrlEngine:
         return self._trainer.model
 
     def answer(self, questions: Sequence[Question], *, adapter: bool, max_new_tokens: int) -> Generator[Answer]:
-        sampling = Sampling(max_new_tokens=max_new_tokens)
-        said = ask(self.model, self.tokenizer, questions, self._spec.data, sampling)
-        with nullcontext() if adapter else self.model.disable_adapter(), closing(said):
-            for answer, _ in said:
-                yield answer
+        stops, at_once = self._stops, self._questions_at_once()
+        for start in range(0, len(questions), at_once):
+            asked = [messages_for(question, self._spec.data) for question in questions[start:][:at_once]]
+            requests = [Request(ids, 0) for ids in encode(self.tokenizer, asked)]
+            with self._sampler.serving(adapter=adapter):
+                drawn = self._team.draw(self._sampler, requests, tokens=max_new_tokens, temperature=0)
+            texts = self.tokenizer.batch_decode([one.tokens for one in drawn], skip_special_tokens=True)
+            for text, one in zip(texts, drawn, strict=True):
+                yield Answer(text, len(one.tokens), FinishReason.of(one.tokens[-1] in stops))
 
     def train(self, held_out: HeldOutEvaluation | None = None) -> int:
         self._held_out = held_out
@@ -131,9 +145,12 @@ class TrlEngine:
             self._train_on(self._state)
         self._seconds = self._seconds_so_far()
         self._state = None
+        self._team.leave()
         return self._steps_done
 
     def save_checkpoint(self) -> None:
+        if not self._team.is_lead:
+            return
         step, saved = self._steps_done, self._context.saved
         if step == (saved.step if saved else 0) or self._context.checkpoints.has(step):
             return
@@ -155,6 +172,7 @@ class TrlEngine:
         return {
             "device": torch.cuda.get_device_name() if on_gpu else "cpu",
             "threads": torch.get_num_threads(),
+            "ranks": self._context.rank.count,
             "model": {
                 "name": self.files.name,
                 "revision": self.files.revision,
@@ -183,6 +201,7 @@ class TrlEngine:
 
     def release(self) -> None:
         trainer: Any = self._trainer
+        trainer.forget()
         # The libraries keep references to both, so the memory of the tensors is released instead.
         for tensor in (*trainer.model.parameters(), *trainer.model.buffers()):
             tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
@@ -197,7 +216,12 @@ class TrlEngine:
         self.checkpointing = choose_gradient_checkpointing(self._spec, self.files, self.precision, hardware, self.name)
         self._context.events.log(f"gradient checkpointing: {self.checkpointing.way} ({self.checkpointing.reason})")
         lora = self._spec.lora.model_copy(update={"gradient_checkpointing": self.checkpointing.way})
-        self._spec = self._spec.model_copy(update={"lora": lora})
+        self._at_once = self._spec.micro_batch
+        # Ranks split a step themselves, so for TRL it is one part, unless its loss depends on the parts.
+        one_part = self._context.rank.count > 1 and self._spec.loss.type != "bnpo"
+        parts = 1 if one_part else self._spec.sampling.gradient_accumulation
+        sampling = self._spec.sampling.model_copy(update={"gradient_accumulation": parts})
+        self._spec = self._spec.model_copy(update={"lora": lora, "sampling": sampling})
 
     def _build_trainer(self) -> RecordingTrainer:
         spec = self._spec
@@ -230,7 +254,7 @@ class TrlEngine:
         if settings["use_cpu"]:
             logprobs.install()
         try:
-            return RecordingTrainer(
+            trainer = TrlTrainer(
                 **self._record_options(),
                 model=model,
                 args=GRPOConfig(**settings),
@@ -242,6 +266,20 @@ class TrlEngine:
         except ValueError as error:
             raise_if_module_missing(error, self.files)
             raise
+        self._sampler = self._make_sampler(trainer.model)
+        trainer.share(self._team, self._sampler)
+        trainer.at_once = self._at_once
+        return trainer
+
+    def _make_sampler(self, model: Any) -> ServingSampler:
+        sampling = self._spec.sampling
+        ends: Any = model.generation_config.eos_token_id
+        return TransformersSampler(
+            model,
+            stops=[ends] if isinstance(ends, int) else ends,
+            padding=self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id,
+            filters=Filters(sampling.top_k, sampling.top_p),
+        )
 
     def _record_options(self) -> dict[str, Any]:
         """Return the arguments of `RecordingTrainer` beside those of TRL's trainer."""
@@ -262,8 +300,22 @@ class TrlEngine:
         return self._context.rank.is_lead and self._context.checkpoints.is_overdue()
 
     def _agree(self, flag: bool) -> bool:
-        """Return whether `flag` is true on any rank."""
-        return flag
+        """Return whether `flag` is true on any rank. All ranks stop or none: if one stopped alone, the others would
+        wait for it."""
+        return self._team.agree(flag, self._leaves())
+
+    def _leaves(self) -> list[torch.Tensor]:
+        """Return the trained tensors, which must be equal on all ranks."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @property
+    def _stops(self) -> set[int]:
+        ends: Any = self.model.generation_config.eos_token_id
+        return {ends} if isinstance(ends, int) else set(ends)
+
+    def _questions_at_once(self) -> int:
+        """Return the number of questions between two checks for a request to stop."""
+        return QUESTIONS_AT_ONCE
 
     def _is_evaluation_due(self, held_out: HeldOutEvaluation, step: int) -> bool:
         latest = self._context.recorder.latest_metrics()

@@ -368,16 +368,24 @@ def _other_kinds_do_not_train(spec: JobSpec) -> Iterator[Problem]:
 
 
 def _several_ranks_have_an_engine(spec: JobSpec) -> Iterator[Problem]:
-    """With `resources.gpus` or `resources.hosts` above 1: engine `native`, or `auto`, and no more cards than a step has
-    completions."""
+    """With `resources.gpus` or `resources.hosts` above 1: engine `native`, `trl` or `auto`, `lora.dropout` 0, and no
+    more cards than a step has completions."""
     gpus, hosts, ranks = spec.resources.gpus, spec.resources.hosts, spec.resources.ranks
     where = f"{gpus} cards" if hosts == 1 else f"{hosts} hosts"
-    if ranks > 1 and spec.engine not in ("native", "auto"):
+    one = f"resources.{'gpus' if hosts == 1 else 'hosts'} to 1"
+    if ranks > 1 and spec.engine == "unsloth":
         yield Problem(
             pointer="/engine",
             code="one_gpu_only",
-            detail=f"is {spec.engine}, and only native trains on {where}",
-            remedy=f"Set engine to native, or resources.{'gpus' if hosts == 1 else 'hosts'} to 1.",
+            detail=f"is {spec.engine}, and only native and trl train on {where}",
+            remedy=f"Set engine to native or trl, or {one}.",
+        )
+    if ranks > 1 and spec.lora.dropout > 0 and spec.has_steps:
+        yield Problem(
+            pointer="/lora/dropout",
+            code="one_gpu_only",
+            detail=f"is {spec.lora.dropout:g}, and what it drops would depend on how a step is shared by {where}",
+            remedy=f"Set lora.dropout to 0, or {one}.",
         )
     if ranks > spec.completions_per_step:
         yield Problem(

@@ -495,7 +495,8 @@ class ResourcesSection(Section):
     """Requirements for the worker."""
 
     gpus: Annotated[int, Since(2, above=1)] = Field(default=1, ge=0, le=8)
-    """Number of GPUs; 0 runs on a CPU worker. More than 1 share each step, with the engine `native`."""
+    """Number of GPUs; 0 runs on a CPU worker. More than 1 share each step, with the engine `native` or
+    `trl`."""
     min_gpu_memory_gb: int | None = Field(default=None, ge=1, le=1024)
     """Memory that each GPU must have, in GB; null is any."""
     hosts: Annotated[int, Since(2)] = Field(default=1, ge=1, le=64)

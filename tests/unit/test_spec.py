@@ -510,10 +510,16 @@ WEIGHTLESS = dict.fromkeys(RECIPE["rewards"]["weights"], 0)
             id="more ranks than completions",
         ),
         pytest.param(
-            {"resources": {"hosts": 2}, "engine": "native"},
             {"resources": {"hosts": 2}, "engine": "trl"},
+            {"resources": {"hosts": 2}, "engine": "unsloth"},
             ("/engine", "one_gpu_only"),
             id="an engine for one host",
+        ),
+        pytest.param(
+            {"resources": {"gpus": 2}, "lora": {"dropout": 0.0}},
+            {"resources": {"gpus": 2}, "lora": {"dropout": 0.1}},
+            ("/lora/dropout", "one_gpu_only"),
+            id="dropout on one card",
         ),
         pytest.param(
             {"resources": {"hosts": 2, "min_hosts": 2}},

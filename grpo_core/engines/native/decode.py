@@ -8,12 +8,12 @@ CPU runs the same step without a graph. Invariant: a prompt's keys are computed 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch.nn import functional
 
+from grpo_core.engines.completions import Drawn, Request
 from grpo_core.engines.native.adapter import Adapter, Pairs
 from grpo_core.engines.native.architecture import rotary_angles
 from grpo_core.engines.native.layout import Group, lay_out, parts_within
@@ -36,22 +36,6 @@ TOKEN, COUNT, LIMIT, PROMPT_AT, PROMPT, OWN_AT, SEED = range(7)
 """Columns of a row's state: its next input token, the numbers of generated and allowed tokens, position and number of
 its prompt's keys in the cache, position of the row's keys, and its seed. Key `j` is at `PROMPT_AT + j`, and for `j >=
 PROMPT` at `OWN_AT + j - PROMPT`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A completion to generate."""
-
-    prompt: Sequence[int]
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """A generated completion, including its stop token, and the log-probability of each token."""
-
-    tokens: list[int]
-    logprobs: list[float]
 
 
 class Decoder:

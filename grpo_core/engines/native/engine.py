@@ -7,7 +7,7 @@ memory depends only on the job and the type of GPU, so that a run that resumes o
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -16,19 +16,17 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from trl.trainer.grpo_config import GRPOConfig
 
 from grpo_core.cost import QUESTIONS_AT_ONCE
-from grpo_core.datasets import Question
-from grpo_core.datasets.prompts import messages_for
 from grpo_core.datasets.templates import encode
+from grpo_core.engines.completions import Request
 from grpo_core.engines.gradient_checkpointing import GradientCheckpointing, bytes_per_token
 from grpo_core.engines.native.adapter import Adapter
 from grpo_core.engines.native.architecture import Architecture
-from grpo_core.engines.native.decode import Decoder, Request
+from grpo_core.engines.native.decode import Decoder
 from grpo_core.engines.native.layout import Group, lay_out
 from grpo_core.engines.native.loop import Modes, NativeTrainer
 from grpo_core.engines.native.packed import Packed
 from grpo_core.engines.native.requirements import longest, require_known, require_precision
 from grpo_core.engines.native.sampling import Filters
-from grpo_core.engines.native.team import Team
 from grpo_core.engines.native.weights import SCALES, Weights, load_weights
 from grpo_core.engines.pretrained import stop_tokens
 from grpo_core.engines.protocol import EngineName
@@ -37,15 +35,11 @@ from grpo_core.engines.trainer import RecordingTrainer
 from grpo_core.engines.trl import TrlEngine, as_dataset, raise_if_module_missing, require_context_length
 from grpo_core.errors import JobFailure, fault
 from grpo_core.estimates import ASIDE_BYTES, LEAST_ROOM_BYTES, USABLE
-from grpo_core.evaluation.generate import Answer
-from grpo_core.evaluation.held_out import HeldOutEvaluation
 from grpo_core.hardware.models import Hardware, ModelFiles
-from grpo_core.reasons import FailureCode, FinishReason
+from grpo_core.reasons import FailureCode
 from grpo_core.selftest.logprob_probes import LogprobProbe, LogProbs
 from grpo_core.spec import JobSpec
 
-CPU_QUESTIONS_AT_ONCE: Final = 64
-"""Number of questions between two checks for a request to stop; on a GPU `cost.QUESTIONS_AT_ONCE`."""
 CPU_TOKENS: Final = 8192
 """Number of tokens of a forward pass on a CPU."""
 AGREEMENT: Final = 0.1
@@ -60,7 +54,6 @@ class NativeEngine(TrlEngine):
 
     name: EngineName = "native"
 
-    _team: Team
     _weights: Weights
     _modes: Modes
     _sparing: bool
@@ -73,38 +66,11 @@ class NativeEngine(TrlEngine):
         if self._weights.device.type == "cuda":
             self._require_agreement()
 
-    def answer(self, questions: Sequence[Question], *, adapter: bool, max_new_tokens: int) -> Generator[Answer]:
-        ends: Any = self.model.generation_config.eos_token_id
-        stops = set[int]([ends] if isinstance(ends, int) else ends)
-        at_once = CPU_QUESTIONS_AT_ONCE if self._weights.device.type == "cpu" else QUESTIONS_AT_ONCE
-        for start in range(0, len(questions), at_once):
-            asked = [messages_for(question, self._spec.data) for question in questions[start:][:at_once]]
-            self._modes.decoder.set_adapter(self._modes.adapter if adapter else None)
-            requests = [Request(ids, 0) for ids in encode(self.tokenizer, asked)]
-            drawn = self._team.draw(self._modes.decoder, requests, tokens=max_new_tokens, temperature=0)
-            texts = self.tokenizer.batch_decode([one.tokens for one in drawn], skip_special_tokens=True)
-            for text, one in zip(texts, drawn, strict=True):
-                yield Answer(text, len(one.tokens), FinishReason.of(one.tokens[-1] in stops))
-
     def logprobs(self, probes: Sequence[LogprobProbe]) -> LogProbs:
         with torch.no_grad():
             return [self._logprobs_of(probe) for probe in probes]
 
-    def train(self, held_out: HeldOutEvaluation | None = None) -> int:
-        steps = super().train(held_out)
-        self._team.leave()
-        return steps
-
-    def save_checkpoint(self) -> None:
-        if self._team.is_lead:
-            super().save_checkpoint()
-
-    def report(self) -> dict[str, Any]:
-        return {**super().report(), "ranks": self._context.rank.count}
-
     def release(self) -> None:
-        trainer: Any = self._trainer
-        trainer.forget()
         del self._modes, self._weights
         super().release()
 
@@ -121,22 +87,24 @@ class NativeEngine(TrlEngine):
         sampling = self._spec.sampling.model_copy(update={"gradient_accumulation": parts})
         self._spec = self._spec.model_copy(update={"lora": lora, "sampling": sampling})
 
-    def _agree(self, flag: bool) -> bool:
-        # All ranks stop or none: if one stopped alone, the others would wait for it.
-        return self._team.agree(flag, self._modes.adapter.leaves)
+    def _leaves(self) -> list[torch.Tensor]:
+        return list(self._modes.adapter.leaves)
+
+    def _questions_at_once(self) -> int:
+        return super()._questions_at_once() if self._device.type == "cpu" else QUESTIONS_AT_ONCE
 
     def _build_trainer(self) -> RecordingTrainer:
         trainer: Any = super()._build_trainer()
         self._modes.adapter.adopt(trainer.model)  # PEFT has initialised its values
         trainer.use(self._modes)
+        self._sampler = trainer.sampler
         return trainer
 
     def _make_trainer(self, settings: Settings) -> RecordingTrainer:
         spec = self._spec
         require_precision(self.precision)
         architecture = require_known(spec, self.files.path)
-        device = torch.device("cpu") if settings["use_cpu"] else torch.device("cuda", 0)
-        self._team = Team(self._context.rank, device)
+        device = self._device
         self._weights = load_weights(
             architecture,
             self.files.path,

@@ -2,31 +2,27 @@
 gradients.
 
 Owns how a step's completions are generated, how they are split to fit into memory, and how a padded batch becomes
-packed groups. With several ranks, each does a share of this work, and `team` collects the results on all ranks; every
-rank runs TRL's part completely. Invariant: a step's loss and gradient depend neither on the split nor on the number of
-ranks.
+packed groups; `shared_trainer` has what ranks share. Invariant: a step's loss and gradient depend neither on the split
+nor on the number of ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from grpo_core.compat.trl import OwnModel
 from grpo_core.engines.native.adapter import Adapter
-from grpo_core.engines.native.decode import Decoder, Request
+from grpo_core.engines.native.decode import Decoder
 from grpo_core.engines.native.layout import Group, lay_out, rows_within
 from grpo_core.engines.native.packed import Packed
-from grpo_core.engines.native.team import Team, runs_of
-from grpo_core.engines.trainer import RecordingTrainer, Rollout
-from grpo_core.grading import Payment
-
-RECORDED: Final = ("kl", "entropy")
-"""Metrics that TRL averages over tokens and that a step's record has."""
+from grpo_core.engines.shared_trainer import SharedTrainer, pick_rows
+from grpo_core.engines.team import Team, runs_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +38,22 @@ class Modes:
     sparing: bool = False
     """Whether activations are computed again in the backward pass of every part; if not, only of parts that are too
     large."""
+
+
+class DecodingMode:
+    """The decoding mode as a sampler of the adapter in training."""
+
+    is_apart = True
+
+    def __init__(self, modes: Modes) -> None:
+        self._decoder, self._adapter = modes.decoder, modes.adapter
+        self.generate = modes.decoder.generate
+
+    @contextmanager
+    def serving(self, *, adapter: bool) -> Generator[None]:
+        """Generate with the adapter's present values in this block, or with the base model."""
+        self._decoder.set_adapter(self._adapter if adapter else None)
+        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +108,8 @@ class Batch:
         return torch.cat(stream), torch.cat(targets)
 
 
-class NativeTrainer(OwnModel, RecordingTrainer):
-    """A `RecordingTrainer` that generates with the decoder and trains with the packed mode."""
+class NativeTrainer(OwnModel, SharedTrainer):
+    """A `SharedTrainer` that generates with the decoder and trains with the packed mode."""
 
     modes: Modes
     """Set before the first step."""
@@ -105,55 +117,21 @@ class NativeTrainer(OwnModel, RecordingTrainer):
     def use(self, modes: Modes) -> None:
         """Set the modes."""
         self.modes = modes
-        self.give_seeds = lambda _: None  # one for each completion, which `sample` reads from `_seeds`
+        self.share(modes.team, DecodingMode(modes))
 
     def forget(self) -> None:
-        """Release the model."""
+        super().forget()
         del self.modes
 
-    def sample(self, prompts: list[list[int]]) -> tuple[list[list[int]], list[list[float]]]:
-        decoder, tokens = self.modes.decoder, self.max_completion_length
-        assert tokens is not None
-        decoder.set_adapter(self.modes.adapter)
-        requests = [Request(ids, seed) for ids, seed in zip(prompts, self._seeds, strict=True)]
-        drawn = self.modes.team.draw(
-            decoder,
-            requests,
-            tokens=tokens,
-            temperature=self.temperature,
-            penalty=self.repetition_penalty,
-        )
-        return [one.tokens for one in drawn], [one.logprobs for one in drawn]
-
-    def compute_rewards(
-        self, inputs: Any, completions: Any, completion_ids: Any, compute: Callable[[], torch.Tensor]
-    ) -> torch.Tensor:
-        team = self.modes.team
-        if team.size == 1:
-            return compute()
-        # Only rank 0 calls graders, because they may cost money, or answer differently a second time.
-        totals = torch.zeros(len(completions), dtype=torch.float64)
-        if team.is_lead:
-            compute()
-            totals = torch.tensor([payment.total for payment in self._tap.paid], dtype=torch.float64)
-        team.sum(totals)
-        if not team.is_lead:
-            columns = {name: [row[name] for row in inputs] for name in inputs[0]}
-            self._tap.rollout = Rollout(completions, completion_ids, columns)
-            self._tap.paid = [Payment(rewards={}, total=total) for total in totals.tolist()]
-        return totals[:, None].to(self.accelerator.device, torch.float32)
-
-    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
-        loss = super().training_step(*arguments, **options)
-        team = self.modes.team
-        if team.size > 1:
-            if self.accelerator.sync_gradients:
-                team.sum(*self.modes.adapter.gradients())
-            team.sum(loss)
-        return loss
+    def gradients(self) -> list[torch.Tensor]:
+        return self.modes.adapter.gradients()
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: ARG002 - TRL has none
+        num_items_in_batch: Any = None,
     ) -> Any:
         """Return this rank's share of a part's loss. Gradients are computed a few groups at a time; the caller computes
         that of the last groups."""
@@ -161,22 +139,17 @@ class NativeTrainer(OwnModel, RecordingTrainer):
         whole = batch = Batch.of(*_rows(inputs))
         if self.modes.team.size > 1:
             own = self._own_rows(whole)
-            inputs = {name: _pick(value, own, len(whole.prompts)) for name, value in inputs.items()}
+            inputs = {name: pick_rows(value, own, len(whole.prompts)) for name, value in inputs.items()}
             batch = Batch.of(*_rows(inputs)) if own else Batch(whole.ids[:0], whole.prompt_width, [], [], [])
-        runs = batch.runs_within(self.modes.budget)
-        marks = {name: len(self.train_metrics[name]) for name in RECORDED}
-        # A rank without rows still returns a value that can be differentiated.
-        loss: Any = 0.0 if runs else 0.0 * self.modes.adapter.leaves[0].sum()
-        for run in runs:
-            some = {name: _cut(value, run, len(batch.prompts)) for name, value in inputs.items()}
-            one = super().compute_loss(model, some, return_outputs, num_items_in_batch)
-            one = one * self._weight(batch, run, whole)
-            if run is not runs[-1]:
-                self.accelerator.backward(one)
-                one = one.detach()
-            loss = loss + one
-        self._join_metrics(marks, [sum(batch.completions[run.start : run.stop]) for run in runs])
-        return loss
+        parts = [
+            (
+                {name: _cut(value, run, len(batch.prompts)) for name, value in inputs.items()},
+                self.weight(batch.completions[run.start : run.stop], whole.completions),
+                sum(batch.completions[run.start : run.stop]),
+            )
+            for run in batch.runs_within(self.modes.budget)
+        ]
+        return self.loss_of_runs(model, parts, 0.0 * self.modes.adapter.leaves[0].sum(), num_items_in_batch)
 
     def _own_rows(self, batch: Batch) -> list[int]:
         """Return this rank's rows: whole groups, if there are enough."""
@@ -184,26 +157,6 @@ class NativeTrainer(OwnModel, RecordingTrainer):
         runs = runs_of(list(accumulate(batch.begins)), team.size)
         sizes = [batch.prompts[run.start] + sum(batch.completions[run.start : run.stop]) for run in runs]
         return list(chain.from_iterable(runs[at] for at in team.share(sizes)))
-
-    def _weight(self, batch: Batch, run: range, whole: Batch) -> float:
-        """Return the weight of a range's loss in that of its part, because TRL averages over the rows it gets."""
-        if self.loss_type == "dapo":
-            return 1.0  # TRL divides by the tokens of the whole step
-        if self.loss_type == "bnpo":
-            return sum(batch.completions[run.start : run.stop]) / max(1, sum(whole.completions))
-        return len(run) / len(whole.completions)
-
-    def _join_metrics(self, marks: Mapping[str, int], tokens: Sequence[int]) -> None:
-        """Replace the means over ranges, which start at `marks`, by one over all tokens of all ranks."""
-        team, metrics = self.modes.team, self.train_metrics
-        if team.size == 1 and len(tokens) == 1:
-            return
-        recorded = [name for name in RECORDED if name != "kl" or self.beta]
-        sums = [sum(v * n for v, n in zip(metrics[name][marks[name] :], tokens, strict=True)) for name in recorded]
-        totals = torch.tensor([*sums, sum(tokens)], dtype=torch.float64)
-        team.sum(totals)
-        for name, total in zip(recorded, (totals[:-1] / totals[-1].clamp_min(1)).tolist(), strict=True):
-            metrics[name][marks[name] :] = [total]
 
     def score(self, ids: torch.Tensor, mask: torch.Tensor, keep: int) -> tuple[torch.Tensor, torch.Tensor]:
         modes, batch = self.modes, Batch.of(ids, mask, keep)
@@ -253,11 +206,4 @@ def _cut(value: Any, run: range, rows: int) -> Any:
     """Return a range of a column; other values are returned unchanged."""
     if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows:
         return value[run.start : run.stop]
-    return value
-
-
-def _pick(value: Any, picked: Sequence[int], rows: int) -> Any:
-    """Return some rows of a column; other values are returned unchanged."""
-    if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows:
-        return value[torch.tensor(picked, dtype=torch.long, device=value.device)]
     return value

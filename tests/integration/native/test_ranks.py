@@ -11,8 +11,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -27,7 +27,7 @@ from tests.lazy import lazy
 
 torch = lazy("torch")
 load_file = lazy("safetensors.torch", "load_file")
-deal, runs_of = lazy("grpo_core.engines.native.team", "deal runs_of")
+deal, runs_of = lazy("grpo_core.engines.team", "deal runs_of")
 
 
 STEPS = 4
@@ -179,13 +179,16 @@ def test_one_rank_that_is_asked_to_stop_stops_both_after_the_same_step(forks: Fo
 LONGER = SPEC | {"training": SPEC["training"] | {"steps": 400}}
 
 
-@pytest.fixture
-def launched(tmp_path: Path) -> Iterator[tuple[Run, subprocess.Popen[bytes], list[int]]]:
+Launched = tuple[Run, subprocess.Popen[bytes], list[int]]
+
+
+@contextmanager
+def launch(tmp_path: Path, spec: dict[str, object]) -> Generator[Launched]:
     """A run by the command, in a process group as a worker makes it, after its second step; and its ranks' pids."""
     root = tmp_path / "run"
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "grpo_core", *prepare(root, LONGER, "--ranks", "2", epoch=1)],
+            [sys.executable, "-m", "grpo_core", *prepare(root, spec, "--ranks", "2", epoch=1)],
             stdout=log,
             stderr=log,
             env={**os.environ, "GRPO_MODEL_DIR": str(MODELS), "OMP_NUM_THREADS": "1"},
@@ -202,7 +205,10 @@ def launched(tmp_path: Path) -> Iterator[tuple[Run, subprocess.Popen[bytes], lis
         process.wait()
 
 
-Launched = tuple[Run, subprocess.Popen[bytes], list[int]]
+@pytest.fixture
+def launched(tmp_path: Path) -> Iterator[Launched]:
+    with launch(tmp_path, LONGER) as run:
+        yield run
 
 
 @pytest.mark.parametrize(

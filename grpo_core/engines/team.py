@@ -17,13 +17,16 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 
-from grpo_core.engines.native.decode import Decoder, Drawn, Request
+from grpo_core.engines.completions import Drawn, Request, Sampler
 from grpo_core.errors import fault
 from grpo_core.ranks import Rank, lost
 from grpo_core.reasons import FailureCode
 
-MEETING_SECONDS: Final = 600
-"""Longest time in seconds for all ranks to start; later, the launcher decides how long one may hang."""
+MEETING_SECONDS: Final = 7200
+"""Longest time in seconds to wait for other ranks, at the start and in an exchange. The launcher and the worker's stall
+detector, which decide how long a rank may hang, are quicker."""
+BUCKET: Final = 2**26
+"""Number of values that are exchanged together."""
 
 
 class Team:
@@ -63,6 +66,20 @@ class Team:
             if any(tensor.is_cuda for tensor in tensors):
                 torch.cuda.synchronize()  # here, where this rank is marked as waiting for the others
 
+    def sum_joined(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Sum many small tensors of one type over the ranks, in place and in few exchanges."""
+        if self.size == 1:
+            return
+        bucket: list[torch.Tensor] = []
+        for at, tensor in enumerate(tensors):
+            bucket.append(tensor)
+            if at == len(tensors) - 1 or sum(one.numel() for one in bucket) >= BUCKET:
+                joined = torch.cat([one.flatten() for one in bucket])
+                self.sum(joined)
+                for one, part in zip(bucket, joined.split([one.numel() for one in bucket]), strict=True):
+                    one.copy_(part.view_as(one))
+                bucket = []
+
     def share(self, sizes: Sequence[int]) -> list[int]:
         """Return the indices of this rank's pieces of work, in order, given the sizes of all pieces."""
         return deal(sizes, self.size)[self.number]
@@ -79,14 +96,14 @@ class Team:
             raise fault(FailureCode.RANKS_DIFFER, "The ranks have learnt different adapters from the same completions.")
         return bool(told[:, 0].any())
 
-    def draw(self, decoder: Decoder, requests: Sequence[Request], *, tokens: int, **options: Any) -> list[Drawn]:
-        """Do as `Decoder.generate`, with a share of the requests on each rank; rows of one prompt stay together."""
+    def draw(self, sampler: Sampler, requests: Sequence[Request], *, tokens: int, **options: Any) -> list[Drawn]:
+        """Do as `Sampler.generate`, with a share of the requests on each rank; rows of one prompt stay together."""
         if self.size == 1:
-            return decoder.generate(requests, tokens=tokens, **options)
+            return sampler.generate(requests, tokens=tokens, **options)
         groups = runs_of([tuple(request.prompt) for request in requests], self.size)
         sizes = [len(requests[group.start].prompt) + len(group) * tokens for group in groups]
         own = list(chain.from_iterable(groups[at] for at in self.share(sizes)))
-        drawn = decoder.generate([requests[row] for row in own], tokens=tokens, **options) if own else []
+        drawn = sampler.generate([requests[row] for row in own], tokens=tokens, **options) if own else []
         lengths = torch.zeros(len(requests), dtype=torch.int64)
         for row, one in zip(own, drawn, strict=True):
             lengths[row] = len(one.tokens)

@@ -190,6 +190,8 @@ def complete(derived: dict[str, Any]) -> dict[str, Any]:
             *operation.get("parameters", []),
             *_EXTRA_PARAMETERS.get(operation["operationId"], []),
         ]
+        if any(parameter["name"] == "cursor" for parameter in operation["parameters"]):
+            operation["responses"]["200"].setdefault("headers", {})["Link"] = _LINK
         for answer in operation["responses"].values():
             answer.setdefault("headers", {})["X-Request-Id"] = _REQUEST_ID
             for example in (one for held in answer.get("content", {}).values() for one in _examples_of(held)):
@@ -236,6 +238,11 @@ def _spec_components() -> dict[str, Any]:
 
 
 _REQUEST_ID = {"description": "Identifies the request in the service's log", "schema": {"type": "string"}}
+
+_LINK = {
+    "description": 'The next page, as `<ADDRESS>; rel="next"`; absent on the last',
+    "schema": {"type": "string"},
+}
 
 _GRADER: dict[str, Any] = {"type": "object", "description": "A grader, as in rewards.graders of a job spec"}
 _EXAMPLE_GRADER: dict[str, Any] = {

@@ -79,6 +79,7 @@ PROBLEMS: dict[str, ProblemType] = {
     "invalid_body": ProblemType(422, "The body has problems"),
     "invalid_grader": ProblemType(422, "The grader or what it is given has problems"),
     "grader_failed": ProblemType(422, "The graders did not finish within their limits"),
+    "unknown_field": ProblemType(422, "A field that `fields` names does not exist"),
     "unreadable": ProblemType(422, "A file of the training is too large to be read here"),
     "rejected": ProblemType(422, "The request cannot be accepted"),
     "invalid_dataset": ProblemType(422, "The data set has problems"),

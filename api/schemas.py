@@ -274,6 +274,11 @@ class EventList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[Event]
     next_after: Annotated[int, Meta(description="Send it as `after` for later events")]
+    has_more: bool = False
+    next_cursor: Annotated[
+        str | None,
+        Meta(description="Send it as `cursor` for the next page; null at the end: use `next_after`"),
+    ] = None
 
 
 class MetricList(Struct, frozen=True, kw_only=True):
@@ -281,6 +286,8 @@ class MetricList(Struct, frozen=True, kw_only=True):
 
     object: Literal["list"] = "list"
     data: list[dict[str, Any]]
+    has_more: bool = False
+    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")] = None
 
 
 class RolloutList(Struct, frozen=True, kw_only=True):
@@ -297,6 +304,8 @@ class RolloutStepList(Struct, frozen=True, kw_only=True):
 
     object: Literal["list"] = "list"
     data: list[RolloutStep]
+    has_more: bool = False
+    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")] = None
 
 
 class ArtifactFile(Struct, frozen=True, kw_only=True):
@@ -316,6 +325,8 @@ class ArtifactList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[ArtifactFile]
     complete: Annotated[bool, Meta(description="The job has ended and no file will be added")]
+    has_more: bool = False
+    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")] = None
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):
@@ -332,6 +343,8 @@ class CheckpointList(Struct, frozen=True, kw_only=True):
 
     object: Literal["list"] = "list"
     data: list[Checkpoint]
+    has_more: bool = False
+    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")] = None
 
 
 class GpuUsage(Struct, frozen=True, kw_only=True):
@@ -453,6 +466,8 @@ class WebhookList(Struct, frozen=True, kw_only=True):
 
     object: Literal["list"] = "list"
     data: list[Webhook]
+    has_more: bool = False
+    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")] = None
 
 
 class WebhookDelivery(Struct, frozen=True, kw_only=True):
@@ -476,6 +491,8 @@ class WebhookDeliveryList(Struct, frozen=True, kw_only=True):
 
     object: Literal["list"] = "list"
     data: list[WebhookDelivery]
+    has_more: bool = False
+    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")] = None
 
 
 class Reward(Struct, frozen=True, kw_only=True):
@@ -494,6 +511,8 @@ class RewardList(Struct, frozen=True, kw_only=True):
 
     object: Literal["list"] = "list"
     data: list[Reward]
+    has_more: bool = False
+    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")] = None
 
 
 class GraderErrorFlags(Struct, frozen=True, kw_only=True):
@@ -811,9 +830,14 @@ def event_of(event: dict[str, Any]) -> Event:
     )
 
 
-def artifacts_of(artifacts: list[Artifact], record: JobRecord) -> ArtifactList:
-    """The public form of a job's files."""
-    return ArtifactList(data=[_file_of(artifact) for artifact in artifacts], complete=record.status in TERMINAL)
+def artifacts_of(artifacts: list[Artifact], record: JobRecord, next_cursor: str | None) -> ArtifactList:
+    """The public form of a page of a job's files."""
+    return ArtifactList(
+        data=[_file_of(artifact) for artifact in artifacts],
+        complete=record.status in TERMINAL,
+        has_more=next_cursor is not None,
+        next_cursor=next_cursor,
+    )
 
 
 def checkpoint_of(checkpoint: LinkedCheckpoint) -> Checkpoint:

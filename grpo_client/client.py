@@ -77,6 +77,8 @@ class GrpoClient:
     ) -> None:
         self._connection = Connection(url, key, timeout, transport)
         self._timeout, self._transport = timeout, transport
+        self._sends_all = False
+        """Whether the service is older than the parameter `fields`."""
 
     def __enter__(self) -> Self:
         return self
@@ -187,15 +189,19 @@ class GrpoClient:
         kind: str | None = None,
         priority: str | None = None,
         owner: str | None = None,
+        sort: str | None = None,
+        fields: Collection[str] = (),
     ) -> results.JobList:
-        """A page of jobs, newest first; its `next_cursor` leads to the next.
+        """A page of jobs, newest first unless `sort` says otherwise; its `next_cursor` leads to the next.
 
-        `search` is a text in id, name, model or metadata. `owner` is for operators; `*` stands for all.
+        `search` is a text in id, name, model or metadata. `owner` is for operators; `*` stands for all. `sort` is
+        `created`, `updated`, `name`, `status`, `priority`, `owner` or `reward`, with a minus from the largest.
+        `fields`, such as `id` and `spec.model.name`, are all that is sent of each job; an older service sends all.
         """
         pairs = {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
         params = {**pairs, **_given(limit=limit, cursor=cursor, status=status, group=group)}
-        params |= _given(search=search, kind=kind, priority=priority, owner=owner)
-        return results.JobList(self._connection.json("GET", "/jobs", params=params))
+        params |= _given(search=search, kind=kind, priority=priority, owner=owner, sort=sort)
+        return results.JobList(self._narrowed("/jobs", params, fields))
 
     def cancel(self, job_id: str) -> results.Job:
         """Cancel a job; returns it, `cancelled` or `cancelling`."""
@@ -463,6 +469,17 @@ class GrpoClient:
         return results.JobDetail(
             retry(lambda: self._connection.json("GET", _job(job_id), timeout=timeout), poll, patience)
         )
+
+    def _narrowed(self, path: str, params: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
+        """What is at `path`, with these fields alone; whole from a service that does not know the parameter."""
+        if fields and not self._sends_all:
+            try:
+                return self._connection.json("GET", path, params={**params, "fields": ",".join(fields)})
+            except ProblemError as error:
+                if error.code != "bad_query" or [each.raw.get("parameter") for each in error.errors] != ["fields"]:
+                    raise
+                self._sends_all = True
+        return self._connection.json("GET", path, params=params)
 
     def _stream(
         self, job_id: str, after: int, poll: float, patience: float, deadline: Deadline

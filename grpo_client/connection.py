@@ -19,7 +19,11 @@ import httpx
 from grpo_client.errors import NotConfiguredError, ProblemError, UnreachableError
 
 NO_CONTENT = 204
+NOT_MODIFIED = 304
 TOO_MANY = 429
+KNOWN = 32
+KNOWN_BYTES = 16 * 1024**2
+"""How much is kept of what was read, to be asked for only if it changes."""
 GATEWAY_ERRORS = frozenset({502, 503, 504})
 """What a proxy answers while the service behind it is away."""
 
@@ -32,6 +36,8 @@ class Connection:
     def __init__(self, url: str | None, key: str | None, timeout: float, transport: httpx.BaseTransport | None) -> None:
         self.url = _address(url or os.environ.get("GRPO_URL", ""))
         headers = {"Authorization": f"Bearer {_checked_key(key or os.environ.get('GRPO_API_KEY', ''))}"}
+        self._known: dict[str, tuple[str, bytes]] = {}
+        """ETag and body by URL, the one that was read last behind the others."""
         self.http = httpx.Client(
             base_url=self.url,
             headers={**headers, "Accept": "application/json"},
@@ -46,9 +52,33 @@ class Connection:
 
     def json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
         """The JSON object that a request is answered with."""
+        if method == "GET":
+            return self._read(path, **request)
         with self.reaching():
             response = self.http.request(method, path, **request)
         return self.answer(response)
+
+    def _read(self, path: str, **request: Any) -> dict[str, Any]:
+        """The JSON object at `path`; what has not changed since it was last read is not sent again."""
+        asked = self.http.build_request("GET", path, **request)
+        known = self._known.pop(str(asked.url), None)
+        if known:
+            asked.headers["If-None-Match"] = known[0]
+        with self.reaching():
+            response = self.http.send(asked)
+        if response.status_code == NOT_MODIFIED and known:
+            self._keep(str(asked.url), *known)
+            return json.loads(known[1])
+        found = self.answer(response)
+        if tag := response.headers.get("etag"):
+            self._keep(str(asked.url), tag, response.content)
+        return found
+
+    def _keep(self, url: str, tag: str, body: bytes) -> None:
+        """Remember what was read last, and forget what was not read for longest."""
+        self._known[url] = (tag, body)
+        if len(self._known) > KNOWN or sum(len(held) for _, held in self._known.values()) > KNOWN_BYTES:
+            del self._known[next(iter(self._known))]
 
     def delete(self, path: str) -> None:
         """Delete what is at `path`."""

@@ -26,7 +26,8 @@ class JsonObject:
             raise AttributeError(f"{type(self).__name__} has no field {name}.", name=name, obj=self)
         key = name.rstrip("_")  # `class_`, whose name in JSON is a word of Python
         if key not in self.raw and NoneType not in get_args(hint):
-            message = f"The service sent no {key} of this {type(self).__name__}: it is older than this client."
+            reason = "it is older than this client, or was asked for other fields"
+            message = f"The service sent no {key} of this {type(self).__name__}: {reason}."
             raise AttributeError(message, name=name, obj=self)
         value = _typed(self.raw.get(key), hint)
         self.__dict__[name] = value

@@ -54,6 +54,9 @@ class ArtifactList(JsonObject):
     data: list[ArtifactFile]
     complete: bool
     """The job has ended and no file will be added."""
+    has_more: bool | None
+    next_cursor: str | None
+    """Send it as `cursor` for the next page."""
 
 
 class Checkpoint(JsonObject):
@@ -71,6 +74,9 @@ class CheckpointList(JsonObject):
 
     object: str
     data: list[Checkpoint]
+    has_more: bool | None
+    next_cursor: str | None
+    """Send it as `cursor` for the next page."""
 
 
 class Comparison(JsonObject):
@@ -178,6 +184,9 @@ class EventList(JsonObject):
     data: list[Event]
     next_after: int
     """Send it as `after` for later events."""
+    has_more: bool | None
+    next_cursor: str | None
+    """Send it as `cursor` for the next page; null at the end: use `next_after`."""
 
 
 class FieldProblem(JsonObject):
@@ -388,6 +397,9 @@ class MetricList(JsonObject):
 
     object: str
     data: list[StepMetrics]
+    has_more: bool | None
+    next_cursor: str | None
+    """Send it as `cursor` for the next page."""
 
 
 class PreviewColumn(JsonObject):
@@ -438,6 +450,9 @@ class RewardList(JsonObject):
 
     object: str
     data: list[Reward]
+    has_more: bool | None
+    next_cursor: str | None
+    """Send it as `cursor` for the next page."""
 
 
 class Rollout(JsonObject):
@@ -501,6 +516,9 @@ class RolloutStepList(JsonObject):
 
     object: str
     data: list[RolloutStep]
+    has_more: bool | None
+    next_cursor: str | None
+    """Send it as `cursor` for the next page."""
 
 
 class RowScore(JsonObject):
@@ -820,6 +838,9 @@ class WebhookDeliveryList(JsonObject):
 
     object: str
     data: list[WebhookDelivery]
+    has_more: bool | None
+    next_cursor: str | None
+    """Send it as `cursor` for the next page."""
 
 
 class WebhookList(JsonObject):
@@ -827,6 +848,9 @@ class WebhookList(JsonObject):
 
     object: str
     data: list[Webhook]
+    has_more: bool | None
+    next_cursor: str | None
+    """Send it as `cursor` for the next page."""
 
 
 class Worker(JsonObject):

@@ -52,6 +52,7 @@ from jobs.read.events import EventPage, EventPages
 from jobs.read.fleet import Fleet, FleetWorker
 from jobs.read.groups import GroupSummary, summarise
 from jobs.read.hub_look import hub_records
+from jobs.read.job_order import JobOrder
 from jobs.read.queue_position import QueuePosition, WaitReason, queue_position_of, workers_for
 from jobs.read.readiness import Readiness
 from jobs.read.rollout_query import RolloutQuery, decode_cursor, encode_cursor
@@ -80,6 +81,8 @@ from jobs.webhooks.settings import WebhookSettings
 
 LIST_SCAN = 250
 """Number of jobs that one script examines, which blocks Valkey, when a list is filtered by metadata."""
+EVERY = 10**9
+"""More than any owner has jobs."""
 MAX_SCANS = 40
 FIRST_ANSWER_SECONDS = 5.0
 BACKLOG_SECONDS = 15.0
@@ -494,9 +497,17 @@ class JobService:
         metadata: dict[str, str] | None = None,
         group: str | None = None,
         find: JobFilter | None = None,
+        order: JobOrder | None = None,
     ) -> Page[JobRecord]:
-        """Return a page of jobs, newest first: of one owner, or of all. The cursor is the last id of the previous
-        page."""
+        """Return a page of jobs of one owner, or of all: newest first or in another order. Raises `BadCursor`.
+
+        Newest first, the cursor is the last id of the previous page.
+        """
+        if order is not None:
+            ids = self._every_id(owner, status, metadata or {}, group, find)
+            values = ids if order.field == "id" else self._values(ids, order.field)
+            ids, cursor = order.page(zip(ids, values, strict=True), limit=limit, cursor=cursor)
+            return Page(items=self.job_store.get_many(ids), next_cursor=cursor)
         if owner is None:
             pages = [self._ids(each, limit, cursor, status, metadata, group, find) for each in self.job_store.owners()]
             ids, before = _merged(pages, limit)
@@ -522,6 +533,30 @@ class JobService:
         if metadata or find:
             return self._search(owner, limit, cursor, status, metadata or {}, find)
         return self.job_store.list_ids(owner, limit=limit + 1, before=cursor, status=status), None
+
+    def _every_id(
+        self,
+        owner: str | None,
+        status: JobStatus | None,
+        metadata: dict[str, str],
+        group: str | None,
+        find: JobFilter | None,
+    ) -> list[str]:
+        """Return the ids of all jobs that fit, of one owner or of all."""
+        found: list[str] = []
+        for each in [owner] if owner is not None else sorted(self.job_store.owners()):
+            before: str | None = None
+            while True:
+                ids, before = self._ids(each, EVERY, before, status, metadata, group, find)
+                found += ids
+                if before is None:
+                    break
+        return found
+
+    def _values(self, ids: list[str], field: str) -> list[str]:
+        """Return one field of each job, asked for in parts, so that Valkey also serves others."""
+        parts = (ids[start : start + LIST_SCAN] for start in range(0, len(ids), LIST_SCAN))
+        return [value for part in parts for value in self.job_store.values(part, field)]
 
     def _of_group(
         self, owner: str, group: str, cursor: str | None, status: JobStatus | None, metadata: dict[str, str]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from litestar import Response, Router, delete, get, post
+from litestar import Request, Response, Router, delete, get, post
 from litestar.concurrency import sync_to_thread
 from litestar.connection import ASGIConnection
 from litestar.di import NamedDependency, Provide
@@ -18,7 +18,9 @@ from litestar.params import PathParameter, QueryParameter, SkipValidation
 from api.auth import scope
 from api.bodies import JSON_ERRORS, Upload, read_spec, receive_dataset
 from api.dependencies import Owner, Service
+from api.fields import Fields
 from api.idempotency import REPLAYED, Once, created_headers, upload_key
+from api.lists import answer
 from api.problems import bad_parameter, responses
 from api.queries import bad_query
 from api.schemas import Dataset, DatasetList, DatasetPreview, dataset_of, preview_of
@@ -78,10 +80,11 @@ async def upload_dataset(
     operation_id="listDatasets",
     summary="List your data sets, newest first",
     opt=scope("jobs:read"),
-    responses=responses("bad_query"),
+    responses=responses("bad_query", "unknown_field"),
     sync_to_thread=True,
 )
 def list_datasets(
+    request: Request[Any, Any, Any],
     owner: Owner,
     service: Service,
     limit: Annotated[int, QueryParameter(ge=1, le=100, description="Data sets per page")] = 20,
@@ -89,16 +92,18 @@ def list_datasets(
         str | None,
         QueryParameter(description="`next_cursor` of the previous page", schema_extra={"pattern": DATASET_ID}),
     ] = None,
-) -> DatasetList:
+    fields: Fields = None,
+) -> Response[DatasetList]:
     """One page of the caller's uploads."""
     if cursor is not None and not re.fullmatch(DATASET_ID, cursor):
         raise bad_query(bad_parameter("cursor", "is not a cursor", "Send the next_cursor of the previous page."))
-    page = service.list_datasets(owner, limit=limit, cursor=cursor)
-    return DatasetList(
-        data=[dataset_of(record) for record in page.items],
-        has_more=page.next_cursor is not None,
-        next_cursor=page.next_cursor,
+    found = service.list_datasets(owner, limit=limit, cursor=cursor)
+    page = DatasetList(
+        data=[dataset_of(record) for record in found.items],
+        has_more=found.next_cursor is not None,
+        next_cursor=found.next_cursor,
     )
+    return answer(request, page, fields, Dataset)
 
 
 @post(

@@ -7,11 +7,11 @@ are in `api.streams`. Invariant: an id that cannot be a job's never reaches the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Annotated, Any, Literal, cast
 
-from litestar import MediaType, Request, Response, Router, delete, get, patch, post
+from litestar import Request, Response, Router, delete, get, patch, post
 from litestar.concurrency import sync_to_thread
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
@@ -20,14 +20,15 @@ from litestar.handlers import BaseRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.params import FromQuery, PathParameter, QueryParameter, SkipValidation
 from litestar.response import Stream
-from litestar.serialization import encode_json
 
 from api import metric_table
 from api.audit import audited
 from api.auth import scope
 from api.bodies import JSON_ERRORS, read_fields, read_spec
 from api.dependencies import IsOperator, Owner, Service
+from api.fields import Fields, narrowed, wanted
 from api.idempotency import REPLAYED, SUBMISSION_ERRORS, Once, created_headers, submission_key
+from api.lists import Cursor, Limit, answer, encoded, next_link, page_of
 from api.places import Places
 from api.problems import ApiError, bad_parameter, describe, invalid_body, responses
 from api.queries import Metadata, bad_query, metadata_filter
@@ -36,9 +37,12 @@ from api.schemas import (
     GROUP_ID,
     ActionList,
     ActionResult,
+    ArtifactFile,
     ArtifactList,
+    Checkpoint,
     CheckpointList,
     DryRun,
+    Event,
     EventList,
     EventWord,
     Job,
@@ -56,7 +60,9 @@ from api.schemas import (
 )
 from api.streams import HEADERS, MEDIA_TYPE, EventStreams
 from grpo_core.spec import JOB_ID, JobSpec
-from jobs.errors import JobsError, NotFound
+from jobs.errors import BadCursor, JobsError, NotFound
+from jobs.read.cursors import decode, encode
+from jobs.read.job_order import JobOrder, OrderName
 from jobs.service import JobFilter, JobService, Preview
 from jobs.store.job import JobRecord, JobStatus, Priority
 
@@ -155,25 +161,28 @@ def submit(
 @get(
     "/",
     operation_id="listJobs",
-    summary="List your jobs, newest first",
+    summary="List your jobs, newest first or sorted",
     opt=READ,
     dependencies={
         "metadata": Provide(metadata_filter, sync_to_thread=False),
         "searches": Provide(searches_of, sync_to_thread=False),
     },
-    responses=responses("bad_query", "too_many_searches"),
+    responses=responses("bad_query", "unknown_field", "too_many_searches"),
     sync_to_thread=True,
 )
 def list_jobs(
+    request: Request[Any, Any, Any],
     owner: Owner,
     service: Service,
     metadata: Metadata,
     searches: Searches,
     operator: IsOperator,
     limit: Annotated[int, QueryParameter(ge=1, le=100, description="Jobs per page")] = 20,
-    cursor: Annotated[
-        str | None, QueryParameter(description="`next_cursor` of the previous page", schema_extra={"pattern": JOB_ID})
-    ] = None,
+    cursor: Cursor = None,
+    sort: Annotated[
+        OrderName,
+        QueryParameter(description="Descending with a minus; jobs with equal values come newest first"),
+    ] = "-created",
     status: FromQuery[JobStatus | None] = None,
     group: Annotated[
         str | None, QueryParameter(description="Only the jobs of this group", schema_extra={"pattern": GROUP_ID})
@@ -192,25 +201,36 @@ def list_jobs(
             name="owner", max_length=100, description="For operators: this owner's jobs; `*`: those of all owners"
         ),
     ] = None,
-) -> JobList:
+    fields: Fields = None,
+) -> Response[JobList]:
     """One page of the caller's jobs."""
     if of not in (None, owner) and not operator:
         raise ApiError("forbidden", "Only a key with the scope operator lists jobs of other owners. Leave out `owner`.")
     whose = None if of == "*" else of or owner
     find = JobFilter(words=search, kind=kind, priority=priority)
-    if cursor is not None and not re.fullmatch(JOB_ID, cursor):
+    order = JobOrder.of(sort)
+    if order is None and cursor is not None and not re.fullmatch(JOB_ID, cursor):
         raise bad_query(bad_parameter("cursor", "is not a cursor", "Send the next_cursor of the previous page."))
     if group is not None and not re.fullmatch(GROUP_ID, group):
         raise bad_query(bad_parameter("group", "is not the id of a group", "Send the group of one of your jobs."))
-    with searches.take(owner) if (metadata or find) and not group else nullcontext():
+    wanted(fields, Job)  # refused before the jobs are read
+    with searches.take(owner) if (metadata or find or order) and not group else nullcontext():
         page = service.list_jobs(
-            whose, limit=limit, cursor=cursor, status=status, metadata=metadata, group=group, find=find or None
+            whose,
+            limit=limit,
+            cursor=cursor,
+            status=status,
+            metadata=metadata,
+            group=group,
+            find=find or None,
+            order=order,
         )
-    return JobList(
+    jobs = JobList(
         data=[job_of(record) for record in page.items],
         has_more=page.next_cursor is not None,
         next_cursor=page.next_cursor,
     )
+    return answer(request, jobs, fields, Job)
 
 
 @get(
@@ -218,13 +238,16 @@ def list_jobs(
     operation_id="getJob",
     summary="Read a job",
     opt=READ,
-    responses=responses("bad_query", "not_found"),
+    responses=responses("bad_query", "unknown_field", "not_found"),
     sync_to_thread=True,
 )
-def get_job(job_id: JobId, owner: Owner, service: Service) -> JobDetail:
+def get_job(job_id: JobId, owner: Owner, service: Service, fields: Fields = None) -> Response[JobDetail]:
     """One job in its current state and, while it is queued, what it waits for."""
+    tree = wanted(fields, JobDetail)
     record = service.get(job_id, owner)
-    return job_detail(record, service.waiting(record), service.trial_result(record))
+    waiting = service.waiting(record) if tree is None or "waiting" in tree else None
+    result = service.trial_result(record) if tree is None or "result" in tree else None
+    return Response(narrowed(job_detail(record, waiting, result), tree))
 
 
 @delete(
@@ -358,7 +381,7 @@ def resume(job_id: JobId, owner: Owner, service: Service) -> Job:
             generate_examples=False,
             description="With text/event-stream: the job has ended and all events were read",
         ),
-        **responses("bad_query", "bad_request", "not_found", "too_many_streams"),
+        **responses("bad_query", "unknown_field", "bad_request", "not_found", "too_many_streams"),
     },
 )
 async def list_events(
@@ -371,27 +394,44 @@ async def list_events(
     type: Annotated[  # noqa: A002 - the parameter's name
         list[EventWord] | None, QueryParameter(description="Only these types; may be repeated")
     ] = None,
+    cursor: Cursor = None,
+    fields: Fields = None,
 ) -> Response[EventList]:
     """A job's events in order: past events as JSON, or with `Accept: text/event-stream` past and future events."""
     if request.accept.best_match(["application/json", MEDIA_TYPE], "application/json") == MEDIA_TYPE:
         await sync_to_thread(service.get, job_id, owner)
         return await _stream_events(request, owner, job_id, after, type or ())
 
-    def read() -> bytes:
-        found = service.events(job_id, owner, after=after, limit=limit, types=type or ())
-        events = [event_of(event) for event in found]
-        return encode_json(EventList(data=events, next_after=events[-1].seq if events else after))
+    wanted(fields, Event)
+    start = after if cursor is None else seq_in(cursor)
 
-    # Encoded in the thread too, because a page may have megabytes.
-    body: Any = await sync_to_thread(read)
-    return Response(body, media_type=MediaType.JSON)
+    def read() -> Response[Any]:
+        found = service.events(job_id, owner, after=start, limit=limit + 1, types=type or ())
+        events = [event_of(event) for event in found[:limit]]
+        last = events[-1].seq if events else start
+        has_more = len(found) > limit
+        page = EventList(
+            data=events, next_after=last, has_more=has_more, next_cursor=encode(last) if has_more else None
+        )
+        return encoded(answer(request, page, fields, Event))
+
+    return await sync_to_thread(read)
+
+
+def seq_in(cursor: str) -> int:
+    """The number of the event that a page ended with. Raises `BadCursor`."""
+    seq = decode(cursor)
+    if not isinstance(seq, int) or not 0 <= seq <= MAX_SEQ:
+        raise BadCursor("is the cursor of another list")
+    return seq
 
 
 async def _stream_events(
     request: Request[Any, Any, Any], owner: str, job_id: str, after: int, types: Collection[str]
 ) -> Any:
-    if "limit" in request.query_params:
-        raise bad_query(bad_parameter("limit", "has no meaning for a stream", "Remove it."))
+    for name in ("limit", "cursor", "fields"):
+        if name in request.query_params:
+            raise bad_query(bad_parameter(name, "has no meaning for a stream", "Remove it."))
     streams: EventStreams = request.app.state.streams
     seq = _last_event_id(request, after)
     place = streams.places.take(owner)
@@ -422,7 +462,7 @@ def _last_event_id(request: Request[Any, Any, Any], after: int) -> int:
     operation_id="listMetrics",
     summary="The metrics of every logged step",
     opt=READ,
-    responses=responses("bad_query", "not_found"),
+    responses=responses("bad_query", "unknown_field", "not_found"),
     sync_to_thread=True,
 )
 def list_metrics(
@@ -434,20 +474,29 @@ def list_metrics(
     format: Annotated[  # noqa: A002 - the parameter's name
         Literal["json", "csv"] | None, QueryParameter(description="Takes precedence over the Accept header")
     ] = None,
+    limit: Limit = None,
+    cursor: Cursor = None,
+    fields: Fields = None,
 ) -> Response[MetricList]:
     """A job's metrics in order of steps, as JSON or as CSV."""
     preferred = request.accept.best_match(["application/json", metric_table.MEDIA_TYPE], "application/json")
-    found = service.metrics(job_id, owner, after_step=after_step)
-    vary = {"Vary": "Accept"}
+    every = service.metrics(job_id, owner, after_step=after_step)
+    found, following = page_of(every, step_of, limit=limit, cursor=cursor)
+    vary = {"Vary": "Accept", **next_link(request, following)}
     if format == "json" or (format is None and preferred == "application/json"):
-        body: Any = encode_json(MetricList(data=found))
-        return Response(body, media_type=MediaType.JSON, headers=vary)
+        page = MetricList(data=found, has_more=following is not None, next_cursor=following)
+        return encoded(answer(request, page, fields, dict[str, Any]), vary)
     rewards = service.get(job_id, owner).spec["rewards"]
     names = dict.fromkeys([*rewards["weights"], *rewards.get("graders", {})])
     return _csv(metric_table.to_csv(found, names), f"{job_id}-metrics.csv", vary)
 
 
-def _csv(lines: Iterator[str], name: str, headers: dict[str, str]) -> Any:
+def step_of(metrics: Mapping[str, Any]) -> int:
+    """The step of a step's metrics."""
+    return metrics["step"]
+
+
+def _csv(lines: Iterator[str], name: str, headers: Mapping[str, str]) -> Any:
     disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Stream(lines, media_type=metric_table.MEDIA_TYPE, headers={**headers, **disposition})
 
@@ -457,12 +506,25 @@ def _csv(lines: Iterator[str], name: str, headers: dict[str, str]) -> Any:
     operation_id="listCheckpoints",
     summary="The checkpoints of a job, with download links",
     opt={**READ, **SECRET, **audited("linkCheckpoints")},
-    responses=responses("bad_query", "not_found"),
+    responses=responses("bad_query", "unknown_field", "not_found"),
     sync_to_thread=True,
 )
-def list_checkpoints(job_id: JobId, owner: Owner, service: Service) -> CheckpointList:
+def list_checkpoints(
+    request: Request[Any, Any, Any],
+    job_id: JobId,
+    owner: Owner,
+    service: Service,
+    limit: Limit = None,
+    cursor: Cursor = None,
+    fields: Fields = None,
+) -> Response[CheckpointList]:
     """A job's complete checkpoints so far, also while it runs; older ones are pruned."""
-    return CheckpointList(data=[checkpoint_of(found) for found in service.checkpoints(job_id, owner)])
+    every = sorted(service.checkpoints(job_id, owner), key=lambda found: found.step)
+    found, following = page_of(every, lambda each: each.step, limit=limit, cursor=cursor)
+    page = CheckpointList(
+        data=[checkpoint_of(each) for each in found], has_more=following is not None, next_cursor=following
+    )
+    return answer(request, page, fields, Checkpoint)
 
 
 @get(
@@ -470,14 +532,24 @@ def list_checkpoints(job_id: JobId, owner: Owner, service: Service) -> Checkpoin
     operation_id="listArtifacts",
     summary="The files of a job, with download links",
     opt={**READ, **SECRET, **audited("linkArtifacts")},
-    responses=responses("bad_query", "not_found"),
+    responses=responses("bad_query", "unknown_field", "not_found"),
     sync_to_thread=True,
 )
-def list_artifacts(job_id: JobId, owner: Owner, service: Service) -> ArtifactList:
+def list_artifacts(
+    request: Request[Any, Any, Any],
+    job_id: JobId,
+    owner: Owner,
+    service: Service,
+    limit: Limit = None,
+    cursor: Cursor = None,
+    fields: Fields = None,
+) -> Response[ArtifactList]:
     """A job's stored files; none before it has ended."""
     # The record first, so that a job that ends between the two calls is reported as incomplete, never the reverse.
     record = service.get(job_id, owner)
-    return artifacts_of(service.artifacts(job_id, owner), record)
+    every = sorted(service.artifacts(job_id, owner), key=lambda found: found.path)
+    found, following = page_of(every, lambda each: each.path, limit=limit, cursor=cursor)
+    return answer(request, artifacts_of(found, record, following), fields, ArtifactFile)
 
 
 def _dry_run(asked: JobSpec, preview: Preview) -> Response[Any]:

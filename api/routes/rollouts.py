@@ -10,18 +10,21 @@ import asyncio
 import math
 from typing import Annotated, Any
 
-from litestar import MediaType, Request, Response, Router, get
+from litestar import Request, Response, Router, get
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromQuery, QueryParameter, SkipValidation
-from litestar.serialization import encode_json
 
 from api.dependencies import Owner, Service
+from api.fields import Fields, wanted
+from api.lists import Cursor, Limit, answer, encoded, page_of
 from api.problems import bad_parameter, responses
 from api.queries import bad_query
 from api.routes.jobs import READ, JobId, check_id
 from api.schemas import FinishWord, RolloutList, RolloutStepList
 from api.threads import FairThreads
+from grpo_core.run_dir.records import Rollout
 from jobs.read.rollout_query import RolloutOrder, RolloutQuery
+from jobs.read.rollouts import RolloutStep
 
 READS_AT_ONCE = 2
 MAX_WAITING_READS = 32
@@ -57,9 +60,10 @@ def _require_finite(**bounds: float | None) -> None:
     operation_id="listRollouts",
     summary="Single completions with their rewards",
     opt=READ,
-    responses=responses("bad_query", "not_found"),
+    responses=responses("bad_query", "unknown_field", "not_found"),
 )
 async def list_rollouts(
+    request: Request[Any, Any, Any],
     job_id: JobId,
     owner: Owner,
     service: Service,
@@ -78,9 +82,11 @@ async def list_rollouts(
     cursor: Annotated[
         str | None, QueryParameter(min_length=1, max_length=400, description="`next_cursor` of the previous page")
     ] = None,
+    fields: Fields = None,
 ) -> Response[RolloutList]:
     """A page of a job's completions, also while it runs. A step and a prompt select a group; all filters must match."""
     _require_finite(reward_lt=reward_lt, reward_gt=reward_gt)
+    wanted(fields, Rollout)
     query = RolloutQuery(
         step=step,
         step_from=step_from,
@@ -92,19 +98,12 @@ async def list_rollouts(
         order=order,
     )
 
-    def read() -> bytes:
-        page = service.rollouts(job_id, owner, query, limit=limit, cursor=cursor)
-        return encode_json(
-            RolloutList(
-                data=page.items,
-                has_more=page.next_cursor is not None,
-                next_cursor=page.next_cursor,
-            )
-        )
+    def read() -> Response[Any]:
+        found = service.rollouts(job_id, owner, query, limit=limit, cursor=cursor)
+        page = RolloutList(data=found.items, has_more=found.next_cursor is not None, next_cursor=found.next_cursor)
+        return encoded(answer(request, page, fields, Rollout))
 
-    # Encoded in the thread too, because a page may have megabytes.
-    body: Any = await asyncio.get_running_loop().run_in_executor(threads, read)
-    return Response(body, media_type=MediaType.JSON)
+    return await asyncio.get_running_loop().run_in_executor(threads, read)
 
 
 @get(
@@ -112,12 +111,23 @@ async def list_rollouts(
     operation_id="listRolloutSteps",
     summary="The steps that have completions",
     opt=READ,
-    responses=responses("bad_query", "not_found"),
+    responses=responses("bad_query", "unknown_field", "not_found"),
 )
-async def list_steps(job_id: JobId, owner: Owner, service: Service, threads: Threads) -> RolloutStepList:
+async def list_steps(
+    request: Request[Any, Any, Any],
+    job_id: JobId,
+    owner: Owner,
+    service: Service,
+    threads: Threads,
+    limit: Limit = None,
+    cursor: Cursor = None,
+    fields: Fields = None,
+) -> Response[RolloutStepList]:
     """Every step that has completions, with its prompts and the spread of its rewards."""
-    found = await asyncio.get_running_loop().run_in_executor(threads, service.rollout_steps, job_id, owner)
-    return RolloutStepList(data=found)
+    every = await asyncio.get_running_loop().run_in_executor(threads, service.rollout_steps, job_id, owner)
+    found, following = page_of(every, lambda each: each.step, limit=limit, cursor=cursor)
+    page = RolloutStepList(data=found, has_more=following is not None, next_cursor=following)
+    return answer(request, page, fields, RolloutStep)
 
 
 ROUTER = Router(

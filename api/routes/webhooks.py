@@ -16,11 +16,17 @@ from litestar.params import PathParameter, QueryParameter, SkipValidation
 from api.auth import scope
 from api.bodies import JSON_ERRORS, read_json
 from api.dependencies import Owner, Service
+from api.fields import Fields
+from api.lists import Cursor, Limit, answer, page_of
 from api.problems import responses
 from api.schemas import Webhook, WebhookDelivery, WebhookDeliveryList, WebhookList, delivery_of, webhook_of
 from grpo_core.spec import Problem
 from jobs.errors import NotFound, Rejected
+from jobs.webhooks.deliveries import Delivery
 from jobs.webhooks.registry import WEBHOOK_ID
+
+MAX_DELIVERIES = 100_000
+"""More than are kept."""
 
 WebhookId = Annotated[str, PathParameter(description="One of your webhooks", schema_extra={"pattern": WEBHOOK_ID})]
 
@@ -98,12 +104,24 @@ def create_webhook(asked: Asked, owner: Owner, service: Service) -> Response[Web
     operation_id="listWebhooks",
     summary="List your webhooks",
     opt=scope("jobs:read"),
-    responses=responses("bad_query"),
+    responses=responses("bad_query", "unknown_field"),
     sync_to_thread=True,
 )
-def list_webhooks(owner: Owner, service: Service) -> WebhookList:
-    """All of the caller's webhooks, without their secrets."""
-    return WebhookList(data=[webhook_of(record) for record in service.webhooks.all(owner)])
+def list_webhooks(
+    request: Request[Any, Any, Any],
+    owner: Owner,
+    service: Service,
+    limit: Limit = None,
+    cursor: Cursor = None,
+    fields: Fields = None,
+) -> Response[WebhookList]:
+    """The caller's webhooks, without their secrets."""
+    every = sorted(service.webhooks.all(owner), key=lambda record: record.id)
+    found, following = page_of(every, lambda record: record.id, limit=limit, cursor=cursor)
+    page = WebhookList(
+        data=[webhook_of(record) for record in found], has_more=following is not None, next_cursor=following
+    )
+    return answer(request, page, fields, Webhook)
 
 
 @get(
@@ -157,19 +175,30 @@ def test_webhook(webhook_id: WebhookId, owner: Owner, service: Service) -> Webho
     operation_id="listWebhookDeliveries",
     summary="List a webhook's deliveries, newest first",
     opt=scope("jobs:read"),
-    responses=responses("bad_query", "not_found"),
+    responses=responses("bad_query", "unknown_field", "not_found"),
     sync_to_thread=True,
 )
 def list_deliveries(
+    request: Request[Any, Any, Any],
     webhook_id: WebhookId,
     owner: Owner,
     service: Service,
-    limit: Annotated[int, QueryParameter(ge=1, le=1000, description="Deliveries to list")] = 20,
-) -> WebhookDeliveryList:
+    limit: Annotated[int, QueryParameter(ge=1, le=1000, description="Deliveries per page")] = 20,
+    cursor: Cursor = None,
+    fields: Fields = None,
+) -> Response[WebhookDeliveryList]:
     """Events of the last 8 days with their attempts and the last status. What a receiver answered is not kept."""
-    return WebhookDeliveryList(
-        data=[delivery_of(delivery) for delivery in service.webhooks.deliveries(owner, webhook_id, limit)]
+    every = service.webhooks.deliveries(owner, webhook_id, limit + 1 if cursor is None else MAX_DELIVERIES)
+    found, following = page_of(every, place_of, limit=limit, cursor=cursor, newest_first=True)
+    page = WebhookDeliveryList(
+        data=[delivery_of(delivery) for delivery in found], has_more=following is not None, next_cursor=following
     )
+    return answer(request, page, fields, WebhookDelivery)
+
+
+def place_of(delivery: Delivery) -> list[Any]:
+    """What deliveries are ordered by."""
+    return [delivery.created_at.timestamp(), delivery.event_id]
 
 
 ROUTER = Router(

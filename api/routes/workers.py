@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from litestar import Request, Router, delete, get, post
+from litestar import Request, Response, Router, delete, get, post
 from litestar.di import NamedDependency, Provide
 from litestar.params import PathParameter, QueryParameter
 
 from api.auth import scope
 from api.bodies import JSON_ERRORS, read_fields
 from api.dependencies import IsOperator, Owner, Service
+from api.fields import Fields
+from api.lists import answer
 from api.problems import invalid_body, responses
 from api.schemas import Worker, WorkerList, worker_of
 from jobs.store.drains import MODES, DrainMode
@@ -40,10 +42,11 @@ async def read_mode(request: Request[Any, Any, Any]) -> DrainMode:
     operation_id="listWorkers",
     summary="List the workers, by name",
     opt=READ,
-    responses=responses("bad_query"),
+    responses=responses("bad_query", "unknown_field"),
     sync_to_thread=True,
 )
 def list_workers(
+    request: Request[Any, Any, Any],
     owner: Owner,
     operator: IsOperator,
     service: Service,
@@ -51,14 +54,16 @@ def list_workers(
     cursor: Annotated[
         str | None, QueryParameter(max_length=200, description="`next_cursor` of the previous page")
     ] = None,
-) -> WorkerList:
+    fields: Fields = None,
+) -> Response[WorkerList]:
     """The workers that are connected, fell silent within the last hour, or are drained."""
-    page = service.list_workers(limit=limit, cursor=cursor)
-    return WorkerList(
-        data=[worker_of(worker, viewer=None if operator else owner) for worker in page.items],
-        has_more=page.next_cursor is not None,
-        next_cursor=page.next_cursor,
+    found = service.list_workers(limit=limit, cursor=cursor)
+    page = WorkerList(
+        data=[worker_of(worker, viewer=None if operator else owner) for worker in found.items],
+        has_more=found.next_cursor is not None,
+        next_cursor=found.next_cursor,
     )
+    return answer(request, page, fields, Worker)
 
 
 @get(

@@ -27,6 +27,9 @@ from grpo_client.cli.text import count
 from grpo_client.results import Job, JobDetail, JobError, Trial
 from grpo_client.words import FETCH_FAILURES, WAIT_REASONS
 
+COLUMNS = ("id", "name", "status", "step", "total_steps", "reward", "created_at")
+"""Fields of a job that a line of the list shows."""
+
 Pairs = Annotated[list[str] | None, Parameter(name="--metadata", negative="", help="Only jobs with this KEY=VALUE.")]
 
 Best = Annotated[
@@ -59,9 +62,11 @@ def list_jobs(
     kind: str | None = None,
     priority: str | None = None,
     owner: str | None = None,
+    sort: str | None = None,
+    fields: str | None = None,
     json: AsJson = False,
 ) -> None:
-    """List your jobs, newest first.
+    """List your jobs, newest first unless you sort them.
 
     Parameters
     ----------
@@ -81,11 +86,25 @@ def list_jobs(
         Only jobs with this priority: low, normal or high.
     owner
         For operators: this owner's jobs; * stands for all owners.
+    sort
+        By created, updated, name, status, priority, owner or reward; with a minus from the largest: --sort=-reward.
+    fields
+        With --json: only these fields of each job, such as id,spec.model.name.
     """
+    chosen = (fields.split(",") if fields else ()) if json else COLUMNS
     filters = {"search": search, "kind": kind, "priority": priority, "owner": owner}
     wanted = dict(_pair(text) for text in metadata or [])
     with connected() as client:
-        page = client.list(limit=limit, cursor=cursor, status=status, metadata=wanted, group=group, **filters)
+        page = client.list(
+            limit=limit,
+            cursor=cursor,
+            status=status,
+            metadata=wanted,
+            group=group,
+            sort=sort,
+            fields=chosen,
+            **filters,
+        )
     if json:
         print_json(page)
         return
@@ -100,7 +119,7 @@ def list_jobs(
         numbers = f"{_steps(job):>11}  {_reward(job):>7}"
         say(f"{job.id}  {job.status:<10}  {numbers}  {created}  {job.name or ''}".rstrip())
     if page.next_cursor:
-        say(f"More: grpo list --cursor {page.next_cursor}")
+        say(f"More: grpo list{f' --sort={sort}' if sort else ''} --cursor {page.next_cursor}")
 
 
 def show(job_id: str, /, *, json: AsJson = False) -> None:

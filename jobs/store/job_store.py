@@ -467,6 +467,17 @@ class JobStore:
                 log.error("record_unreadable", job_id=job_id, reason=str(error))  # noqa: TRY400 - needs no traceback
         return records
 
+    def values(self, job_ids: list[str], field: str) -> list[str]:
+        """Return one field of each record as its text, in order; an empty text where there is none."""
+
+        def read() -> list[str | None]:
+            pipeline = self.client.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipeline.hget(f"{self.prefix}:job:{job_id}", field)
+            return pipeline.execute()
+
+        return [value or "" for value in self._call(read)]
+
     def times(self, job_ids: list[str]) -> dict[str, tuple[int, int]]:
         """Return the start of each job's current run (0 without one) and the duration of earlier runs, in ms."""
 

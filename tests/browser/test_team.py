@@ -94,6 +94,31 @@ def test_jobs_are_searched_and_cancelled_together(visit: Visit, stack: Stack) ->
     page.get_by_text("1 job chosen").wait_for()
 
 
+def test_jobs_are_sorted_and_listed_by_kind(visit: Visit, stack: Stack) -> None:
+    last, first = (stack.service.submit(parse_spec({"name": name}), OWNER).id for name in ("zz sorted", "aa sorted"))
+    trial = stack.service.submit(parse_spec({"name": "mm sorted", "kind": "try"}), OWNER).id
+    visitor = visit()
+    page = visitor.page
+    visitor.log_in()
+    page.locator("#search").fill("sorted")
+    page.locator("#search").press("Enter")
+    visitor.arrived("search=sorted")
+    shown = "[...document.querySelectorAll('tr[data-job]')].map((one) => one.dataset.job)"
+    assert page.evaluate(shown) == [trial, first, last]
+    sent: list[str] = []
+    page.on("response", lambda answer: sent.append(answer.url) if "/jobs?" in answer.url else None)
+    page.locator("#sort").select_option("name")
+    visitor.arrived("sort=name")
+    assert page.evaluate(shown) == [first, trial, last]
+    assert all("fields=id" in url for url in sent)
+    page.locator("#kind").select_option("try")
+    visitor.arrived("kind=try")
+    assert page.evaluate(shown) == [trial]
+    assert "Trial" in page.locator(f"tr[data-job={trial}]").inner_text()
+    for job_id in (first, last, trial):
+        stack.service.cancel(job_id, OWNER)
+
+
 def test_an_operator_lists_the_jobs_of_all_owners(visit: Visit, stack: Stack) -> None:
     job_id = stack.service.submit(parse_spec({"name": "of noah"}), "noah").id
     visitor = visit()

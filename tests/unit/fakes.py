@@ -29,6 +29,7 @@ from jobs.read.archive import Archive
 from jobs.read.events import EventPage
 from jobs.read.fleet import FleetWorker, WorkerState
 from jobs.read.groups import GroupSummary, summarise
+from jobs.read.job_order import JobOrder
 from jobs.read.queue_position import QueuePosition, WaitReason
 from jobs.read.rollout_query import RolloutQuery, decode_cursor
 from jobs.read.rollouts import Rollout, RolloutStep
@@ -260,9 +261,17 @@ class FakeJobService:
         metadata: dict[str, str],
         group: str | None = None,
         find: JobFilter | None = None,
+        order: JobOrder | None = None,
     ) -> Page[JobRecord]:
         self._check()
         find = find or JobFilter()
+        if order is not None:
+            every = self.list_jobs(
+                owner, limit=10**6, cursor=None, status=status, metadata=metadata, group=group, find=find
+            ).items
+            texts = [(record.id, _text_of(getattr(record, order.field))) for record in every]
+            ids, following = order.page(texts, limit=limit, cursor=cursor)
+            return Page(items=[self.jobs[job_id] for job_id in ids], next_cursor=following)
         mine = [
             record
             for record in sorted(self.jobs.values(), key=lambda r: r.id, reverse=True)
@@ -538,6 +547,13 @@ class FakeJobService:
     def _check(self) -> None:
         if self.fail is not None:
             raise self.fail
+
+
+def _text_of(value: Any) -> str:
+    """A field as Valkey holds it."""
+    if isinstance(value, datetime):
+        return str(round(value.timestamp() * 1000))
+    return "" if value is None else str(value)
 
 
 def _words_of(record: JobRecord) -> str:

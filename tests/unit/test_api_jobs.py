@@ -20,6 +20,8 @@ Client = TestClient[Litestar]
 JSON = {"Content-Type": "application/json"}
 FOREIGN = "job-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
+LAST_PAGE = {"has_more": False, "next_cursor": None}
+
 
 def test_the_lifespan_starts_and_closes_the_service() -> None:
     service = FakeJobService()
@@ -173,7 +175,7 @@ def test_too_many_requests_are_refused_before_anything_is_read(client: Client, s
 
 def test_checkpoints_have_links(client: Client, service: FakeJobService) -> None:
     record = service.put(make_record(), status=JobStatus.RUNNING)
-    assert client.get(f"/jobs/{record.id}/checkpoints").json() == {"object": "list", "data": []}
+    assert client.get(f"/jobs/{record.id}/checkpoints").json() == {"object": "list", "data": [], **LAST_PAGE}
     service.add_artifact(record.id, "adapter_config.json", b"{}")
     (found,) = client.get(f"/jobs/{record.id}/checkpoints").json()["data"]
     assert (found["step"], found["epoch"], found["files"][0]["size"]) == (5, 1, 2)
@@ -375,12 +377,14 @@ def test_metrics_are_a_list(client: Client, service: FakeJobService) -> None:
     for step in (1, 2, 3):
         service.add_event(record.id, "metric", step=step, reward=step / 2)
     answer = client.get(f"/jobs/{record.id}/metrics?after_step=1").json()
-    assert answer == {"object": "list", "data": [{"reward": 1.0, "step": 2}, {"reward": 1.5, "step": 3}]}
+    data = [{"reward": 1.0, "step": 2}, {"reward": 1.5, "step": 3}]
+    assert answer == {"object": "list", "data": data, **LAST_PAGE}
 
 
 def test_artifacts_are_complete_when_the_job_has_ended(client: Client, service: FakeJobService) -> None:
     record = service.put(make_record(), status=JobStatus.RUNNING)
-    assert client.get(f"/jobs/{record.id}/artifacts").json() == {"object": "list", "data": [], "complete": False}
+    none = {"object": "list", "data": [], "complete": False, **LAST_PAGE}
+    assert client.get(f"/jobs/{record.id}/artifacts").json() == none
     artifact = service.add_artifact(record.id, "adapter/adapter_config.json", b"{}")
     service.put(record, status=JobStatus.SUCCEEDED)
     answer = client.get(f"/jobs/{record.id}/artifacts").json()

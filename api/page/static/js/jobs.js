@@ -9,6 +9,10 @@ import { badge, busy, confirmed, empty, jobName, problemCard, progressBar, toast
 const POLL_MS = 4000;
 const PAGE = 25;
 const PAIR = /^([^=]+)=(.+)$/;
+const KINDS = ["training", "try", "serving", "export"];
+const SORTS = ["-created", "-updated", "name", "status", "-priority", "-reward", "owner"];
+/** What a row shows of a job: the rest of its spec is not sent. */
+const FIELDS = ["id", "name", "owner", "status", "phase", "metadata", "spec.kind", "spec.model.name", "epoch", "step", "total_steps", "progress", "checkpoint_step", "reward", "created_at", "updated_at", "started_at", "finished_at", "group", "priority", "error"].join(",");
 const STATUSES = ["queued", "running", "paused", "succeeded", "failed", "cancelled"];
 
 export async function jobsView(_, query, holder) {
@@ -35,8 +39,11 @@ export async function jobsView(_, query, holder) {
     const search = h("input", { type: "search", id: "search", data: { focus: "search" }, value: filters.search, placeholder: t("jobs.search.example"), "aria-label": t("jobs.search"), title: t("jobs.search"), maxlength: 100, onchange: () => (location.hash = address({ ...filters, search: search.value.trim() })) });
     const priorities = ["", "high", "normal", "low"].map((name) => h("option", { value: name, selected: name === filters.priority }, name ? t(`priority.${name}`) : t("jobs.priority.all")));
     const priority = h("select", { id: "priority", class: "quiet", data: { focus: "priority" }, "aria-label": t("jobs.priority"), onchange: () => (location.hash = address({ ...filters, priority: priority.value })) }, priorities);
+    const kind = h("select", { id: "kind", class: "quiet", data: { focus: "kind" }, "aria-label": t("jobs.kind"), onchange: () => (location.hash = address({ ...filters, kind: kind.value })) }, ["", ...KINDS].map((name) => h("option", { value: name, selected: name === filters.kind }, t(`jobs.kind.${name || "all"}`))));
+    const sorts = SORTS.filter((name) => name !== "owner" || isOperator);
+    const sort = h("select", { id: "sort", class: "quiet", data: { focus: "sort" }, "aria-label": t("jobs.sort"), onchange: () => (location.hash = address({ ...filters, sort: sort.value === SORTS[0] ? "" : sort.value })) }, sorts.map((name) => h("option", { value: name, selected: name === (filters.sort || SORTS[0]) }, t(`jobs.sort.${name.replace("-", "")}`))));
     const everyone = isOperator ? h("label", { class: "everyone" }, h("input", { type: "checkbox", id: "everyone", checked: filters.owner === "*", data: { focus: "everyone" }, onchange: (event) => (location.hash = address({ ...filters, owner: event.target.checked ? "*" : "" })) }), " ", t("jobs.everyone")) : null;
-    redraw(bar, h("div", { class: "chips", role: "group", "aria-label": t("jobs.status") }, chip("", t("jobs.all")), STATUSES.map((status) => chip(status, t(`status.${status}`)))), everyone, priority, search, field);
+    redraw(bar, h("div", { class: "chips", role: "group", "aria-label": t("jobs.status") }, chip("", t("jobs.all")), STATUSES.map((status) => chip(status, t(`status.${status}`)))), everyone, kind, priority, sort, search, field);
   }
 
   async function load() {
@@ -46,7 +53,7 @@ export async function jobsView(_, query, holder) {
     const pair = PAIR.exec(filters.metadata);
     if (filters.metadata && !pair) return { data, more };
     for (let page = 0; page < pages; page += 1) {
-      const values = { limit: PAGE, cursor, status: filters.status, search: filters.search, priority: filters.priority, owner: filters.owner };
+      const values = { limit: PAGE, cursor, status: filters.status, search: filters.search, kind: filters.kind, priority: filters.priority, owner: filters.owner, sort: filters.sort, fields: FIELDS };
       if (pair) values[`metadata[${pair[1].trim()}]`] = pair[2].trim();
       const answer = await get(`/jobs${queryString(values)}`);
       data.push(...answer.data);
@@ -104,7 +111,7 @@ export async function jobsView(_, query, holder) {
   function draw({ data, more }) {
     list.removeAttribute("aria-busy");
     if (!data.length) {
-      const isFiltered = filters.status || filters.metadata || filters.search || filters.priority;
+      const isFiltered = filters.status || filters.metadata || filters.search || filters.priority || filters.kind;
       const isMisread = filters.metadata && !PAIR.test(filters.metadata);
       fill(list, isFiltered ? empty(t(isMisread ? "jobs.metadata.misread" : "jobs.none.filtered"), h("p", {}, h("a", { href: "#/" }, t("jobs.all")))) : empty(t("jobs.none"), h("p", {}, t("jobs.none.hint")), h("p", {}, h("a", { class: "button primary", href: "#/new" }, t("nav.new")))));
       return;
@@ -129,7 +136,7 @@ export async function jobsView(_, query, holder) {
       "tr",
       { data: { job: job.id } },
       h("td", { class: "pick" }, box),
-      h("td", { class: "name" }, h("a", { href: `#/jobs/${job.id}`, data: { focus: job.id } }, raw(jobName(job))), h("div", { class: "sub" }, raw(job.spec.model.name), filters.owner ? raw(job.owner, { class: "tag" }) : null, job.priority && job.priority !== "normal" ? h("span", { class: `tag priority-${job.priority}` }, t(`priority.${job.priority}`)) : null, job.group ? h("a", { class: "tag", href: `#/groups/${job.group}`, data: { focus: `group-${job.id}` } }, t("group.title")) : null, tags.map(([key, value]) => raw(`${key}=${value}`, { class: "tag" })))),
+      h("td", { class: "name" }, h("a", { href: `#/jobs/${job.id}`, data: { focus: job.id } }, raw(jobName(job))), h("div", { class: "sub" }, raw(job.spec.model.name), job.spec.kind && job.spec.kind !== "training" ? h("span", { class: "tag kind" }, t(`jobs.kind.${job.spec.kind}`)) : null, filters.owner ? raw(job.owner, { class: "tag" }) : null, job.priority && job.priority !== "normal" ? h("span", { class: `tag priority-${job.priority}` }, t(`priority.${job.priority}`)) : null, job.group ? h("a", { class: "tag", href: `#/groups/${job.group}`, data: { focus: `group-${job.id}` } }, t("group.title")) : null, tags.map(([key, value]) => raw(`${key}=${value}`, { class: "tag" })))),
       h("td", { class: "state" }, badge(job.status, job.status === "running" ? job.phase : null), job.error ? h("div", { class: "sub" }, has(`class.${job.error.class}`) ? t(`class.${job.error.class}`) : raw(job.error.class)) : null),
       h("td", { class: "steps" }, progressBar(job)),
       h("td", { class: "reward" }, raw(fixed(job.reward, 2), { class: "value" }), sparkline(curves[job.id])),
@@ -203,7 +210,7 @@ export async function jobsView(_, query, holder) {
 function read(query) {
   const status = query.get("status") ?? "";
   const text = (name) => query.get(name) ?? "";
-  return { status: STATUSES.includes(status) ? status : "", metadata: text("metadata"), search: text("search"), priority: text("priority"), owner: text("owner") };
+  return { status: STATUSES.includes(status) ? status : "", metadata: text("metadata"), search: text("search"), priority: text("priority"), kind: KINDS.includes(text("kind")) ? text("kind") : "", sort: SORTS.includes(text("sort")) ? text("sort") : "", owner: text("owner") };
 }
 
 function address(filters) {

@@ -82,7 +82,7 @@ export class Serving {
 
   /** The serving job of this model that has not ended. */
   async unfinished() {
-    const pages = await Promise.all(["queued", "running"].map((status) => get(`/jobs${query({ status, limit: 100 })}`)));
+    const pages = await Promise.all(["queued", "running"].map((status) => get(`/jobs${query({ status, kind: "serving", limit: 100 })}`)));
     return pages.flatMap((page) => page.data).find((one) => one.spec.kind === "serving" && one.spec.serving?.job === this.job) ?? null;
   }
 

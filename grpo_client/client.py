@@ -407,13 +407,14 @@ class GrpoClient:
         steps: Sequence[int] = (),
         ttl_seconds: int | None = None,
         idle_seconds: int | None = None,
+        engine: str | None = None,
         idempotency_key: str | None = None,
     ) -> results.SubmittedJob:
         """Start to serve a job's adapters, or a base `model` alone; returns the session, a job of kind serving.
 
         `models` lists its models once it answers. Sent again like a submission.
         """
-        body = _given(job=job_id, model=model, ttl_seconds=ttl_seconds, idle_seconds=idle_seconds)
+        body = _given(job=job_id, model=model, ttl_seconds=ttl_seconds, idle_seconds=idle_seconds, engine=engine)
         body |= {"steps": [*steps]} if steps else {}
         return results.SubmittedJob(self._submit("/serving", body, idempotency_key))
 

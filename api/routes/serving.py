@@ -23,7 +23,7 @@ from api.schemas import SubmittedJob, submitted_job
 from grpo_core.spec import JobSpec, Problem, SpecError, parse_spec
 from jobs.errors import Rejected
 
-_OWN: Final = ("job", "steps", "ttl_seconds", "idle_seconds")
+_OWN: Final = ("job", "steps", "ttl_seconds", "idle_seconds", "engine")
 _SPEC: Final = ("name", "metadata", "resources", "data")
 _EXPECTED: Final = 'What to serve is expected in the body: {"job": "JOB", "steps": [50], "ttl_seconds": 900}.'
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -33,6 +33,7 @@ def serve(
     *,
     steps: str = "",
     ttl: Ttl = None,
+    engine: Literal["auto", "native", "vllm", "transformers"] | None = None,
     no_wait: Annotated[bool, Parameter(negative="")] = False,
     json: AsJson = False,
 ) -> int:
@@ -44,11 +45,13 @@ def serve(
         The job's id.
     steps
         Checkpoints to serve too, such as 25,50.
+    engine
+        What computes the answers; without it the service chooses.
     no_wait
         Only start the session.
     """
     with connected() as client:
-        session = client.serve(job, steps=_steps_of(steps), ttl_seconds=ttl)
+        session = client.serve(job, steps=_steps_of(steps), ttl_seconds=ttl, engine=engine)
         for warning in session.warnings:
             note(f"warning: {warning.message}")
         models = [] if no_wait else wait_until_served(client, session)

@@ -1,7 +1,8 @@
-"""Private uses of a vLLM engine in this process: its settings, its tensors, and the times in its log.
+"""Private uses of a vLLM engine in this process: its settings, its tensors, the times in its log, and serving by steps.
 
-Owns how each request of a rollout gets its seed, and how the engine's memory is released. Imports neither vLLM nor
-torch. Invariant: if the settings of an engine cannot be read, the run fails before its first step.
+Owns how each request of a rollout gets its seed, how the engine's memory is released, and which names of vLLM serving
+uses. Imports no torch, and vLLM only for serving. Invariant: if the settings of an engine cannot be read, or a name has
+changed, the run fails before its first step or answer.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import copy
 import logging
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from grpo_core.compat import reach
+from grpo_core.compat import Use, reach, require
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +38,67 @@ _PHASES: Final = {
     "Graph capturing": "vllm_graphs",
     "init engine": "vllm_engine",
 }
+
+
+SERVING: Final = (
+    Use(
+        name="vllm:EngineArgs",
+        named=(
+            *("model", "dtype", "seed", "max_model_len", "max_num_seqs", "max_logprobs", "gpu_memory_utilization"),
+            *("enable_prefix_caching", "distributed_executor_backend", "generation_config", "compilation_config"),
+            *("disable_log_stats", "trust_remote_code", "quantization"),
+            *("enable_lora", "max_loras", "max_cpu_loras", "max_lora_rank"),
+        ),
+    ),
+    Use(name="vllm:LLMEngine.from_engine_args", positional=1),
+    Use(name="vllm:LLMEngine.add_request", positional=4, named=("lora_request",)),
+    Use(name="vllm:LLMEngine.abort_request", positional=2),
+    Use(name="vllm:LLMEngine.add_lora", positional=2),
+    Use(name="vllm:LLMEngine.step", positional=1),
+    Use(
+        name="vllm:SamplingParams",
+        named=(
+            *("n", "temperature", "top_p", "seed", "max_tokens", "logprobs", "stop_token_ids", "ignore_eos"),
+            *("detokenize", "output_kind"),
+        ),
+    ),
+    Use(name="vllm.sampling_params:RequestOutputKind.DELTA"),
+    Use(
+        name="vllm.lora.request:LoRARequest",
+        named=("lora_name", "lora_int_id", "lora_path", "base_model_name"),
+    ),
+    Use(name="vllm.inputs.engine:tokens_input", positional=1),
+)
+"""What serving calls. Only the methods of an engine that runs in this process are used, step by step."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServingParts:
+    """The classes and functions of vLLM that serving calls."""
+
+    arguments: Any
+    engine: Any
+    sampling: Any
+    deltas: Any
+    """Outputs have only what is new."""
+    adapter: Any
+    prompt: Any
+    """Makes a prompt of token ids."""
+
+
+@cache
+def serving_parts() -> ServingParts:
+    """Import vLLM's parts. Raises `LibraryChanged` if one is missing or takes other arguments."""
+    require("vllm", READ_IN, SERVING)
+    vllm: Any = import_module("vllm")
+    return ServingParts(
+        arguments=vllm.EngineArgs,
+        engine=vllm.LLMEngine,
+        sampling=vllm.SamplingParams,
+        deltas=import_module("vllm.sampling_params").RequestOutputKind.DELTA,
+        adapter=import_module("vllm.lora.request").LoRARequest,
+        prompt=import_module("vllm.inputs.engine").tokens_input,
+    )
 
 
 class StartUpTimes(logging.Handler):

@@ -26,13 +26,27 @@ class Model(Protocol):
     stops: frozenset[int]
     context: int
     """Largest number of tokens of prompt and answer together."""
+    rows: int
+    """Largest number of answers that are generated at the same time."""
+    prompt_tokens: int
+    """Prompts that are read together have at most this many tokens; one prompt may have more."""
+    cache_tokens: int | None
+    """Tokens that fit into all caches together; None: as many as there are rows."""
 
-    def prefill(self, adapter: str, ids: Sequence[int], tokens: int) -> tuple[Any, torch.Tensor]:
-        """Read a prompt. Returns a cache with room for `tokens` more, and the logits (vocabulary) of the next token."""
+    def reserve(self, tokens: int) -> Any | None:
+        """Return an empty cache with room for `tokens`; None if there is no room now."""
         ...
 
-    def fork(self, cache: Any) -> Any:
-        """Return a copy of a cache, for another answer to the same prompt."""
+    def release(self, cache: Any) -> None:
+        """Give a cache's room back."""
+        ...
+
+    def prefill(self, adapter: str, prompts: Sequence[tuple[Sequence[int], Any]]) -> torch.Tensor:
+        """Read each prompt into its empty cache. Returns the logits (prompts × vocabulary) of the next tokens."""
+        ...
+
+    def copy(self, cache: Any, into: Any) -> None:
+        """Fill an empty cache with what another has read, for another answer to the same prompt."""
         ...
 
     def step(self, adapter: str, rows: Sequence[tuple[int, Any]]) -> torch.Tensor:

@@ -1,14 +1,16 @@
-"""The `native` engine's model for serving: one matrix product for all rows of an adapter, attention row by row.
+"""The `native` engine's model for serving: one matrix product for all rows of an adapter.
 
-Owns the caches and the adapters' matrices. Uses the arithmetic of the engine's decoder, so that a greedy answer is the
-one that an evaluation of the same checkpoint gave. Invariant: a cache belongs to one row and has room for all of its
-tokens from the start.
+Owns the caches and the adapters' matrices. On a GPU the caches share one pool, and a step of all rows is one CUDA graph
+(`pool`); on a CPU each row has its own tensors and its attention is computed alone, with the arithmetic of the engine's
+decoder: there a greedy answer is the one that an evaluation of the same checkpoint gave. Invariant: a cache belongs to
+one row and has room for all of its tokens from the start.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Final
 
 import torch
@@ -24,19 +26,24 @@ from grpo_core.engines.native.packed import attention_for
 from grpo_core.engines.native.weights import Weights
 from grpo_core.errors import JobFailure
 from grpo_core.reasons import FailureCode
-from grpo_core.serving.wire import BASE
+from grpo_core.serving.pool import GraphStep, Pool, can_pool
+from grpo_core.serving.wire import BASE, CPU_ROWS, GPU_ROWS
 from grpo_core.spec import JobSpec
 
 MAX_CONTEXT: Final = 8192
 """Longest conversation, for the memory of its keys and values."""
+PROMPT_TOKENS: Final = 4096
+"""Tokens of prompts that a GPU reads between two steps."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RowCache:
     """Keys and values of one row: layers × tokens × 2 × key heads × head size."""
 
     values: torch.Tensor
-    length: int
+    begin: int = 0
+    """The place of its first token in the pool, if there is one."""
+    length: int = 0
 
 
 class NativeModel:
@@ -57,32 +64,69 @@ class NativeModel:
         positions = torch.arange(self.context, device=weights.device)
         self._angles = rotary_angles(a, positions, weights.dtype)
         self._attention = attention_for(weights.device, weights.dtype, a.heads // a.kv_heads)
+        self.rows, self.prompt_tokens = CPU_ROWS, 0
+        self.cache_tokens: int | None = None
+        self._pool: Pool | None = None
+        if can_pool(weights):
+            self._use(Pool.for_memory(weights, self.context))
+
+    def _use(self, pool: Pool) -> None:
+        self._pool, self.cache_tokens = pool, pool.tokens
+        self.rows, self.prompt_tokens = GPU_ROWS, PROMPT_TOKENS
+        self._graphs = GraphStep(self._weights, self._pairs, self._angles, pool, self.rows)
+
+    def reserve(self, tokens: int) -> RowCache | None:
+        """Return an empty cache, or None."""
+        if self._pool is None:
+            a, weights = self._weights.architecture, self._weights
+            shape = (a.layers, tokens, 2, a.kv_heads, a.head)
+            return RowCache(torch.empty(shape, dtype=weights.dtype, device=weights.device))
+        begin = self._pool.take(tokens)
+        return None if begin is None else RowCache(self._pool.values[:, begin : begin + tokens], begin)
+
+    def release(self, cache: RowCache) -> None:
+        """Give a cache's room back."""
+        if self._pool is not None:
+            self._pool.give(cache.begin)
 
     @torch.no_grad()
-    def prefill(self, adapter: str, ids: Sequence[int], tokens: int) -> tuple[RowCache, torch.Tensor]:
-        """Read a prompt."""
-        weights, a = self._weights, self._weights.architecture
-        shape = (a.layers, len(ids) + tokens, 2, a.kv_heads, a.head)
-        cache = torch.empty(shape, dtype=weights.dtype, device=weights.device)
-        layout = lay_out([Group(len(ids), ())]).to(weights.device)
+    def prefill(self, adapter: str, prompts: Sequence[tuple[Sequence[int], RowCache]]) -> torch.Tensor:
+        """Read each prompt."""
+        weights = self._weights
+        layout = lay_out([Group(len(ids), ()) for ids, _ in prompts]).to(weights.device)
+        ends = list(accumulate(len(ids) for ids, _ in prompts))
 
         def attend(number: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-            cache[number, : len(ids)] = kv
+            for end, (ids, cache) in zip(ends, prompts, strict=True):
+                cache.values[number, : len(ids)] = kv[end - len(ids) : end]
             k, v = kv.unbind(1)
             return self._attention(q, k, v, layout).flatten(1)
 
-        embedded = weights.embedding[torch.tensor(ids, device=weights.device)]
-        angles = tuple(half[: len(ids)] for half in self._angles)
-        x = hidden(weights, embedded, angles, self._pairs[adapter].__getitem__, attend)
-        return RowCache(cache, len(ids)), functional.linear(x[-1:], weights.head)[0]
+        given = torch.tensor([token for ids, _ in prompts for token in ids], device=weights.device)
+        places = torch.tensor([at for ids, _ in prompts for at in range(len(ids))], device=weights.device)
+        angles = tuple(half[places] for half in self._angles)
+        x = hidden(weights, weights.embedding[given], angles, self._pairs[adapter].__getitem__, attend)
+        for ids, cache in prompts:
+            cache.length = len(ids)
+        return functional.linear(x[[end - 1 for end in ends]], weights.head)
 
-    def fork(self, cache: RowCache) -> RowCache:
+    def copy(self, cache: RowCache, into: RowCache) -> None:
         """Copy a cache."""
-        return RowCache(cache.values.clone(), cache.length)
+        into.values[:, : cache.length] = cache.values[:, : cache.length]
+        into.length = cache.length
 
     @torch.no_grad()
     def step(self, adapter: str, rows: Sequence[tuple[int, RowCache]]) -> torch.Tensor:
         """Add a token to each row."""
+        if self._pool is None:
+            logits = self._step(adapter, rows)
+        else:
+            logits = self._graphs(adapter, [(token, cache.begin, cache.length) for token, cache in rows])
+        for _, cache in rows:
+            cache.length += 1
+        return logits
+
+    def _step(self, adapter: str, rows: Sequence[tuple[int, RowCache]]) -> torch.Tensor:
         weights, a = self._weights, self._weights.architecture
         device = weights.device
         caches = [cache for _, cache in rows]
@@ -94,8 +138,6 @@ class NativeModel:
         embedded = weights.embedding[torch.tensor([token for token, _ in rows], device=device)]
         angles = tuple(half[places] for half in self._angles)
         x = hidden(weights, embedded, angles, self._pairs[adapter].__getitem__, attend)
-        for cache in caches:
-            cache.length += 1
         return functional.linear(x, weights.head)
 
 

@@ -6,28 +6,51 @@ Owns the choice of engine and the loop; the worker decides when a session is ove
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 from grpo_core import hub
 from grpo_core.adapters import LocalAdapter, read_index
 from grpo_core.engines import choose_engine
-from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_DONE
-from grpo_core.hardware.gpus import find_gpus, show_gpus
+from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_DONE, JobFailure
+from grpo_core.hardware.gpus import Gpu, find_gpus, show_gpus
 from grpo_core.hardware.models import Hardware, ModelFiles, choose_precision, find_model
 from grpo_core.kinds import KindRun
-from grpo_core.reasons import EventType, Phase
+from grpo_core.reasons import EventType, FailureCode, Phase
+from grpo_core.serving.asked import Desk
 from grpo_core.serving.batch import Batch
 from grpo_core.serving.channel import Channel
 from grpo_core.serving.model import Model
-from grpo_core.serving.wire import BASE, ChatRequest, Piece, error
+from grpo_core.serving.wire import BASE, WAITING_PER_ROW, ChatRequest, Piece, error
 from grpo_core.spec import JobSpec
 
 LONGER_ANSWERS: Final = 2
 """Default limit of an answer, as a multiple of that of a completion in training; an evaluation's is the same."""
 IDLE_SECONDS: Final = 1.0
 """Longest time between two signs of life."""
+
+
+class Answering(Protocol):
+    """The requests of one session, which is used from one thread."""
+
+    engine: str
+    context: int
+
+    @property
+    def is_idle(self) -> bool: ...
+
+    def add(self, request: ChatRequest) -> list[Piece]: ...
+
+    def cancel(self, request_id: str) -> None: ...
+
+    def fail(self, fault: dict[str, Any]) -> list[Piece]: ...
+
+    def step(self) -> list[Piece]: ...
 
 
 def run(job: KindRun) -> int:
@@ -38,25 +61,25 @@ def run(job: KindRun) -> int:
     files = find_model(job.spec.model, job.events.warning)
     hub.turn_off()
     adapters = read_index(job.folder.adapters)
-    model = load(job.spec, files, adapters)
+    batch = load(job.spec, files, adapters, job.folder.root)
     job.stop.finish_steps()
     names = [*(adapter.name for adapter in adapters), BASE]
     seconds = time.perf_counter() - began
-    job.events.log(f"Serves {', '.join(names)} by {model.name}, loaded in {seconds:.1f} s", code="serving")
+    job.events.log(f"Serves {', '.join(names)} by {batch.engine}, loaded in {seconds:.1f} s", code="serving")
     job.events.phase(Phase.SERVING)
     steps = {adapter.name: adapter.step for adapter in adapters}
-    channel.send({"ready": {"models": names, "steps": steps, "engine": model.name, "context": model.context}})
-    tokens = LONGER_ANSWERS * job.spec.sampling.max_completion_tokens
-    batch = Batch(model, names, default_tokens=tokens, prompt=lambda request: conversation(job.spec, request))
+    channel.send({"ready": {"models": names, "steps": steps, "engine": batch.engine, "context": batch.context}})
     return _Loop(job, channel, batch).run()
 
 
-def load(spec: JobSpec, files: ModelFiles, adapters: Sequence[LocalAdapter]) -> Model:
-    """Load the base model and the adapters: by the native engine where it knows the model, else by transformers."""
+def load(spec: JobSpec, files: ModelFiles, adapters: Sequence[LocalAdapter], folder: Path) -> Answering:
+    """Load the base model and the adapters; vLLM may write into `folder`."""
     gpus = find_gpus()
     show_gpus(min(1, spec.resources.gpus), first=0)
-    known = _for_any_engine(spec)
-    choice = choose_engine(known, gpus, model=files.path, parameters=files.parameters)
+    engine = choose_serving_engine(spec, gpus, files)
+    if engine == "vllm":
+        # Before anything imports vLLM or opens a socket.
+        import_module("grpo_core.serving.vllm_engine").prepare_environment()
     import torch
     import transformers
 
@@ -68,24 +91,74 @@ def load(spec: JobSpec, files: ModelFiles, adapters: Sequence[LocalAdapter]) -> 
     ends = stop_tokens(files, tokenizer)
     stops = [ends] if isinstance(ends, int) else list(ends)
     precision = choose_precision(spec.model, files.parameters, _hardware(spec))
-    device = torch.device("cuda", 0) if spec.resources.gpus else torch.device("cpu")
-    if choice.name == "native":
+    if engine == "vllm":
+        from grpo_core.serving.vllm_batch import VllmBatch
+        from grpo_core.serving.vllm_engine import VllmEngine
+
+        server = VllmEngine.start(spec, files, precision, adapters, folder)
+        desk = desk_for(spec, tokenizer, stops, server.context, server.rows, adapters)
+        return VllmBatch(server, desk)
+    if engine == "native":
         from grpo_core.engines.native.requirements import require_known
         from grpo_core.engines.native.weights import load_weights
         from grpo_core.serving.native_model import NativeModel
 
         weights = load_weights(
-            require_known(known, files.path),
+            require_known(_for_any_engine(spec), files.path),
             files.path,
-            device=device,
+            device=torch.device("cuda", 0) if spec.resources.gpus else torch.device("cpu"),
             dtype=getattr(torch, precision.dtype),
             eight_bits=precision.weights == "8bit",
         )
-        return NativeModel(spec, weights, adapters, tokenizer, stops)
-    from grpo_core.engines.trl import load_base_model
-    from grpo_core.serving.transformers_model import TransformersModel
+        model: Model = NativeModel(spec, weights, adapters, tokenizer, stops)
+    else:
+        from grpo_core.engines.trl import load_base_model
+        from grpo_core.serving.transformers_model import TransformersModel
 
-    return TransformersModel(spec, load_base_model(files, precision, tokenizer), adapters, tokenizer, stops)
+        model = TransformersModel(spec, load_base_model(files, precision, tokenizer), adapters, tokenizer, stops)
+    desk = desk_for(spec, tokenizer, stops, model.context, model.rows, adapters)
+    return Batch(model, replace(desk, cache_tokens=model.cache_tokens))
+
+
+def choose_serving_engine(spec: JobSpec, gpus: Sequence[Gpu], files: ModelFiles) -> str:
+    """What answers: the engine that was asked for, or the fastest that can. Raises a `user_config` failure if the one
+    that was asked for cannot."""
+    asked = spec.serving.engine
+    choice = choose_engine(_for_any_engine(spec), gpus, model=files.path, parameters=files.parameters)
+    lacks = "" if importlib.util.find_spec("vllm") else "vLLM is not installed on this worker."
+    if asked == "auto":
+        if choice.name == "native" or not spec.resources.gpus or lacks:
+            return "native" if choice.name == "native" else "transformers"
+        return "vllm" if _vllm_knows(files.path) else "transformers"
+    reason = {"native": choice.reason if choice.name != "native" else "", "vllm": lacks}.get(asked, "")
+    if reason:
+        raise JobFailure(
+            FailureCode.ENGINE_NOT_AVAILABLE,
+            f"The engine {asked} cannot serve this job: {reason}",
+            hint="Set serving.engine to auto.",
+        )
+    return asked
+
+
+def _vllm_knows(folder: Path) -> bool:
+    from grpo_core.serving.vllm_engine import architectures_in, known_architectures
+
+    return bool(architectures_in(folder) & known_architectures())
+
+
+def desk_for(
+    spec: JobSpec, tokenizer: Any, stops: Sequence[int], context: int, rows: int, adapters: Sequence[LocalAdapter]
+) -> Desk:
+    """What the session's requests are checked against."""
+    return Desk(
+        tokenizer=tokenizer,
+        stops=frozenset(stops),
+        context=context,
+        adapters=[adapter.name for adapter in adapters],
+        default_tokens=LONGER_ANSWERS * spec.sampling.max_completion_tokens,
+        prompt=lambda request: conversation(spec, request),
+        waiting=WAITING_PER_ROW * rows,
+    )
 
 
 def conversation(spec: JobSpec, request: ChatRequest) -> list[dict[str, str]]:
@@ -106,7 +179,7 @@ def conversation(spec: JobSpec, request: ChatRequest) -> list[dict[str, str]]:
 class _Loop:
     """Answers until the session ends."""
 
-    def __init__(self, job: KindRun, channel: Channel, batch: Batch) -> None:
+    def __init__(self, job: KindRun, channel: Channel, batch: Answering) -> None:
         self._job, self._channel, self._batch = job, channel, batch
         self._ends: dict[str, Any] | None = None
         """The worker's order to end, with `reason`, `message` and the `seconds` for what is under way."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,14 +20,23 @@ from transformers import DynamicCache
 from grpo_core.adapters import LocalAdapter
 from grpo_core.engines.settings import adapter_settings
 from grpo_core.serving.native_model import MAX_CONTEXT, unfit
-from grpo_core.serving.wire import BASE
+from grpo_core.serving.wire import BASE, CPU_ROWS
 from grpo_core.spec import JobSpec
+
+
+@dataclass(slots=True)
+class Cache:
+    """Keys and values of one row, which grow with it."""
+
+    values: DynamicCache
 
 
 class TransformersModel:
     """A causal language model with its adapters."""
 
     name = "transformers"
+    rows, prompt_tokens = CPU_ROWS, 0
+    cache_tokens: int | None = None
 
     def __init__(
         self, spec: JobSpec, base: Any, adapters: Sequence[LocalAdapter], tokenizer: Any, stops: Sequence[int]
@@ -39,20 +49,26 @@ class TransformersModel:
             self._add(adapter, spec)
         self._model.eval()
 
-    @torch.no_grad()
-    def prefill(self, adapter: str, ids: Sequence[int], tokens: int) -> tuple[Any, torch.Tensor]:  # noqa: ARG002
-        """Read a prompt."""
-        cache = DynamicCache(config=self._model.config)
-        return cache, self._forward(adapter, list(ids), cache)
+    def reserve(self, tokens: int) -> Cache:  # noqa: ARG002
+        """Return an empty cache."""
+        return Cache(DynamicCache(config=self._model.config))
 
-    def fork(self, cache: Any) -> Any:
+    def release(self, cache: Cache) -> None:
+        """Nothing is kept of a cache."""
+
+    @torch.no_grad()
+    def prefill(self, adapter: str, prompts: Sequence[tuple[Sequence[int], Cache]]) -> torch.Tensor:
+        """Read each prompt."""
+        return torch.stack([self._forward(adapter, list(ids), cache.values) for ids, cache in prompts])
+
+    def copy(self, cache: Cache, into: Cache) -> None:
         """Copy a cache."""
-        return copy.deepcopy(cache)
+        into.values = copy.deepcopy(cache.values)
 
     @torch.no_grad()
-    def step(self, adapter: str, rows: Sequence[tuple[int, Any]]) -> torch.Tensor:
+    def step(self, adapter: str, rows: Sequence[tuple[int, Cache]]) -> torch.Tensor:
         """Add a token to each row."""
-        return torch.stack([self._forward(adapter, [token], cache) for token, cache in rows])
+        return torch.stack([self._forward(adapter, [token], cache.values) for token, cache in rows])
 
     def _forward(self, adapter: str, ids: list[int], cache: Any) -> torch.Tensor:
         model = self._model

@@ -23,10 +23,11 @@ MAX_REQUEST_BYTES: Final = 256 * 1024
 MAX_CHOICES: Final = 16
 MAX_STOPS: Final = 4
 MAX_TOP_LOGPROBS: Final = 20
-MAX_ROWS: Final = 32
-"""Answers that are generated at the same time."""
-MAX_WAITING: Final = 64
-"""Requests that wait for a place among them; further ones are refused."""
+CPU_ROWS: Final = 32
+"""Answers that are generated at the same time on a CPU, or one by one."""
+GPU_ROWS: Final = 128
+WAITING_PER_ROW: Final = 2
+"""Requests that wait for a place among them, for each place; further ones are refused."""
 
 
 Piece = dict[str, Any]

@@ -337,6 +337,13 @@ def _sections_have_their_kind(spec: JobSpec) -> Iterator[Problem]:
             detail="is missing",
             remedy="Give the id of one of your jobs, whose adapter is meant.",
         )
+    if spec.kind == "serving" and spec.serving.engine == "vllm" and spec.resources.gpus == 0:
+        yield Problem(
+            pointer="/serving/engine",
+            code="not_applicable",
+            detail="needs a GPU, and resources.gpus is 0",
+            remedy='Set serving.engine to "auto", or resources.gpus to 1.',
+        )
     if spec.export.type == "q8_0" and spec.export.format != "gguf":
         yield Problem(
             pointer="/export/type",

@@ -532,6 +532,9 @@ class ServingSection(Section):
     """Time after which serving ends, from when the model is loaded."""
     idle_seconds: int = Field(default=300, ge=2, le=86_400)
     """Time without a request after which it ends."""
+    engine: Literal["auto", "native", "vllm", "transformers"] = "auto"
+    """What computes the answers. `auto`: `native` for the models that it knows, else `vllm` on a GPU whose worker has
+    it, else `transformers`, which answers one row after another. `vllm` needs a GPU."""
 
 
 class ExportSection(Section):

@@ -16,7 +16,7 @@ from torch.nn import functional
 from grpo_core import eight_bits
 from grpo_core.engines.native import kernels as compiled
 from grpo_core.engines.native.adapter import Adapter
-from grpo_core.engines.native.architecture import LINEARS
+from grpo_core.engines.native.architecture import LINEARS, Architecture
 from grpo_core.engines.native.weights import Weights
 
 kernels: Any = compiled  # Triton's: launched with a grid in brackets
@@ -141,7 +141,7 @@ class FusedStep:
                 ss, state, *angles, q, cache[number], rows, a.epsilon,
                 NQ=a.heads, NKV=a.kv_heads, D=a.head, NORMED=layer.query_norm is not None, **scale, **part(y, z),
             )  # fmt: skip
-            attended = self.attend(q, cache[number], state, angles[0].shape[0])
+            attended = attend(a, q, cache[number], state, angles[0].shape[0])
             residual(*multiply(attended, number, "o"), b["o"], layer.output_norm)
             y, z = multiply(g, number, "gate_up", layer.output_norm)
             kernels.silu_kernel[up, triton.cdiv(a.inner, TILE)](
@@ -182,26 +182,6 @@ class FusedStep:
         )  # fmt: skip
         return normed, eight_bits.Quantised(values, scales)
 
-    def attend(self, q: torch.Tensor, cache: torch.Tensor, state: torch.Tensor, longest: int) -> torch.Tensor:
-        """Attention of one query a row over the row's keys in one layer's cache."""
-        a, rows = self._weights.architecture, state.shape[0]
-        splits = 1
-        while splits < 16 and rows * a.kv_heads * splits < PROGRAMS and longest > 512 * splits:
-            splits *= 2
-        o = torch.empty_like(q)
-        po, pm = o, o
-        if splits > 1:
-            po = torch.empty(rows, a.heads, splits, a.head, device=q.device)
-            pm = torch.empty(2, rows, a.heads, splits, device=q.device)
-        group = a.heads // a.kv_heads
-        kernels.attend_kernel[rows, a.kv_heads, splits](
-            q, cache, state, o, po, pm, a.head**-0.5 * 1.4426950408889634, rows, a.heads, a.kv_heads, group,
-            G2=max(16, triton.next_power_of_2(group)), D=a.head, BLOCK=64, SPLITS=splits, num_stages=2,
-        )  # fmt: skip
-        if splits > 1:
-            kernels.merge_kernel[(rows * a.heads,)](po, pm, o, rows * a.heads, D=a.head, SPLITS=splits)
-        return o
-
     def draw(
         self, logits: torch.Tensor, squares: torch.Tensor, state: torch.Tensor, knobs: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -226,6 +206,26 @@ class FusedStep:
 
     def _slots(self, kind: str) -> int:
         return len(self._weights.architecture.widths(kind))
+
+
+def attend(a: Architecture, q: torch.Tensor, cache: torch.Tensor, state: torch.Tensor, longest: int) -> torch.Tensor:
+    """Attention of one query a row over the row's keys in one layer's cache, of which a row has `longest` at most."""
+    rows, splits = state.shape[0], 1
+    while splits < 16 and rows * a.kv_heads * splits < PROGRAMS and longest > 512 * splits:
+        splits *= 2
+    o = torch.empty_like(q)
+    po, pm = o, o
+    if splits > 1:
+        po = torch.empty(rows, a.heads, splits, a.head, device=q.device)
+        pm = torch.empty(2, rows, a.heads, splits, device=q.device)
+    group = a.heads // a.kv_heads
+    kernels.attend_kernel[rows, a.kv_heads, splits](
+        q, cache, state, o, po, pm, a.head**-0.5 * 1.4426950408889634, rows, a.heads, a.kv_heads, group,
+        G2=max(16, triton.next_power_of_2(group)), D=a.head, BLOCK=64, SPLITS=splits, num_stages=2,
+    )  # fmt: skip
+    if splits > 1:
+        kernels.merge_kernel[(rows * a.heads,)](po, pm, o, rows * a.heads, D=a.head, SPLITS=splits)
+    return o
 
 
 def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

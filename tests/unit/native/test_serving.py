@@ -11,16 +11,18 @@ import pytest
 from grpo_core.adapters import LocalAdapter
 from grpo_core.errors import JobFailure
 from grpo_core.hardware.models import ModelFiles, Precision
-from grpo_core.serving.wire import MAX_ROWS, MAX_WAITING, ChatRequest, Piece
+from grpo_core.serving.wire import CPU_ROWS, WAITING_PER_ROW, ChatRequest, Piece
 from grpo_core.spec import JobSpec, parse_spec
 from tests.lazy import lazy
 
 torch = lazy("torch")
 Batch = lazy("grpo_core.serving.batch", "Batch")
+Desk = lazy("grpo_core.serving.asked", "Desk")
 Text = lazy("grpo_core.serving.completion", "Text")
 NativeModel = lazy("grpo_core.serving.native_model", "NativeModel")
 TransformersModel = lazy("grpo_core.serving.transformers_model", "TransformersModel")
 
+WAITING = WAITING_PER_ROW * CPU_ROWS
 FOLDER = Path("examples/models/tiny-arithmetic").resolve()
 FILES = ModelFiles("tiny-arithmetic", None, "folder", FOLDER, 0)
 SPEC = parse_spec(
@@ -95,7 +97,7 @@ def adapters_in(folder: Path, spec: JobSpec = SPEC) -> list[LocalAdapter]:
     named = {name: view for layer in range(architecture.layers) for name, view in made.named(layer).items()}
     generator = torch.Generator().manual_seed(1)
     adapter = LocalAdapter(name="step-5", step=5, folder=folder / "step-5")
-    adapter.folder.mkdir()
+    adapter.folder.mkdir(parents=True)
     save_file({n: 0.3 * torch.randn(v.shape, generator=generator) for n, v in named.items()}, adapter.weights)
     return [adapter]
 
@@ -113,6 +115,12 @@ def make_native(adapters: list[LocalAdapter], spec: JobSpec = SPEC) -> Any:
     return NativeModel(spec, weights, adapters, *tokenizer_and_stops())
 
 
+def read(model: Any, adapter: str, ids: Sequence[int], more: int) -> tuple[Any, Any]:
+    """A cache that has read a prompt, with room for `more` tokens, and the logits after it."""
+    cache = model.reserve(len(ids) + more)
+    return cache, model.prefill(adapter, [(ids, cache)])[0]
+
+
 def test_both_models_compute_the_same(tmp_path: Path) -> None:
     from grpo_core.engines.trl import load_base_model
 
@@ -121,9 +129,11 @@ def test_both_models_compute_the_same(tmp_path: Path) -> None:
     base = load_base_model(FILES, Precision("auto", "fp32", "float32", ""), tokenizer)
     other = TransformersModel(SPEC, base, adapters, tokenizer, stops)
     for adapter in ("base", "step-5", "base"):
-        (one, first), (two, second) = (model.prefill(adapter, [5, 6, 7], 4) for model in (native, other))
+        (one, first), (two, second) = (read(model, adapter, [5, 6, 7], 4) for model in (native, other))
         torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-3)
-        copies = native.fork(one), other.fork(two)
+        copies = native.reserve(7), other.reserve(7)
+        native.copy(one, copies[0])
+        other.copy(two, copies[1])
         for _ in range(2):
             torch.testing.assert_close(
                 native.step(adapter, [(9, one)]), other.step(adapter, [(9, two)]), rtol=1e-3, atol=1e-3
@@ -144,7 +154,17 @@ def batch_of(model: Any) -> Any:
     def prompt(request: ChatRequest) -> list[dict[str, str]]:
         return [dict(message) for message in request.messages]
 
-    return Batch(model, ["step-5"], default_tokens=20, prompt=prompt)
+    desk = Desk(
+        tokenizer=model.tokenizer,
+        stops=model.stops,
+        context=model.context,
+        adapters=["step-5"],
+        default_tokens=20,
+        prompt=prompt,
+        waiting=WAITING,
+        cache_tokens=model.cache_tokens,
+    )
+    return Batch(model, desk)
 
 
 def ask(number: int, **options: Any) -> ChatRequest:
@@ -182,16 +202,16 @@ def test_requests_together_get_what_each_gets_alone(native: Any) -> None:
 
 def test_more_requests_than_may_wait_are_refused_and_the_others_are_answered(native: Any) -> None:
     batch = batch_of(native)
-    refused = [batch.add(ask(n, max_tokens=1)) for n in range(MAX_WAITING + 2)]
+    refused = [batch.add(ask(n, max_tokens=1)) for n in range(WAITING + 2)]
     assert [(piece["error"]["code"]) for pieces in refused for piece in pieces] == ["overloaded"] * 2
-    assert len(answers(batch)) == MAX_WAITING
+    assert len(answers(batch)) == WAITING
 
 
 def test_rows_beyond_the_limit_wait(native: Any) -> None:
     batch = batch_of(native)
-    for number in range(MAX_ROWS // 16 + 1):
+    for number in range(CPU_ROWS // 16 + 1):
         batch.add(ask(number, n=16, temperature=1.0))
-    assert len(answers(batch)) == MAX_ROWS // 16 + 1
+    assert len(answers(batch)) == CPU_ROWS // 16 + 1
 
 
 def test_a_cancelled_request_says_no_more_and_an_end_ends_all(native: Any) -> None:
@@ -206,11 +226,9 @@ def test_a_cancelled_request_says_no_more_and_an_end_ends_all(native: Any) -> No
 
 def test_what_does_not_fit_names_the_parameter(native: Any) -> None:
     batch = batch_of(native)
-    batch.add(ask(1, max_tokens=native.context))
-    ((piece,),) = answers(batch).values()
+    (piece,) = batch.add(ask(1, max_tokens=native.context))
     assert piece.get("error", {})["param"] == "max_tokens"
-    batch.add(ask(2, messages=({"role": "user", "content": "1+" * native.context},)))
-    ((piece,),) = answers(batch).values()
+    (piece,) = batch.add(ask(2, messages=({"role": "user", "content": "1+" * native.context},)))
     assert piece.get("error", {})["param"] == "messages"
 
 
@@ -219,3 +237,64 @@ def test_a_name_that_was_not_prepared_is_refused(native: Any) -> None:
     assert piece["error"]["code"] == "not_serving"
     with pytest.raises(ValueError, match="names no adapter"):
         ChatRequest.read({**ask(1).as_dict(), "adapter": "../../etc"})
+
+
+@pytest.fixture
+def pooled(native: Any) -> Any:
+    """The model as on a GPU: one pool, steps of a bucket of rows, prompts read together."""
+    from grpo_core.serving.pool import Pool
+
+    native._use(Pool(native._weights, 400))
+    return native
+
+
+def test_a_pool_computes_what_rows_of_their_own_do(tmp_path: Path, pooled: Any) -> None:
+    plain = make_native(adapters_in(tmp_path / "again"))
+    prompts = [[5, 6, 7], [9], [3, 4, 5, 6, 7, 8]]
+    for adapter in ("base", "step-5"):
+        caches = [pooled.reserve(len(ids) + 4) for ids in prompts]
+        alone = [read(plain, adapter, ids, 4) for ids in prompts]
+        together = pooled.prefill(adapter, list(zip(prompts, caches, strict=True)))
+        torch.testing.assert_close(together, torch.stack([logits for _, logits in alone]), rtol=1e-4, atol=1e-4)
+        for tokens in ([4, 5, 6], [7, 8, 9]):
+            found = pooled.step(adapter, list(zip(tokens, caches, strict=True)))
+            expected = plain.step(adapter, list(zip(tokens, [cache for cache, _ in alone], strict=True)))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        for cache in caches:
+            pooled.release(cache)
+
+
+def test_requests_that_share_a_pool_get_what_each_gets_alone_and_leave_it_empty(pooled: Any) -> None:
+    requests = [ask(n, adapter=("base", "step-5")[n % 2], n=1 + n % 3, max_tokens=9, seed=n) for n in range(40)]
+    alone = {}
+    batch = batch_of(pooled)
+    for request in requests:
+        assert batch.add(request) == []
+        alone |= answers(batch)
+    for request in requests:
+        assert batch.add(request) == []
+    found = answers(batch)
+    assert {name: text_of(pieces) for name, pieces in found.items()} == {n: text_of(p) for n, p in alone.items()}
+    assert pooled._pool.take(400) == 0
+
+
+def test_cancelled_and_failed_requests_give_their_room_back(pooled: Any) -> None:
+    batch = batch_of(pooled)
+    batch.add(ask(1, n=4))
+    batch.add(ask(2, n=4))
+    batch.step()
+    batch.cancel("r1")
+    batch.fail({"code": "x", "message": "", "param": None})
+    assert pooled._pool.take(400) == 0
+
+
+def test_a_request_that_the_whole_pool_cannot_hold_is_refused(pooled: Any) -> None:
+    (piece,) = batch_of(pooled).add(ask(1, n=16, max_tokens=100))
+    assert piece["error"]["param"] == "n"
+
+
+def test_a_gap_in_the_pool_is_used_again(pooled: Any) -> None:
+    pool = pooled._pool
+    assert [pool.take(100) for _ in range(5)] == [0, 100, 200, 300, None]
+    pool.give(100)
+    assert (pool.take(101), pool.take(60), pool.take(40), pool.take(1)) == (None, 100, 160, None)

@@ -18,6 +18,8 @@ from tests.lazy import lazy
 torch = lazy("torch")
 Batch = lazy("grpo_core.serving.batch", "Batch")
 Desk = lazy("grpo_core.serving.asked", "Desk")
+Sampling = lazy("grpo_core.serving.model", "Sampling")
+sample = lazy("grpo_core.serving.model", "sample")
 Text = lazy("grpo_core.serving.completion", "Text")
 NativeModel = lazy("grpo_core.serving.native_model", "NativeModel")
 TransformersModel = lazy("grpo_core.serving.transformers_model", "TransformersModel")
@@ -150,11 +152,11 @@ def test_an_adapter_of_other_settings_is_refused(tmp_path: Path) -> None:
         make_native(adapters, other)
 
 
-def batch_of(model: Any) -> Any:
+def desk_of(model: Any) -> Any:
     def prompt(request: ChatRequest) -> list[dict[str, str]]:
         return [dict(message) for message in request.messages]
 
-    desk = Desk(
+    return Desk(
         tokenizer=model.tokenizer,
         stops=model.stops,
         context=model.context,
@@ -164,7 +166,10 @@ def batch_of(model: Any) -> Any:
         waiting=WAITING,
         cache_tokens=model.cache_tokens,
     )
-    return Batch(model, desk)
+
+
+def batch_of(model: Any) -> Any:
+    return Batch(model, desk_of(model))
 
 
 def ask(number: int, **options: Any) -> ChatRequest:

@@ -2,7 +2,7 @@
 
 Owns which tokens of the pool belong to which row, and the graphs: one for each adapter and number of rows, captured
 when it is first needed. Attention is the decoder's kernel, or the same in plain torch where there is no GPU.
-Invariants: two rows never share a token of the pool; the rows that fill a graph up write to a token of their own.
+Invariants: two rows never share a token of the pool; the rows that fill a graph up write to the spare token.
 """
 
 from __future__ import annotations

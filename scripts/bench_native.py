@@ -23,7 +23,7 @@ from grpo_core.engines.native.architecture import MODULES, Architecture, of_conf
 from grpo_core.engines.native.decode import Decoder, Drawn, Request
 from grpo_core.engines.native.layout import Group, lay_out, parts_within
 from grpo_core.engines.native.packed import Packed
-from grpo_core.engines.native.weights import SCALES, Weights, empty_weights, fill
+from grpo_core.engines.native.weights import Weights, empty_weights
 
 PROMPT, COMPLETION, RANK = 160, 200, 32
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -68,13 +68,13 @@ def make_weights(
     ]
     spare = RANK if device.type == "cuda" and not eight_bits else 0
     weights = empty_weights(architecture, biases, device=device, dtype=dtype, spare_rank=spare, eight_bits=eight_bits)
-    generator, named = torch.Generator(device).manual_seed(0), weights.named()
-    for name, tensor in named.items():
+    generator = torch.Generator(device).manual_seed(0)
+    for name, place in weights.places().items():
         if "norm" in name:
-            tensor.fill_(1)
-        elif not name.endswith(SCALES):
-            drawn = torch.empty(tensor.shape, device=device, dtype=weights.dtype).normal_(0, 0.02, generator=generator)
-            fill(named, name, drawn)
+            place.tensor.fill_(1)
+        else:
+            shape = place.tensor.shape
+            weights.fill(place, torch.empty(shape, device=device, dtype=dtype).normal_(0, 0.02, generator=generator))
     return weights
 
 

@@ -86,6 +86,15 @@ class Engine(CheckedEngine, Protocol):
         """Write the final adapter."""
         ...
 
+    def base_checksums(self) -> dict[str, int]:
+        """Return `selftest.base_checksums` of the base model, whole wherever its parts are. All ranks must call it."""
+        ...
+
+    def part(self) -> None:
+        """Part from the other ranks after training. Rank 0 lets them go, and may not need them again; the others wait
+        for that and do what it needs until then."""
+        ...
+
     def report(self) -> dict[str, Any]:
         """Return what was used: model, precision, settings, prompts, device."""
         ...

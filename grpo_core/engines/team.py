@@ -1,8 +1,9 @@
 """The exchange between the ranks of a run: each computes a share, and then all ranks have all results.
 
-Owns the process group, the distribution of rows and the only exchange, a sum. TRL's loop does not know about it: every
-rank runs the whole loop on the same batch. Invariant: after an exchange all ranks hold the same bits, so that they
-decide and learn the same; a step depends on the number of ranks only by the order of its additions.
+Owns the process group, the distribution of rows, the exchange of results, which is a sum, and the gathering of weights
+that are shared out. TRL's loop does not know about it: every rank runs the whole loop on the same batch. Invariant:
+after an exchange all ranks hold the same bits, so that they decide and learn the same; a step depends on the number of
+ranks only by the order of its additions.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from enum import IntEnum
 from itertools import chain
 from typing import Any, Final
 
@@ -27,6 +29,17 @@ MEETING_SECONDS: Final = 7200
 detector, which decide how long a rank may hang, are quicker."""
 BUCKET: Final = 2**26
 """Number of values that are exchanged together."""
+_all_gather: Final[Any] = vars(dist).get("all_gather_single") or vars(dist)["all_gather_into_tensor"]
+"""Under its name from torch 2.13 on, or before."""
+
+
+class Order(IntEnum):
+    """What rank 0 has the other ranks do, when it alone works with weights that all share out."""
+
+    PART = 0
+    SCORE = 1
+    DRAW_BASE = 2
+    DRAW_ADAPTER = 3
 
 
 class Team:
@@ -35,6 +48,10 @@ class Team:
     def __init__(self, rank: Rank, device: torch.device) -> None:
         self._rank, self._device = rank, device
         self.size, self.number = rank.count, rank.number
+        self.in_step = False
+        """Whether a rank without rows goes through the passes of the others."""
+        self.directed = False
+        """Whether rank 0 works alone, and the others do what it orders."""
         if self.size == 1:
             return
         # Never by the host's name, which may not resolve, or to an address that other hosts cannot reach.
@@ -80,6 +97,28 @@ class Team:
                     one.copy_(part.view_as(one))
                 bucket = []
 
+    def exchange(self, *values: int) -> list[list[int]]:
+        """Return the values of every rank, in order."""
+        told = torch.zeros(self.size, len(values), dtype=torch.int64)
+        told[self.number] = torch.tensor(values)
+        self.sum(told)
+        return told.tolist()
+
+    def direct(self, order: Order) -> None:
+        """Tell the other ranks what to do, if they wait for it."""
+        if self.directed and self.is_lead:
+            self.exchange(order)
+
+    def gather(self, whole: torch.Tensor, part: torch.Tensor) -> Any:
+        """Begin to put all ranks' parts into `whole`, in order; NCCL does it beside what is queued afterwards."""
+        with self._waiting():
+            return _all_gather(whole, part, async_op=True)
+
+    def finish(self, coming: Any) -> None:
+        """Wait for a gathering; on a GPU only what is queued from now on waits."""
+        with self._waiting():
+            coming.wait()
+
     def share(self, sizes: Sequence[int]) -> list[int]:
         """Return the indices of this rank's pieces of work, in order, given the sizes of all pieces."""
         return deal(sizes, self.size)[self.number]
@@ -89,21 +128,20 @@ class Team:
         if self.size == 1:
             return flag
         bits = sum((leaf.detach().view(torch.int32).sum(dtype=torch.int64) for leaf in leaves), torch.zeros(()).long())
-        told = torch.zeros(self.size, 2, dtype=torch.int64)
-        told[self.number] = torch.tensor([int(flag), int(bits)])
-        self.sum(told)
-        if (told[:, 1] != told[0, 1]).any():
+        told = self.exchange(int(flag), int(bits))
+        if any(theirs != told[0][1] for _, theirs in told):
             raise fault(FailureCode.RANKS_DIFFER, "The ranks have learnt different adapters from the same completions.")
-        return bool(told[:, 0].any())
+        return any(asked for asked, _ in told)
 
     def draw(self, sampler: Sampler, requests: Sequence[Request], *, tokens: int, **options: Any) -> list[Drawn]:
         """Do as `Sampler.generate`, with a share of the requests on each rank; rows of one prompt stay together."""
-        if self.size == 1:
+        if self.size == 1 or self.directed:
             return sampler.generate(requests, tokens=tokens, **options)
         groups = runs_of([tuple(request.prompt) for request in requests], self.size)
         sizes = [len(requests[group.start].prompt) + len(group) * tokens for group in groups]
         own = list(chain.from_iterable(groups[at] for at in self.share(sizes)))
-        drawn = sampler.generate([requests[row] for row in own], tokens=tokens, **options) if own else []
+        mine = [requests[row] for row in own]
+        drawn = sampler.generate(mine, tokens=tokens, **options) if own or self.in_step else []
         lengths = torch.zeros(len(requests), dtype=torch.int64)
         for row, one in zip(own, drawn, strict=True):
             lengths[row] = len(one.tokens)

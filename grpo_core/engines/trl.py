@@ -59,6 +59,7 @@ from grpo_core.monitoring import trackers
 from grpo_core.reasons import FailureCode, FinishReason, WarningCode
 from grpo_core.selftest.logprob_probes import LogprobProbe, LogProbs, token_logprobs
 from grpo_core.selftest.peft_reference import load_base
+from grpo_core.selftest.selftest import base_checksums
 from grpo_core.spec import JobSpec
 
 ADAPTER = "default"
@@ -145,7 +146,7 @@ class TrlEngine:
             self._train_on(self._state)
         self._seconds = self._seconds_so_far()
         self._state = None
-        self._team.leave()
+        self._end_training()
         return self._steps_done
 
     def save_checkpoint(self) -> None:
@@ -165,6 +166,11 @@ class TrlEngine:
             steps=self._steps_done,
             rewards=self._context.recorder.reward_summary(),
         )
+
+    def base_checksums(self) -> dict[str, int]:
+        return base_checksums(self.model)
+
+    def part(self) -> None: ...
 
     def report(self) -> dict[str, Any]:
         on_gpu = self._trainer.args.device.type == "cuda"
@@ -270,6 +276,9 @@ class TrlEngine:
         trainer.share(self._team, self._sampler)
         trainer.at_once = self._at_once
         return trainer
+
+    def _end_training(self) -> None:
+        self._team.leave()
 
     def _make_sampler(self, model: Any) -> ServingSampler:
         sampling = self._spec.sampling

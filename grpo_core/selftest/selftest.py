@@ -93,9 +93,8 @@ def base_checksums(model: torch.nn.Module) -> dict[str, int]:
     return {name: _checksum(p) for name, p in model.named_parameters() if not p.requires_grad}
 
 
-def require_base_unchanged(before: Mapping[str, int], model: torch.nn.Module) -> None:
-    """Fail the job unless the base model is bit for bit what it was."""
-    after = base_checksums(model)
+def require_base_unchanged(before: Mapping[str, int], after: Mapping[str, int]) -> None:
+    """Fail the job unless the base model is bit for bit what it was, by its `base_checksums`."""
     changed = [name for name in before if after.get(name) != before[name]]
     if changed or after.keys() != before.keys():
         raise fault(
@@ -202,9 +201,19 @@ def _same_bytes(saved: torch.Tensor | None, trained: torch.Tensor | None) -> boo
     return torch.equal(one, other)
 
 
+def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes, in its order."""
+    return tensor.detach().contiguous().flatten().view(torch.uint8)
+
+
 def _checksum(tensor: torch.Tensor) -> int:
-    raw = tensor.detach().contiguous().flatten().view(torch.uint8)
-    words = raw if raw.numel() % 4 or raw.storage_offset() % 4 else raw.view(torch.int32)
+    raw = bytes_of(tensor)
+    return checksum(raw, len(raw))
+
+
+def checksum(raw: torch.Tensor, size: int) -> int:
+    """The sum of a tensor's bytes as words, or of a part of them: the parts' sums are the sum of all `size` bytes."""
+    words = raw if size % 4 or raw.storage_offset() % 4 else raw.view(torch.int32)
     # The sum stays on its device, and wraps around where it must.
     total = torch.zeros((), dtype=torch.int64, device=words.device)
     for part in words.split(CHUNK):

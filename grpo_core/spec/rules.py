@@ -404,6 +404,27 @@ def _several_ranks_have_an_engine(spec: JobSpec) -> Iterator[Problem]:
         )
 
 
+def _shared_weights_have_ranks(spec: JobSpec) -> Iterator[Problem]:
+    """With `model.sharding` `full`, if the job trains: engine `native`, or `auto`, and `resources.gpus` or
+    `resources.hosts` above 1."""
+    if spec.model.sharding != "full" or not spec.has_steps:
+        return
+    if spec.engine not in ("native", "auto"):
+        yield Problem(
+            pointer="/engine",
+            code="no_sharding",
+            detail=f"is {spec.engine}, and only native shares the base model out among GPUs",
+            remedy="Set engine to native, or leave out model.sharding.",
+        )
+    elif spec.resources.ranks == 1:
+        yield Problem(
+            pointer="/model/sharding",
+            code="one_gpu_only",
+            detail="is full, and the job has no second GPU to share the base model with",
+            remedy="Set resources.gpus or resources.hosts to 2 or more, or leave it out.",
+        )
+
+
 def _one_host_serves(spec: JobSpec) -> Iterator[Problem]:
     """With `kind` `serving` or `export`, `resources.hosts` is 1."""
     if spec.resources.hosts > 1 and not spec.has_steps:
@@ -523,6 +544,7 @@ RULES: tuple[Callable[[JobSpec], Iterator[Problem]], ...] = (
     _sections_have_their_kind,
     _other_kinds_do_not_train,
     _several_ranks_have_an_engine,
+    _shared_weights_have_ranks,
     _one_host_serves,
     _fewer_hosts_are_fewer,
     _lora_scale_is_sane,

@@ -85,6 +85,10 @@ class ModelSection(Section):
     precision: Annotated[Literal["auto", "4bit", "8bit", "16bit"], Since(2, values=("8bit",))] = "auto"
     """`auto`: fp32 on a CPU; on a GPU 16-bit if the weights take at most 0.4 of its memory, otherwise 4-bit. `8bit` is
     FP8, with the engine `native` on GPUs of compute capability 8.9 and above."""
+    sharding: Annotated[Literal["auto", "off", "full"], Since(2)] = "auto"
+    """How the GPUs of a job hold the base model, with the engine `native`. `off`: each holds all of it. `full`: each
+    holds a part of every layer, and gathers a layer while it is used, so that a model may be larger than a GPU; the
+    results are the same. `auto`: `off` where the model fits a GPU, otherwise `full`."""
 
 
 class LoraSection(Section):

@@ -136,7 +136,7 @@ def _run(spec: JobSpec, records: _Records, stop: StopRequest, resume: Path | Non
     from grpo_core.selftest import selftest
 
     selftest.require_adapter_precision(engine.model)
-    base = selftest.base_checksums(engine.model)
+    base = engine.base_checksums()
     _require_known_base(base, engine, context)
     start = saved.progress["start"] if saved else selftest.adapter_checksums(engine.model)
     context.checkpoints.carry("start", lambda: start)
@@ -145,7 +145,7 @@ def _run(spec: JobSpec, records: _Records, stop: StopRequest, resume: Path | Non
     stop.finish_steps()
     events.phase(Phase.TRAINING)
     steps = engine.train(held_out)
-    selftest.require_base_unchanged(base, engine.model)
+    selftest.require_base_unchanged(base, engine.base_checksums())
     selftest.require_adapter_precision(engine.model)
     if steps < spec.training.steps and not engine.ended_early:
         engine.save_checkpoint()
@@ -153,8 +153,10 @@ def _run(spec: JobSpec, records: _Records, stop: StopRequest, resume: Path | Non
     if spec.kind != "try":
         selftest.require_update(engine.model, start)
     if not records.rank.is_lead:
+        engine.part()
         return EXIT_DONE  # what follows is the lead's alone
     if spec.kind == "try":
+        engine.part()
         _end_trial(records, engine, len(rows.train), time.perf_counter() - began)
         return EXIT_DONE
     if held_out is not None:

@@ -230,6 +230,7 @@ def test_a_value_of_another_type_is_named_with_what_to_give(pointer: str) -> Non
         ("/model/max_sequence", [456, 131_072], [31, 131_073, 1024.0, "1024", True, None, -1, 10**400]),
         ("/model/gpu_memory_share", [0.05, 0.95], [0, 0.04, 0.96, 1, "0.5", True, None]),
         ("/model/precision", ["auto", "4bit", "16bit"], ["2bit", "AUTO", 4, None]),
+        ("/model/sharding", ["auto", "off"], ["none", "FULL", 2, None]),
         ("/lora/rank", [1, 256], [0, 257, 32.0, "32", True]),
         ("/lora/alpha", [1, 1024], [0, 1025]),
         ("/lora/dropout", [0, 0.0, 0.5], [-0.1, 0.51, True, "0"]),
@@ -520,6 +521,18 @@ WEIGHTLESS = dict.fromkeys(RECIPE["rewards"]["weights"], 0)
             {"resources": {"gpus": 2}, "lora": {"dropout": 0.1}},
             ("/lora/dropout", "one_gpu_only"),
             id="dropout on one card",
+        ),
+        pytest.param(
+            {"model": {"sharding": "full"}, "resources": {"gpus": 2}},
+            {"model": {"sharding": "full"}, "resources": {"gpus": 1}},
+            ("/model/sharding", "one_gpu_only"),
+            id="nobody to share a model with",
+        ),
+        pytest.param(
+            {"model": {"sharding": "off"}, "engine": "trl"},
+            {"model": {"sharding": "full"}, "engine": "trl"},
+            ("/engine", "no_sharding"),
+            id="an engine that shares no model",
         ),
         pytest.param(
             {"resources": {"hosts": 2, "min_hosts": 2}},

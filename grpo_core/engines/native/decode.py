@@ -2,7 +2,8 @@
 
 Owns the key-value cache and the state of the rows, both on the device. A step computes the next token of each row in
 one CUDA graph, which is captured for a number of rows; rows that end are removed, and fewer rows use a smaller graph. A
-CPU runs the same step without a graph. Invariant: a prompt's keys are computed and stored once for all its rows.
+CPU runs the same step without a graph. Where ranks share out the weights, all of them make the same number of passes,
+with rows or without. Invariant: a prompt's keys are computed and stored once for all its rows.
 """
 
 from __future__ import annotations
@@ -103,13 +104,14 @@ class Decoder:
         knobs = [1 / temperature, 1.0, penalty] if temperature else [1.0, 0.0, penalty]
         self._knobs.copy_(torch.tensor(knobs, dtype=torch.float64))
         drawn: list[Drawn] = []
-        for turn in self._turns(requests, tokens):
+        turns = list(self._turns(requests, tokens))
+        for turn in [*turns, *[range(0)] * (self._most(len(turns))[0] - len(turns))]:
             drawn += self._draw([requests[at] for at in turn], tokens)
         return drawn
 
     def reserve(self, prompt_tokens: int, rows: int, tokens: int) -> None:
         """Allocate the cache for a rollout. If it grows, graphs are dropped, because they hold addresses."""
-        need = (prompt_tokens, rows + 1, tokens + 1)
+        need = self._most(prompt_tokens, rows + 1, tokens + 1)  # graphs are captured by all ranks or none
         if all(a <= b for a, b in zip(need, self._room, strict=True)):
             return
         self._graphs = {}
@@ -152,7 +154,7 @@ class Decoder:
             for row, request in enumerate(requests)
             for prompt in [tuple(request.prompt)]
         ]
-        self._state[: len(rows)] = torch.tensor(rows, device=self._state.device)
+        self._state[: len(rows)] = torch.tensor(rows, dtype=torch.long, device=self._state.device).view(-1, 8)
         if self._penalises:
             self._seen.zero_()
             for row, request in enumerate(requests):
@@ -166,17 +168,35 @@ class Decoder:
         """Run steps until every row has ended."""
         waiting, active, before = list(range(rows)), list[int](), list[int]()
         left, spare = [tokens] * rows, self._state.shape[0] - 1
-        while active or waiting:
+        while active or waiting or self._weights.shards is not None:
             free = self._buckets[-1] - len(active)
             active, waiting = active + waiting[:free], waiting[free:]
             if active != before:
                 self._active.copy_(torch.tensor(active + [spare] * (len(self._active) - len(active))))
                 before = list(active)
-            step = self._step_of(next(size for size in self._buckets if size >= len(active)))
-            for _ in range(min(POLL, max(left[row] for row in active))):
+            bucket = next(size for size in self._buckets if size >= len(active))
+            steps = min(POLL, max((left[row] for row in active), default=0))
+            steps, buckets = self._in_step(steps, bucket)
+            if not steps:
+                break
+            step = [self._step_of(size) for size in buckets][buckets.index(bucket)]
+            for _ in range(steps):
                 step()
             left = (self._state[:rows, LIMIT] - self._state[:rows, COUNT]).tolist()  # the only wait for the device
             active = [row for row in active if left[row]]
+        if self._weights.shards is not None:
+            self._weights.shards.forget()
+
+    def _in_step(self, steps: int, bucket: int) -> tuple[int, list[int]]:
+        """Return the number of steps that all ranks run now, and the buckets of all, whose graphs all ranks capture."""
+        if self._weights.shards is None:
+            return steps, [bucket]
+        told = self._weights.shards.peers.exchange(steps, bucket)
+        return max(most for most, _ in told), sorted({size for _, size in told})
+
+    def _most(self, *counts: int) -> tuple[int, ...]:
+        """Return the largest of each count over the ranks that share out the weights."""
+        return counts if self._weights.shards is None else tuple(self._weights.shards.most(*counts))
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> list[int]:
         """Compute the keys of each prompt except its last token, which is a row's first input.
@@ -190,7 +210,9 @@ class Decoder:
             at += len(prompt) - 1
         some = [(begin, prompt[:-1]) for begin, prompt in zip(begins, prompts, strict=True) if len(prompt) > 1]
         groups = [Group(len(prompt), ()) for _, prompt in some]
-        for part in parts_within(groups, PREFILL_TOKENS) if some else []:
+        parts = parts_within(groups, PREFILL_TOKENS) if some else []
+        self._weights.keep_step(len(parts), head=False)
+        for part in parts:
             self._prefill_part([some[at][1] for at in part], some[part.start][0])
         return begins
 
@@ -206,7 +228,7 @@ class Decoder:
             return kernel(q, k, v, layout).flatten(1)
 
         angles = rotary_angles(a, layout.positions, weights.dtype)
-        hidden(weights, weights.embedding[ids], angles, self._pairs.__getitem__, attend)
+        hidden(weights, weights.begin()[ids], angles, self._pairs.__getitem__, attend)
 
     def _step(self, bucket: int) -> None:
         active = self._active[:bucket]
@@ -252,8 +274,8 @@ class Decoder:
             return functional.scaled_dot_product_attention(q[:, :, None], k, v, mask, enable_gqa=grouped).flatten(1)
 
         angles = tuple(half[places] for half in self._angles)
-        x = hidden(weights, weights.embedding[state[:, TOKEN]], angles, self._pairs.__getitem__, attend)
-        return functional.linear(x, weights.head)
+        x = hidden(weights, weights.begin()[state[:, TOKEN]], angles, self._pairs.__getitem__, attend)
+        return functional.linear(x, weights.end())
 
     def _step_of(self, bucket: int) -> Callable[[], None]:
         if self._weights.device.type == "cpu":
@@ -263,6 +285,9 @@ class Decoder:
         return self._graphs[bucket].replay
 
     def _capture(self, bucket: int) -> Any:
+        shards = self._weights.shards
+        if shards is not None:
+            shards.forget()
         kept = self._active.clone()
         self._active.fill_(self._state.shape[0] - 1)  # the warm-up uses the spare row
         side = torch.cuda.Stream()
@@ -271,9 +296,14 @@ class Decoder:
             self._step(bucket)
             self._step(bucket)
         torch.cuda.current_stream().wait_stream(side)
+        if shards is not None:
+            shards.forget()  # the graph gathers all that it uses
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Of this thread only: NCCL has others, which ask how far earlier work is.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local" if shards else "global"):
             self._step(bucket)
+        if shards is not None:
+            shards.forget()
         self._active.copy_(kept)
         return graph
 

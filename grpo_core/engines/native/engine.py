@@ -27,17 +27,19 @@ from grpo_core.engines.native.loop import Modes, NativeTrainer
 from grpo_core.engines.native.packed import Packed
 from grpo_core.engines.native.requirements import longest, require_known, require_precision
 from grpo_core.engines.native.sampling import Filters
-from grpo_core.engines.native.weights import SCALES, Weights, load_weights
+from grpo_core.engines.native.weights import Weights, load_weights
 from grpo_core.engines.pretrained import stop_tokens
 from grpo_core.engines.protocol import EngineName
 from grpo_core.engines.settings import Settings, adapter_settings
+from grpo_core.engines.team import Order
 from grpo_core.engines.trainer import RecordingTrainer
 from grpo_core.engines.trl import TrlEngine, as_dataset, raise_if_module_missing, require_context_length
 from grpo_core.errors import JobFailure, fault
-from grpo_core.estimates import ASIDE_BYTES, LEAST_ROOM_BYTES, USABLE
+from grpo_core.estimates import ASIDE_BYTES, LEAST_ROOM_BYTES, USABLE, weight_bytes
 from grpo_core.hardware.models import Hardware, ModelFiles
 from grpo_core.reasons import FailureCode
 from grpo_core.selftest.logprob_probes import LogprobProbe, LogProbs
+from grpo_core.selftest.selftest import bytes_of, checksum
 from grpo_core.spec import JobSpec
 
 CPU_TOKENS: Final = 8192
@@ -70,9 +72,61 @@ class NativeEngine(TrlEngine):
         with torch.no_grad():
             return [self._logprobs_of(probe) for probe in probes]
 
+    def part(self) -> None:
+        team = self._team
+        if not team.directed:
+            return
+        team.direct(Order.PART)
+        if not team.is_lead:
+            self._follow()
+            self._let_go()
+        team.exchange(0)  # the self-test needs the memory of all ranks
+        team.directed = False
+        team.leave()
+
+    def base_checksums(self) -> dict[str, int]:
+        shards = self._weights.shards
+        if shards is None:
+            return super().base_checksums()
+        places = self._weights.places()
+        sums: dict[str, int] = {}
+        for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                place = places[name.removeprefix("base_model.model.").replace(".base_layer.", ".")]
+                raw = bytes_of(place.tensor) if place.unit is None else shards.read(place.unit, place.tensor)
+                is_mine = place.unit is not None or self._team.is_lead
+                sums[name] = checksum(raw, place.tensor.nbytes) if is_mine else 0
+        total = torch.tensor(list(sums.values()))
+        self._team.sum(total)
+        return dict(zip(sums, total.tolist(), strict=True))
+
+    def report(self) -> dict[str, Any]:
+        return {**super().report(), **({} if self._weights.shards is None else {"sharding": "full"})}
+
     def release(self) -> None:
-        del self._modes, self._weights
+        self.part()
+        self._let_go()
+
+    def _end_training(self) -> None:
+        # Shared out, the base still needs all ranks for what rank 0 does with it.
+        self._team.directed = self._weights.shards is not None
+        if not self._team.directed:
+            super()._end_training()
+
+    def _let_go(self) -> None:
+        del self._modes, self._weights, self._sampler
         super().release()
+
+    def _follow(self) -> None:
+        """Give rank 0 what it needs, until it parts."""
+        decoder, shards = self._modes.decoder, self._weights.shards
+        assert shards is not None
+        while order := self._team.exchange(0)[0][0]:
+            if order == Order.SCORE:
+                shards.accompany(1)
+            else:
+                decoder.set_adapter(self._modes.adapter if order == Order.DRAW_ADAPTER else None)
+                decoder.generate([], tokens=1, temperature=0)
 
     def _choose_checkpointing(self, hardware: Hardware) -> None:  # noqa: ARG002 - memory is planned for the card
         asked = self._spec.lora.gradient_checkpointing
@@ -105,6 +159,7 @@ class NativeEngine(TrlEngine):
         require_precision(self.precision)
         architecture = require_known(spec, self.files.path)
         device = self._device
+        self._team.in_step = self._is_sharded(architecture, device)
         self._weights = load_weights(
             architecture,
             self.files.path,
@@ -112,6 +167,7 @@ class NativeEngine(TrlEngine):
             dtype=getattr(torch, self.precision.dtype),
             spare_rank=_spare_rank(spec, device),
             eight_bits=self.precision.weights == "8bit",
+            peers=self._team if self._team.in_step else None,
         )
         shell = _shell(self._weights)
         ends = stop_tokens(self.files, self.tokenizer)
@@ -133,6 +189,24 @@ class NativeEngine(TrlEngine):
             raise
         self._modes = self._make_modes(ends)
         return trainer
+
+    def _is_sharded(self, architecture: Architecture, device: torch.device) -> bool:
+        """Whether ranks share the base out; with `auto`, if any of them has no room for all of it."""
+        asked, team = self._spec.model.sharding, self._team
+        if team.size == 1 or asked == "off":
+            return False
+        if asked == "auto":
+            held = weight_bytes(self.files.parameters, self.precision.weights)
+            fits = device.type == "cpu"
+            if not fits:
+                free, total = torch.cuda.mem_get_info(device)
+                fits = _fits(self._spec, architecture, memory_to_plan(total, free), held)
+            if all(room for (room,) in team.exchange(int(fits))):
+                return False
+        why = "as requested" if asked == "full" else "the base and the room to train do not fit a GPU"
+        told = f"sharding: full ({why}); each of {team.size} ranks holds a part of every layer"
+        self._context.events.log(told, code="sharding")
+        return True
 
     def _make_modes(self, ends: int | list[int]) -> Modes:
         spec, weights = self._spec, self._weights
@@ -158,6 +232,7 @@ class NativeEngine(TrlEngine):
         return Modes(packed, decoder, adapter, self._team, max(1, min(budget, each)), self._sparing)
 
     def _logprobs_of(self, probe: LogprobProbe) -> list[float]:
+        self._team.direct(Order.SCORE)
         modes, device = self._modes, self._weights.device
         ids = torch.tensor([*probe.prompt, *probe.completion], device=device)
         layout = lay_out([Group(len(probe.prompt), [len(probe.completion)])]).to(device)
@@ -190,7 +265,14 @@ def _shell(weights: Weights) -> Any:
     config = weights.architecture.config
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=weights.dtype)
-    named = {name: tensor for name, tensor in weights.named().items() if not name.endswith(SCALES)}
+    shards = weights.shards
+    named = {
+        # Of a matrix that is shared out it has the shape alone.
+        name: place.tensor
+        if shards is None or place.unit is None
+        else place.tensor.new_zeros(()).expand_as(place.tensor)
+        for name, place in weights.places().items()
+    }
     model.load_state_dict(named, strict=True, assign=True)
     model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(weights.device)
@@ -217,10 +299,21 @@ def _plan(spec: JobSpec, weights: Weights) -> tuple[int | None, int]:
     """Return the tokens of the decoder's cache, and the tokens of a forward pass with kept activations."""
     if weights.device.type == "cpu":
         return None, CPU_TOKENS
-    held = sum({t.data_ptr(): t.nbytes for t in weights.named().values()}.values())
     free, total = torch.cuda.mem_get_info(weights.device)
     memory = memory_to_plan(total, free + torch.cuda.memory_reserved(weights.device))
-    return plan_memory(spec, weights.architecture, memory=memory, held=held, size=weights.embedding.element_size())
+    size = weights.embedding.element_size()
+    return plan_memory(spec, weights.architecture, memory=memory, held=weights.nbytes, size=size)
+
+
+def _fits(spec: JobSpec, architecture: Architecture, memory: int, held: int) -> bool:
+    """Whether a GPU has room to train beside weights of `held` bytes."""
+    if held + ASIDE_BYTES + LEAST_ROOM_BYTES > USABLE * memory:
+        return False
+    try:
+        plan_memory(spec, architecture, memory=memory, held=held, size=2)
+    except JobFailure:
+        return False
+    return True
 
 
 def memory_to_plan(total: int, available: int) -> int:

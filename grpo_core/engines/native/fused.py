@@ -90,14 +90,14 @@ class FusedStep:
         for number, layer in enumerate(self._weights.layers):
             if adapter is None:
                 for kind in layer.linears:
-                    self._a[number][kind].zero_()
+                    self._weights.write(number, self._a[number][kind], torch.zeros_like(self._a[number][kind]))
                     self._b[number][kind].zero_()
                 continue
             for kind, name, matrix, values in adapter.matrices(number):
                 widths = self._weights.architecture.widths(kind)
                 slot = list(widths).index(name) * self._rank
                 if matrix == "A":
-                    self._a[number][kind][slot : slot + adapter.rank].copy_(values)
+                    self._weights.write(number, self._a[number][kind][slot : slot + adapter.rank], values)
                 else:
                     begin = sum(list(widths.values())[: list(widths).index(name)])
                     self._b[number][kind][begin : begin + widths[name], slot : slot + adapter.rank].copy_(values)
@@ -108,6 +108,7 @@ class FusedStep:
         """Logits that are still to be normed, and the sums of squares to do it with."""
         weights, a, rows = self._weights, self._weights.architecture, state.shape[0]
         on: dict[str, Any] = {"device": state.device, "dtype": weights.dtype}
+        embedding = weights.begin()
         x, g = torch.empty(rows, a.hidden, **on), torch.empty(rows, a.hidden, **on)
         q, h = torch.empty(rows, a.queries, **on), torch.empty(rows, a.inner, **on)
         up, tiles = triton.cdiv(rows, 16), self._tiles
@@ -122,7 +123,7 @@ class FusedStep:
             y: torch.Tensor, z: torch.Tensor, b: torch.Tensor, norm: torch.Tensor, *, first: bool = False
         ) -> None:
             kernels.residual_kernel[up, tiles](
-                x, g, ss, y, z, b, norm, weights.embedding, state, rows, a.hidden, BN=TILE, FIRST=first, **part(y, z)
+                x, g, ss, y, z, b, norm, embedding, state, rows, a.hidden, BN=TILE, FIRST=first, **part(y, z)
             )
 
         def multiply(
@@ -131,7 +132,8 @@ class FusedStep:
             return self._multiply(x if norm is not None and not late else of, number, kind, norm)
 
         residual(x[None], x[None], x, weights.layers[0].input_norm, first=True)
-        for number, layer in enumerate(weights.layers):
+        for number in range(a.layers):
+            layer = weights.layer(number)
             b, bias = self._b[number], layer.linears["qkv"].bias
             y, z = multiply(g, number, "qkv", layer.input_norm)
             kernels.rotary_kernel[up, a.heads + 2 * a.kv_heads](
@@ -150,7 +152,7 @@ class FusedStep:
             last = number + 1 == len(weights.layers)
             norm = weights.norm if last else weights.layers[number + 1].input_norm
             residual(*multiply(h, number, "down"), b["down"], norm)
-        return functional.linear(g, weights.head), ss
+        return functional.linear(g, weights.end()), ss
 
     def _multiply(
         self, x: torch.Tensor, number: int, kind: str, norm: torch.Tensor | None

@@ -22,7 +22,7 @@ from grpo_core.engines.native.decode import Decoder
 from grpo_core.engines.native.layout import Group, lay_out, rows_within
 from grpo_core.engines.native.packed import Packed
 from grpo_core.engines.shared_trainer import SharedTrainer, pick_rows
-from grpo_core.engines.team import Team, runs_of
+from grpo_core.engines.team import Order, Team, runs_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +46,13 @@ class DecodingMode:
     is_apart = True
 
     def __init__(self, modes: Modes) -> None:
-        self._decoder, self._adapter = modes.decoder, modes.adapter
+        self._decoder, self._adapter, self._team = modes.decoder, modes.adapter, modes.team
         self.generate = modes.decoder.generate
 
     @contextmanager
     def serving(self, *, adapter: bool) -> Generator[None]:
         """Generate with the adapter's present values in this block, or with the base model."""
+        self._team.direct(Order.DRAW_ADAPTER if adapter else Order.DRAW_BASE)
         self._decoder.set_adapter(self._adapter if adapter else None)
         yield
 
@@ -141,15 +142,31 @@ class NativeTrainer(OwnModel, SharedTrainer):
             own = self._own_rows(whole)
             inputs = {name: pick_rows(value, own, len(whole.prompts)) for name, value in inputs.items()}
             batch = Batch.of(*_rows(inputs)) if own else Batch(whole.ids[:0], whole.prompt_width, [], [], [])
+        runs = batch.runs_within(self.modes.budget)
+        self.modes.packed.weights.keep_step(max(1, len(runs)), back=True)
         parts = [
             (
                 {name: _cut(value, run, len(batch.prompts)) for name, value in inputs.items()},
                 self.weight(batch.completions[run.start : run.stop], whole.completions),
                 sum(batch.completions[run.start : run.stop]),
             )
-            for run in batch.runs_within(self.modes.budget)
+            for run in runs
         ]
-        return self.loss_of_runs(model, parts, 0.0 * self.modes.adapter.leaves[0].sum(), num_items_in_batch)
+        nothing = 0.0 * self.modes.adapter.leaves[0].sum() if runs else self._without_rows()
+        return self.loss_of_runs(model, parts, nothing, num_items_in_batch)
+
+    def _without_rows(self) -> torch.Tensor:
+        """Return the loss of a rank that has no rows: it can be differentiated, and gives other ranks their layers."""
+        loss, shards = 0.0 * self.modes.adapter.leaves[0].sum(), self.modes.packed.weights.shards
+        if shards is None:
+            return loss
+
+        def give(_: torch.Tensor) -> None:
+            shards.accompany_back()
+
+        shards.accompany(1)
+        loss.register_hook(give)
+        return loss
 
     def _own_rows(self, batch: Batch) -> list[int]:
         """Return this rank's rows: whole groups, if there are enough."""
@@ -166,6 +183,7 @@ class NativeTrainer(OwnModel, SharedTrainer):
         if modes.team.size > 1 and (rows := self._own_rows(batch)):
             batch = Batch.of(ids[rows], mask[rows], keep)
         runs = batch.runs_within(modes.budget) if rows else []
+        modes.packed.weights.keep_step(len(runs))
         dtype = torch.promote_types(modes.packed.weights.dtype, torch.float32)
         values = torch.zeros(2, len(ids), keep, dtype=dtype, device=ids.device)
         for run in runs:

@@ -44,7 +44,7 @@ def hidden(
     before, after = halves or halves_of(architecture)
 
     def through(x: torch.Tensor, number: int) -> torch.Tensor:
-        layer, adapter = weights.layers[number], pairs(number)
+        layer, adapter = weights.layer(number), pairs(number)
         own = {
             kind: (linear.weight, linear.scales, linear.bias, *adapter[kind]) for kind, linear in layer.linears.items()
         }

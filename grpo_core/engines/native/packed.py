@@ -59,14 +59,15 @@ class Packed:
         Without an adapter, the base model is used. `sparing`: keep only each layer's input for the backward pass.
         """
         with torch.autocast(self.weights.device.type, enabled=False):
-            states = self._hidden(layout, tokens, adapter, sparing=sparing)
-            return Head.apply(Gathered.apply(states, layout.predictors), self.weights.head, targets, temperature)
+            with self.weights.keeping():
+                states = self._hidden(layout, tokens, adapter, sparing=sparing)
+            return Head.apply(Gathered.apply(states, layout.predictors), self.weights.end(), targets, temperature)
 
     def _hidden(self, layout: Layout, tokens: torch.Tensor, adapter: Adapter | None, *, sparing: bool) -> torch.Tensor:
         weights, learning = self.weights, torch.is_grad_enabled()
         a = weights.architecture
         kernel = attention_for(weights.device, weights.dtype, a.heads // a.kv_heads)
-        x = weights.embedding[tokens]
+        x = weights.begin()[tokens]
         if adapter is not None and learning:
             x.requires_grad_()  # so that the first layer is compiled like all others
 

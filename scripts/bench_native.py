@@ -23,6 +23,7 @@ from grpo_core.engines.native.architecture import MODULES, Architecture, of_conf
 from grpo_core.engines.native.decode import Decoder, Drawn, Request
 from grpo_core.engines.native.layout import Group, lay_out, parts_within
 from grpo_core.engines.native.packed import Packed
+from grpo_core.engines.native.shards import Peers
 from grpo_core.engines.native.weights import Weights, empty_weights
 
 PROMPT, COMPLETION, RANK = 160, 200, 32
@@ -40,8 +41,18 @@ def now() -> float:
     return time.perf_counter()
 
 
-def shape(layers: int, tiny: bool) -> Architecture:
-    sizes: dict[str, Any] = {
+LARGE: dict[str, Any] = {
+    "hidden_size": 5120,
+    "intermediate_size": 27648,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+    "vocab_size": 152064,
+}
+"""Qwen2.5-32B, which has 64 layers."""
+
+
+def shape(layers: int, tiny: bool, given: dict[str, Any] | None = None) -> Architecture:
+    sizes = given or {
         "hidden_size": 3584,
         "intermediate_size": 18944,
         "num_attention_heads": 28,
@@ -59,15 +70,23 @@ def shape(layers: int, tiny: bool) -> Architecture:
 
 
 def make_weights(
-    architecture: Architecture, device: torch.device, dtype: torch.dtype, *, eight_bits: bool = False
+    architecture: Architecture,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    eight_bits: bool = False,
+    peers: Peers | None = None,
 ) -> Weights:
+    """Random weights, the same on every rank; with `peers`, each rank keeps its part."""
     biases = [
         f"model.layers.{layer}.{MODULES['qkv']}.{name}.bias"
         for layer in range(architecture.layers)
         for name in architecture.widths("qkv")
     ]
     spare = RANK if device.type == "cuda" and not eight_bits else 0
-    weights = empty_weights(architecture, biases, device=device, dtype=dtype, spare_rank=spare, eight_bits=eight_bits)
+    weights = empty_weights(
+        architecture, biases, device=device, dtype=dtype, spare_rank=spare, eight_bits=eight_bits, peers=peers
+    )
     generator = torch.Generator(device).manual_seed(0)
     for name, place in weights.places().items():
         if "norm" in name:
@@ -95,13 +114,13 @@ def texts(count: int, length: int, vocabulary: int, seed: int) -> list[list[int]
 Part = tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def parts_of(prompts: list[list[int]], drawn: list[Drawn], device: torch.device) -> list[Part]:
+def parts_of(prompts: list[list[int]], drawn: list[Drawn], device: torch.device, budget: int = BUDGET) -> list[Part]:
     size = len(drawn) // len(prompts)
     by_prompt = [[one.tokens for one in drawn[at * size :][:size]] for at in range(len(prompts))]
     groups = [Group(len(p), [len(c) for c in cs]) for p, cs in zip(prompts, by_prompt, strict=True)]
     generator = torch.Generator().manual_seed(3)
     parts: list[Part] = []
-    for run in parts_within(groups, BUDGET):
+    for run in parts_within(groups, budget):
         tokens = [t for at in run for text in (prompts[at], *by_prompt[at]) for t in text]
         targets = [t for at in run for text in by_prompt[at] for t in text]
         gains = torch.randn(len(targets), generator=generator)

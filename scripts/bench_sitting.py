@@ -60,19 +60,32 @@ def make(options: argparse.Namespace, *, eight_bits: bool) -> tuple[Any, Any]:
 class Step:
     """A step at a shape as the engine's loop makes it: draw, share out, forward, backward, sum, clip, AdamW."""
 
-    def __init__(self, weights: Any, adapter: Any, team: Any, prompts: int, options: argparse.Namespace) -> None:
+    def __init__(
+        self,
+        weights: Any,
+        adapter: Any,
+        team: Any,
+        prompts: int,
+        options: argparse.Namespace,
+        *,
+        cache_tokens: int | None = None,
+        budget: int | None = None,
+        sparing: bool = False,
+    ) -> None:
+        """`budget`: the tokens of a pass; None: as many as fit for a model of 7B on a large GPU."""
         import torch
 
         from grpo_core.engines.completions import Request
         from grpo_core.engines.native.decode import Decoder
         from grpo_core.engines.native.packed import Packed
-        from scripts.bench_native import PROMPT, RANK, texts
+        from scripts.bench_native import BUDGET, PROMPT, RANK, texts
 
         self.weights, self.adapter, self.team = weights, adapter, team
         self.tokens = 8 if options.cpu else COMPLETION
         self.prompts = texts(prompts, 12 if options.cpu else PROMPT, weights.architecture.vocabulary, 7)
         self.requests = [Request(p, 1000 * at + n) for at, p in enumerate(self.prompts) for n in range(8)]
-        self.decoder = Decoder(weights, rank=RANK)
+        self.decoder = Decoder(weights, rank=RANK, cache_tokens=cache_tokens)
+        self.budget, self.sparing = budget or BUDGET, sparing
         self.packed = Packed(weights, compiled=not options.cpu)
         self.optimizer = torch.optim.AdamW(adapter.leaves, lr=1e-6, fused=not options.cpu)
         self.drawn: list[Any] = []
@@ -90,8 +103,10 @@ class Step:
         own = self.team.share(groups)
         mine = [self.prompts[at] for at in own]
         drawn = [one for at in own for one in self.drawn[at * 8 :][:8]]
-        for layout, tokens, targets, gains in parts_of(mine, drawn, self.weights.device):
-            logprobs, _ = self.packed.logprobs(layout, tokens, targets, self.adapter)
+        parts = parts_of(mine, drawn, self.weights.device, self.budget)
+        self.weights.keep_step(len(parts), back=True)
+        for layout, tokens, targets, gains in parts:
+            logprobs, _ = self.packed.logprobs(layout, tokens, targets, self.adapter, sparing=self.sparing)
             (-((logprobs - logprobs.detach()).exp() * gains).sum() / len(self.requests)).backward()
         gradients = [leaf.grad for leaf in self.adapter.leaves if leaf.grad is not None]
         self.team.sum(*gradients)

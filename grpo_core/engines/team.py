@@ -59,6 +59,8 @@ class Team:
             for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
                 os.environ.setdefault(name, rank.interface)
         on_gpu = device.type == "cuda"
+        # Or each CUDA graph, of which there is one for each number of rows, would register the weights' buffers anew.
+        os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")
         with self._waiting():
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_gpu else "gloo",

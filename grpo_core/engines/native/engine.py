@@ -1,8 +1,9 @@
 """The `native` engine of a run: loads the model once for both modes, and trains it with TRL's trainer.
 
-Owns the division of a GPU's memory; `requirements` has the reasons to refuse a job. The transformers model that other
-modules use has views of the same weights, and PEFT's adapter views of the same leaves. Invariant: the division of
-memory depends only on the job and the type of GPU, so that a run that resumes on another such GPU computes the same.
+Owns the parts that a run consists of, and whether ranks share the base out; `memory` divides a GPU's memory, and
+`requirements` has the reasons to refuse a job. The transformers model that other modules use has views of the same
+weights, and PEFT's adapter views of the same leaves. Invariant: a run that resumes on another GPU of the same type
+computes the same.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from trl.trainer.grpo_config import GRPOConfig
 from grpo_core.cost import QUESTIONS_AT_ONCE
 from grpo_core.datasets.templates import encode
 from grpo_core.engines.completions import Request
-from grpo_core.engines.gradient_checkpointing import GradientCheckpointing, bytes_per_token
+from grpo_core.engines.gradient_checkpointing import GradientCheckpointing
 from grpo_core.engines.native.adapter import Adapter
 from grpo_core.engines.native.architecture import Architecture
 from grpo_core.engines.native.decode import Decoder
 from grpo_core.engines.native.layout import Group, lay_out
 from grpo_core.engines.native.loop import Modes, NativeTrainer
+from grpo_core.engines.native.memory import memory_to_plan, plan_memory, require_room
 from grpo_core.engines.native.packed import Packed
-from grpo_core.engines.native.requirements import longest, require_known, require_precision
+from grpo_core.engines.native.requirements import require_known, require_precision
 from grpo_core.engines.native.sampling import Filters
-from grpo_core.engines.native.weights import Weights, load_weights
+from grpo_core.engines.native.weights import Weights, load_weights, matrix_bytes
 from grpo_core.engines.pretrained import stop_tokens
 from grpo_core.engines.protocol import EngineName
 from grpo_core.engines.settings import Settings, adapter_settings
@@ -35,7 +37,6 @@ from grpo_core.engines.team import Order
 from grpo_core.engines.trainer import RecordingTrainer
 from grpo_core.engines.trl import TrlEngine, as_dataset, raise_if_module_missing, require_context_length
 from grpo_core.errors import JobFailure, fault
-from grpo_core.estimates import ASIDE_BYTES, LEAST_ROOM_BYTES, USABLE, weight_bytes
 from grpo_core.hardware.models import Hardware, ModelFiles
 from grpo_core.reasons import FailureCode
 from grpo_core.selftest.logprob_probes import LogprobProbe, LogProbs
@@ -196,16 +197,34 @@ class NativeEngine(TrlEngine):
         if team.size == 1 or asked == "off":
             return False
         if asked == "auto":
-            held = weight_bytes(self.files.parameters, self.precision.weights)
-            fits = device.type == "cpu"
-            if not fits:
-                free, total = torch.cuda.mem_get_info(device)
-                fits = _fits(self._spec, architecture, memory_to_plan(total, free), held)
+            fits = device.type == "cpu" or self._has_room(architecture, device, ranks=1)
             if all(room for (room,) in team.exchange(int(fits))):
                 return False
+        if device.type == "cuda":
+            self._has_room(architecture, device, ranks=team.size, required=True)
         why = "as requested" if asked == "full" else "the base and the room to train do not fit a GPU"
         told = f"sharding: full ({why}); each of {team.size} ranks holds a part of every layer"
         self._context.events.log(told, code="sharding")
+        return True
+
+    def _has_room(
+        self, architecture: Architecture, device: torch.device, *, ranks: int, required: bool = False
+    ) -> bool:
+        """Whether this GPU has room for its part of the base and to train beside it; fails the job if it must."""
+        free, total = torch.cuda.mem_get_info(device)
+        held = matrix_bytes(
+            architecture,
+            ranks=ranks,
+            dtype=getattr(torch, self.precision.dtype),
+            spare_rank=_spare_rank(self._spec, device),
+            eight_bits=self.precision.weights == "8bit",
+        )
+        try:
+            require_room(self._spec, architecture, memory=memory_to_plan(total, free), held=held, ranks=ranks)
+        except JobFailure:
+            if required:
+                raise
+            return False
         return True
 
     def _make_modes(self, ends: int | list[int]) -> Modes:
@@ -218,8 +237,13 @@ class NativeEngine(TrlEngine):
             targets=spec.lora.target_modules,
             device=device,
         )
-        cache, budget = _plan(spec, weights)
         each = -(-_step_tokens(spec) // self._least_parts)
+        cache, budget = _plan(spec, weights)
+        if weights.shards is not None and budget < each // self._team.size:
+            # A pass gathers every layer twice, which takes longer than to compute its activations again.
+            cache, budget = _plan(spec, weights, sparing=True)
+            self._sparing = True
+            self.checkpointing = GradientCheckpointing("standard", "fewer passes gather the layers of the base")
         decoder = Decoder(
             weights,
             stops=[ends] if isinstance(ends, int) else ends,
@@ -295,61 +319,11 @@ def _step_tokens(spec: JobSpec) -> int:
     return s.prompts_per_step * (s.max_prompt_tokens + s.generations * s.max_completion_tokens)
 
 
-def _plan(spec: JobSpec, weights: Weights) -> tuple[int | None, int]:
+def _plan(spec: JobSpec, weights: Weights, *, sparing: bool = False) -> tuple[int | None, int]:
     """Return the tokens of the decoder's cache, and the tokens of a forward pass with kept activations."""
     if weights.device.type == "cpu":
         return None, CPU_TOKENS
     free, total = torch.cuda.mem_get_info(weights.device)
     memory = memory_to_plan(total, free + torch.cuda.memory_reserved(weights.device))
     size = weights.embedding.element_size()
-    return plan_memory(spec, weights.architecture, memory=memory, held=weights.nbytes, size=size)
-
-
-def _fits(spec: JobSpec, architecture: Architecture, memory: int, held: int) -> bool:
-    """Whether a GPU has room to train beside weights of `held` bytes."""
-    if held + ASIDE_BYTES + LEAST_ROOM_BYTES > USABLE * memory:
-        return False
-    try:
-        plan_memory(spec, architecture, memory=memory, held=held, size=2)
-    except JobFailure:
-        return False
-    return True
-
-
-def memory_to_plan(total: int, available: int) -> int:
-    """Return the bytes of a GPU that a job may count on, of which `available` are free or already this process's.
-
-    All of them if no other process holds much: a plan that depended on each byte would split a step differently after
-    a resume, and round differently.
-    """
-    return total if available >= USABLE * total else available
-
-
-def plan_memory(spec: JobSpec, architecture: Architecture, *, memory: int, held: int, size: int) -> tuple[int, int]:
-    """Plan for a GPU with `memory` bytes, of which the weights take `held`; a number takes `size` bytes.
-
-    Returns what `_plan` returns. The cache gets half of the rest, and more only if one completion needs it. A step that
-    does not fit is generated in turns and trained in parts. Raises an `oom` failure if not even one completion fits.
-    """
-    room = max(LEAST_ROOM_BYTES, int(USABLE * memory) - held - ASIDE_BYTES)
-    key_bytes = 2 * architecture.layers * architecture.keys * size
-    least = longest(spec) + 1
-    rows = max(spec.completions_per_step, min(spec.evaluation.questions, QUESTIONS_AT_ONCE))
-    cache = min(rows * least, max(room // 2, min(least * key_bytes, room * 4 // 5)) // key_bytes)
-    if cache < least:
-        raise JobFailure(
-            FailureCode.NO_ROOM_FOR_ROLLOUTS,
-            f"The weights take {held / 1e9:.1f} GB, and the keys and values of one completion of {least} tokens "
-            f"{least * key_bytes / 1e9:.1f} GB: more than a GPU with {memory / 1e9:.1f} GB has left.",
-            hint="Lower sampling.max_completion_tokens, set model.precision to 8bit, or use a larger GPU.",
-        )
-    kept = bytes_per_token(_sizes(architecture)) or 1
-    return cache, max(1, (room - cache * key_bytes) // kept)
-
-
-def _sizes(architecture: Architecture) -> dict[str, int]:
-    return {
-        "num_hidden_layers": architecture.layers,
-        "hidden_size": architecture.hidden,
-        "intermediate_size": architecture.inner,
-    }
+    return plan_memory(spec, weights.architecture, memory=memory, held=weights.nbytes, size=size, sparing=sparing)

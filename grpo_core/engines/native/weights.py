@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from grpo_core.eight_bits import FP8, quantise
 from grpo_core.engines.native.architecture import LINEARS, MODULES, Architecture
-from grpo_core.engines.native.shards import EMBEDDING, HEAD, Peers, Shards, aligned
+from grpo_core.engines.native.shards import EMBEDDING, HEAD, Peers, Shards, aligned, buffer_bytes
 
 SCALES: Final = ".weight_scales"
 """What a projection's scales are called, behind its name; transformers has no such tensor."""
@@ -302,6 +302,19 @@ def _names_in(folder: Path) -> dict[str, Path]:
         with safe_open(file, "pt") as opened:
             found |= dict.fromkeys(opened.keys(), file)
     return found
+
+
+def matrix_bytes(
+    architecture: Architecture, *, ranks: int, dtype: torch.dtype, spare_rank: int = 0, eight_bits: bool = False
+) -> int:
+    """Return the memory that all matrices take on each of `ranks` that share them out."""
+    size = 1 if eight_bits else dtype.itemsize
+    layer = [math.prod(shape) * size for shape in _layer_shapes(architecture, 0 if eight_bits else spare_rank).values()]
+    words, tables = architecture.vocabulary * architecture.hidden * dtype.itemsize, 1 if architecture.tied else 2
+    if ranks == 1:
+        return architecture.layers * sum(layer) + tables * words
+    buffers = buffer_bytes(layer, words, ranks)
+    return (architecture.layers * buffers[0] + tables * buffers[2]) // ranks + sum(buffers)
 
 
 def _share_scales(shards: Shards, place: Place) -> None:

@@ -14,8 +14,9 @@ from tests.lazy import lazy
 
 Qwen2Config = lazy("transformers", "Qwen2Config")
 Architecture, of_config = lazy("grpo_core.engines.native.architecture", "Architecture of_config")
-plan_memory = lazy("grpo_core.engines.native.engine", "plan_memory")
-memory_to_plan = lazy("grpo_core.engines.native.engine", "memory_to_plan")
+memory_to_plan, plan_memory, require_room = lazy(
+    "grpo_core.engines.native.memory", "memory_to_plan plan_memory require_room"
+)
 
 
 GIB = 1024**3

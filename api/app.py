@@ -82,7 +82,7 @@ def create_app(
             graders.ROUTER,
             serving.serve,
             chat.ROUTER,
-            usage.get_usage,
+            usage.ROUTER,
             openai_files.router(settings.max_dataset_bytes),
             openai_jobs.ROUTER,
             openai_graders.ROUTER,

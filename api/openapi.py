@@ -203,6 +203,7 @@ def complete(derived: dict[str, Any]) -> dict[str, Any]:
     describe(document)
     document["paths"]["/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"][EVENT_STREAM] = _STREAM
     document["paths"]["/jobs/{job_id}/metrics"]["get"]["responses"]["200"]["content"][CSV] = _TABLE
+    document["paths"]["/usage/gpu-hours"]["get"]["responses"]["200"]["content"][CSV] = _USAGE_TABLE
     return document
 
 
@@ -456,6 +457,12 @@ _TABLE: dict[str, Any] = {
     "example": "step,epoch,reward,reward_std,...\r\n1,1,0.5,0.25,...\r\n",
 }
 """One line per step; a column for each number, such as `rewards.correctness`."""
+
+_USAGE_TABLE: dict[str, Any] = {
+    "schema": {"type": "string"},
+    "example": "start,owner,gpu,gpu_hours,jobs,cost,currency\r\n2026-11-30,ann,NVIDIA H200,12.500000,3,43.7500,EUR\r\n",
+}
+"""One line per period, owner and kind of GPU."""
 
 _METADATA: dict[str, Any] = {
     "name": "metadata",

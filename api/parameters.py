@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -64,6 +65,8 @@ def _expected(kind: Any, bounds: ParameterKwarg) -> str:
         return "true or false"
     if kind is int:
         return f"a whole number from {bounds.ge:.0f} to {bounds.le:.0f}"
+    if kind is date:
+        return "a day such as 2026-11-30"
     if kind is float:
         return "a finite number"
     return f"text of {bounds.min_length} to {bounds.max_length} characters" if bounds.max_length else "text"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, ValidationError, convert, field
@@ -30,6 +30,7 @@ from jobs.store.datasets import DatasetRecord
 from jobs.store.job import TERMINAL, JobRecord, JobRequest, JobState, JobStatus, JobView
 from jobs.store.job_store import HeldJob
 from jobs.usage.quotas import Usage
+from jobs.usage.report import UsageRow
 from jobs.webhooks.deliveries import Delivery, State
 from jobs.webhooks.events import TEST, WebhookEvent
 from jobs.webhooks.registry import WEBHOOK_ID
@@ -354,6 +355,7 @@ class GpuUsage(Struct, frozen=True, kw_only=True):
     limit: Annotated[float | None, Meta(description="null: any number")]
     window_days: Annotated[int, Meta(ge=1, description="Days (UTC) that count, today included")]
     frees_at: Annotated[datetime | None, Meta(description="If they are used up: when you may submit again")]
+    left: Annotated[float | None, Meta(description="What is left of `limit`; null: any number", examples=[87.5])]
 
 
 class StorageUsage(Struct, frozen=True, kw_only=True):
@@ -364,6 +366,7 @@ class StorageUsage(Struct, frozen=True, kw_only=True):
     measured_at: Annotated[
         datetime | None, Meta(description="Time of the last full count; later uploads and deletions are included")
     ]
+    left: Annotated[int | None, Meta(description="What is left of `limit`; null: any number", examples=[10**9])]
 
 
 class JobUsage(Struct, frozen=True, kw_only=True):
@@ -371,6 +374,7 @@ class JobUsage(Struct, frozen=True, kw_only=True):
 
     used: Annotated[int, Meta(ge=0)]
     limit: Annotated[int | None, Meta(description="null: any number")]
+    left: Annotated[int | None, Meta(description="What is left of `limit`; null: any number", examples=[9999])]
 
 
 class UsageReport(Struct, frozen=True, kw_only=True):
@@ -381,6 +385,54 @@ class UsageReport(Struct, frozen=True, kw_only=True):
     gpu_hours: GpuUsage
     stored_bytes: StorageUsage
     unfinished_jobs: JobUsage
+
+
+class OwnerUsageList(Struct, frozen=True, kw_only=True):
+    """What each owner has used, with the limits, by name."""
+
+    object: Literal["list"] = "list"
+    data: list[UsageReport]
+    has_more: bool
+    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")]
+
+
+class GpuHours(Struct, frozen=True, kw_only=True):
+    """What one owner used of one kind of GPU in one period."""
+
+    start: Annotated[
+        date,
+        Meta(
+            description="First day of the period (UTC): of a week its Monday, of the whole report its first day",
+            examples=["2026-11-30"],
+        ),
+    ]
+    owner: Annotated[str, Meta(description="Whose jobs", examples=["ann"])]
+    gpu: Annotated[str | None, Meta(description="Name of the GPUs; null: not known", examples=["NVIDIA H200"])]
+    gpu_hours: Annotated[
+        float,
+        Meta(ge=0, description="Hours for which workers held the jobs, times their GPUs", examples=[12.5]),
+    ]
+    jobs: Annotated[int, Meta(ge=0, description="Jobs with a run in the period", examples=[3])]
+    cost: Annotated[
+        float | None, Meta(description="In `currency`; null: the operator has set no price", examples=[43.75])
+    ]
+
+
+class GpuHoursList(Struct, frozen=True, kw_only=True):
+    """Who used which GPUs for how long, by period, owner and GPU."""
+
+    object: Literal["list"] = "list"
+    since: Annotated[date, Meta(description="The first day (UTC)", examples=["2026-11-01"])]
+    until: Annotated[date, Meta(description="The last day (UTC), included", examples=["2026-11-30"])]
+    by: Annotated[Literal["day", "week", "total"], Meta(description="Length of the periods")]
+    currency: Annotated[
+        str | None, Meta(description="Of all costs; null: the operator has set no price", examples=["EUR"])
+    ]
+    data: Annotated[list[GpuHours], Meta(description="In order of period, owner and GPU")]
+    has_more: Annotated[bool, Meta(description="Whether there are further rows")]
+    next_cursor: Annotated[
+        str | None, Meta(description="Send it as `cursor` for the next page", examples=["2026-11-30~ann~NVIDIA H200"])
+    ]
 
 
 class Dataset(Struct, frozen=True, kw_only=True):
@@ -769,11 +821,31 @@ def usage_of(usage: Usage, unfinished: int, max_unfinished: int | None) -> Usage
             limit=usage.max_gpu_hours,
             window_days=usage.window_days,
             frees_at=usage.frees_at,
+            left=None if usage.gpu_hours_left is None else round(usage.gpu_hours_left, 6),
         ),
         stored_bytes=StorageUsage(
-            used=usage.stored.bytes, limit=usage.max_stored_bytes, measured_at=usage.stored.measured_at
+            used=usage.stored.bytes,
+            limit=usage.max_stored_bytes,
+            measured_at=usage.stored.measured_at,
+            left=usage.bytes_left,
         ),
-        unfinished_jobs=JobUsage(used=unfinished, limit=max_unfinished),
+        unfinished_jobs=JobUsage(
+            used=unfinished,
+            limit=max_unfinished,
+            left=None if max_unfinished is None else max(0, max_unfinished - unfinished),
+        ),
+    )
+
+
+def gpu_hours_of(row: UsageRow) -> GpuHours:
+    """The public form of a row of a usage report."""
+    return GpuHours(
+        start=row.start,
+        owner=row.owner,
+        gpu=row.gpu or None,
+        gpu_hours=round(row.gpu_hours, 6),
+        jobs=row.jobs,
+        cost=None if row.cost is None else round(row.cost, 4),
     )
 
 

@@ -11,6 +11,7 @@ import builtins
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypedDict, Unpack
@@ -438,6 +439,40 @@ class GrpoClient:
         """What the key's owner has used of GPUs and storage, and may use."""
         return results.UsageReport(self._connection.json("GET", "/usage"))
 
+    def owners_usage(self, *, limit: int = 50, cursor: str | None = None) -> results.OwnerUsageList:
+        """A page of what every owner has used, by name; its `next_cursor` leads to the next. For operators."""
+        params = _given(limit=limit, cursor=cursor)
+        return results.OwnerUsageList(self._connection.json("GET", "/usage/owners", params=params))
+
+    def gpu_hours(
+        self,
+        *,
+        since: date | str | None = None,
+        until: date | str | None = None,
+        by: str = "day",
+        owner: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> results.GpuHoursList:
+        """A page of GPU-hours by period, owner and kind of GPU, from one day (UTC) to another.
+
+        `by` is `day`, `week` or `total`. `owner` is for operators: one of them, or `*` for all.
+        """
+        params = _given(since=_day(since), until=_day(until), by=by, owner=owner, limit=limit, cursor=cursor)
+        return results.GpuHoursList(self._connection.json("GET", "/usage/gpu-hours", params=params))
+
+    def gpu_hours_csv(
+        self,
+        *,
+        since: date | str | None = None,
+        until: date | str | None = None,
+        by: str = "day",
+        owner: str | None = None,
+    ) -> str:
+        """The same as CSV with a header, all rows at once."""
+        params = _given(since=_day(since), until=_day(until), by=by, owner=owner, format="csv")
+        return self._connection.text("/usage/gpu-hours", "text/csv", params)
+
     def workers(self, *, limit: int = 100, cursor: str | None = None) -> results.WorkerList:
         """A page of the fleet, by name; its `next_cursor` leads to the next."""
         return results.WorkerList(self._connection.json("GET", "/workers", params=_given(limit=limit, cursor=cursor)))
@@ -487,6 +522,10 @@ class GrpoClient:
     ) -> Iterable[results.Event]:
         path = _job(job_id, "events")
         return EventStream(self._connection, path, after=after, pause=poll, patience=patience, deadline=deadline)
+
+
+def _day(day: date | str | None) -> str | None:
+    return day.isoformat() if isinstance(day, date) else day
 
 
 def _worker(name: str, *more: str) -> str:

@@ -213,6 +213,43 @@ class GpuEstimate(JsonObject):
     peak_memory_bytes: int | None
 
 
+class GpuHours(JsonObject):
+    """What one owner used of one kind of GPU in one period."""
+
+    start: str
+    """First day of the period (UTC): of a week its Monday, of the whole report its first day."""
+    owner: str
+    """Whose jobs."""
+    gpu: str | None
+    """Name of the GPUs; None: not known."""
+    gpu_hours: float
+    """Hours for which workers held the jobs, times their GPUs."""
+    jobs: int
+    """Jobs with a run in the period."""
+    cost: float | None
+    """In `currency`; None: the operator has set no price."""
+
+
+class GpuHoursList(JsonObject):
+    """Who used which GPUs for how long, by period, owner and GPU."""
+
+    object: str
+    since: str
+    """The first day (UTC)."""
+    until: str
+    """The last day (UTC), included."""
+    by: str
+    """Length of the periods. One of `day`, `week`, `total`."""
+    currency: str | None
+    """Of all costs; None: the operator has set no price."""
+    data: list[GpuHours]
+    """In order of period, owner and GPU."""
+    has_more: bool
+    """Whether there are further rows."""
+    next_cursor: str | None
+    """Send it as `cursor` for the next page."""
+
+
 class GpuUsage(JsonObject):
     """GPU-hours: hours a worker held your jobs, times their GPUs."""
 
@@ -224,6 +261,8 @@ class GpuUsage(JsonObject):
     """Days (UTC) that count, today included."""
     frees_at: datetime | None
     """If they are used up: when you may submit again."""
+    left: float | None
+    """What is left of `limit`; None: any number."""
 
 
 class GraderErrorFlags(JsonObject):
@@ -390,6 +429,8 @@ class JobUsage(JsonObject):
     used: int
     limit: int | None
     """None: any number."""
+    left: int | None
+    """What is left of `limit`; None: any number."""
 
 
 class MetricList(JsonObject):
@@ -398,6 +439,16 @@ class MetricList(JsonObject):
     object: str
     data: list[StepMetrics]
     has_more: bool | None
+    next_cursor: str | None
+    """Send it as `cursor` for the next page."""
+
+
+class OwnerUsageList(JsonObject):
+    """What each owner has used, with the limits, by name."""
+
+    object: str
+    data: list[UsageReport]
+    has_more: bool
     next_cursor: str | None
     """Send it as `cursor` for the next page."""
 
@@ -690,6 +741,8 @@ class StorageUsage(JsonObject):
     """None: any number."""
     measured_at: datetime | None
     """Time of the last full count; later uploads and deletions are included."""
+    left: int | None
+    """What is left of `limit`; None: any number."""
 
 
 class SubmittedGroup(JsonObject):

@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Self, TypeVar
 
@@ -74,7 +74,9 @@ from jobs.store.valkey_checks import ValkeyWatch
 from jobs.store.workers import WorkerRegistry
 from jobs.store.write_once import Command, WriteOnceStore
 from jobs.usage.gpu_time import GpuTime
+from jobs.usage.prices import Prices, PriceSettings
 from jobs.usage.quotas import Quotas, QuotaSettings, StorageQuotaUsedUp, Usage
+from jobs.usage.report import Period, UsageRow, usage_rows
 from jobs.usage.stored_bytes import Census
 from jobs.webhooks.service import WebhookService
 from jobs.webhooks.settings import WebhookSettings
@@ -184,6 +186,7 @@ class JobService:
         sources: SourceSettings | None = None,
         quotas: QuotaSettings | None = None,
         webhooks: WebhookSettings | None = None,
+        prices: PriceSettings | None = None,
     ) -> None:
         self._settings = settings or ServiceSettings()
         self._queue_settings = queue
@@ -209,7 +212,9 @@ class JobService:
             recover=self._valkey_recovery.ensure_soon,
         )
         self._census = Census(self.job_store, self.write_once)
-        self.quotas = Quotas(GpuTime(self.job_store, self.store), self._census, quotas)
+        self._gpu_time = GpuTime(self.job_store, self.store)
+        self.quotas = Quotas(self._gpu_time, self._census, quotas)
+        self.prices = Prices(prices)
         self._rates = RateLimiter(
             self.job_store, rate=self._settings.requests_per_second, burst=self._settings.requests_burst
         )
@@ -861,6 +866,18 @@ class JobService:
         """Return an owner's use and quotas, the number of unfinished jobs, and the limit of those."""
         unfinished = sum(self.job_store.count(owner, status) for status in JobStatus if status not in TERMINAL)
         return self.quotas.usage(owner), unfinished, self._settings.max_owner_jobs or None
+
+    def list_usage(self, *, limit: int, cursor: str | None = None) -> Page[tuple[Usage, int, int | None]]:
+        """Return a page of what `usage` returns of each owner, by name. The cursor is the last owner of the previous
+        page."""
+        owners = [owner for owner in self.quotas.owners() if cursor is None or owner > cursor]
+        found = [self.usage(owner) for owner in owners[:limit]]
+        return Page(items=found, next_cursor=owners[limit - 1] if len(owners) > limit else None)
+
+    def usage_rows(self, owner: str | None, first: date, last: date, period: Period) -> list[UsageRow]:
+        """Return who used what from one day (UTC) to another, both included; with None of all owners."""
+        owners = self.quotas.owners() if owner is None else [owner]
+        return usage_rows(self._gpu_time, self.prices, owners, first, last, period)
 
     def authenticate(self, key: str) -> KeyRecord | None:
         """Return the record of a valid key, or None, and count the request. Raises `RateLimited`."""

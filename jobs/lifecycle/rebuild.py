@@ -217,6 +217,8 @@ class Rebuild:
             lease_seconds=self._lease_seconds,
             orders=ticket.get("orders", record.orders),
             restored=True,
+            gpu=ticket.get("gpu", ""),
+            hosts=ticket.get("hosts", 0),
         )
 
     def _run(self, pool: ThreadPoolExecutor) -> RebuildReport:
@@ -377,6 +379,9 @@ class Rebuild:
             epoch=epoch,
             attempts=last.get("attempts", 0),
             run_ms=last.get("run_ms", 0),
+            gpu_ms=last.get("gpu_ms", {}),
+            gpu=held.get("gpu", ""),
+            run_hosts=held.get("hosts", 0),
             worker=held["worker"],
             started_at=datetime.fromisoformat(first["time"]),
             checkpoint_step=commits[0].step if commits else 0,
@@ -423,7 +428,7 @@ class Rebuild:
         if is_paused:
             record = replace(record, status=JobStatus.PAUSED, worker=None)
         elif record.epoch:
-            # From now on, because the time since its last ticket is not known.
+            # From now on, because the time since its last ticket is not known; a worker that still has it knows.
             now = utc(self._job_store.now_ms())
             record = replace(record, status=JobStatus.RUNNING, restored=True, run_at=now)
         return _Found(record=record, event_seq=self._unused(record, events), events=events)

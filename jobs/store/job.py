@@ -139,11 +139,31 @@ class JobRecord(JobRequest, JobView):
     """Start of the run that holds it."""
     run_ms: int = 0
     """Duration of its earlier runs together, in milliseconds."""
+    gpu: str = ""
+    """Name of the GPUs of the run that holds it; empty: without one, or not known."""
+    run_hosts: int = 0
+    """Number of hosts that this run has; 0: as many as the job asks for."""
+    gpu_ms: dict[str, Any] = field(default_factory=dict[str, Any])
+    """GPU-milliseconds of its ended runs, by the name of the GPUs."""
     worker: str | None = None
     error: dict[str, Any] | None = None
     """On failure: code, class, message, hint, retryable."""
     manifest: str | None = None
     """Key of the manifest in the bucket, once it exists."""
+
+    @property
+    def gpus(self) -> int:
+        """The GPUs of its run, on all hosts together."""
+        resources = self.spec["resources"]
+        return resources["gpus"] * (self.run_hosts or resources.get("hosts", 1))
+
+    def gpu_hours(self, now: datetime) -> dict[str, float]:
+        """Return the GPU-hours of all its runs up to now, by the name of the GPUs."""
+        used = {name: ms / 3_600_000 for name, ms in self.gpu_ms.items()}
+        if self.run_at is not None and self.gpus:
+            held = max(0.0, (now - self.run_at).total_seconds())
+            used[self.gpu] = used.get(self.gpu, 0.0) + held * self.gpus / 3600
+        return used
 
     def ran_seconds(self, now: datetime) -> float:
         """Return the duration of all its runs together, in seconds."""

@@ -150,9 +150,16 @@ class JobStore:
         fields: dict[str, str] = self._call(lambda: self.client.hgetall(f"{self.prefix}:job:{job_id}"))
         return _read(job_id, fields) if fields else None
 
-    def claim(self, job_id: str, *, epoch: int, worker: str, lease_seconds: float) -> bool:
-        """Give a queued job to a worker with a new epoch; False if it cannot be claimed."""
-        return bool(self.run_script("claim", job_id, str(epoch), worker, str(int(lease_seconds * 1000))))
+    def claim(
+        self, job_id: str, *, epoch: int, worker: str, lease_seconds: float, gpu: str = "", hosts: int = 0
+    ) -> bool:
+        """Give a queued job to a worker with a new epoch; False if it cannot be claimed.
+
+        `gpu` is the name of the worker's GPUs, and `hosts` how many hosts the run has, 0 for as many as the job asks
+        for: usage is counted by them.
+        """
+        lease = str(int(lease_seconds * 1000))
+        return bool(self.run_script("claim", job_id, str(epoch), worker, lease, gpu, str(hosts or "")))
 
     def pick(self, job_id: str, worker: str, refused: Collection[str] = (), *, now_ms: int | None = None) -> str | None:
         """Return the job whose turn it is in the queue of the job `job_id`, and keep it for this worker for seconds.
@@ -193,6 +200,7 @@ class JobStore:
         to: JobStatus | None = None,
         fields: Mapping[str, Any] | None = None,
         lease_seconds: float | None = None,
+        held_seconds: float | None = None,
         events: Iterable[JobEvent] = (),
         first_ordinal: int | None = None,
         expire_events_seconds: float | None = None,
@@ -214,6 +222,7 @@ class JobStore:
             "to": to.value if to else None,
             "set": {name: _to_text(value) for name, value in fields.items()} if fields else None,
             "lease": int(lease_seconds * 1000) if lease_seconds is not None else None,
+            "held": int(held_seconds * 1000) if held_seconds is not None else None,
             "first": first_ordinal,
             "events": [_to_order(event) for event in event_list] or None,
             "expire": int(expire_events_seconds * 1000) if expire_events_seconds is not None else None,
@@ -264,15 +273,26 @@ class JobStore:
         return bool(self.run_script("restore", record.id, strict_json.dumps(fields), lease, key, digest, keep))
 
     def reclaim(
-        self, job_id: str, *, epoch: int, worker: str, lease_seconds: float, orders: int, restored: bool = False
+        self,
+        job_id: str,
+        *,
+        epoch: int,
+        worker: str,
+        lease_seconds: float,
+        orders: int,
+        restored: bool = False,
+        gpu: str = "",
+        hosts: int = 0,
+        held_seconds: float = 0.0,
     ) -> bool:
         """Give a record back to the run that had claimed it; False if the job has ended or has a later run.
 
         `orders` is the number of the last command applied before that claim. With `restored`, the run has not been
-        heard of since.
+        heard of since. `gpu` and `hosts` as for `claim`; `held_seconds` is how long it has had the job.
         """
         lease, mark = str(int(lease_seconds * 1000)), "1" if restored else ""
-        return bool(self.run_script("reclaim", job_id, str(epoch), worker, lease, str(orders), mark))
+        about = (gpu, str(hosts or ""), str(int(held_seconds * 1000)))
+        return bool(self.run_script("reclaim", job_id, str(epoch), worker, lease, str(orders), mark, *about))
 
     def look(self) -> Look:
         """Return which server this is. If its records were compared, record that it was seen."""
@@ -387,11 +407,18 @@ class JobStore:
         """
         return self._call(lambda: self.client.zscore(f"{self.prefix}:erasing", name)) is not None
 
-    def beat(self, job_id: str, *, epoch: int, lease_seconds: float | None) -> Change:
-        """Renew the lease, or with None only read it. Refused if the epoch has ended."""
+    def beat(
+        self, job_id: str, *, epoch: int, lease_seconds: float | None, held_seconds: float | None = None
+    ) -> Change:
+        """Renew the lease, or with None only read it. Refused if the epoch has ended.
+
+        `held_seconds` is how long the run has had the job, for a record that was restored.
+        """
         if lease_seconds is None:
             return self._read_claim(job_id, epoch)
-        return self.change(job_id, from_statuses=HELD, epoch=epoch, lease_seconds=lease_seconds)
+        return self.change(
+            job_id, from_statuses=HELD, epoch=epoch, lease_seconds=lease_seconds, held_seconds=held_seconds
+        )
 
     def _read_claim(self, job_id: str, epoch: int) -> Change:
         """Answer as a change of nothing would, without a write: every worker asks this each second."""

@@ -79,15 +79,27 @@ class WriteOnceStore:
         return self.store.get_json(object_keys.job(job_id))
 
     def allocate_epoch(
-        self, job_id: str, worker: str, time: str, *, attempts: int = 0, run_ms: int = 0, orders: int = 0
+        self,
+        job_id: str,
+        worker: str,
+        time: str,
+        *,
+        attempts: int = 0,
+        run_ms: int = 0,
+        orders: int = 0,
+        gpu: str = "",
+        hosts: int = 0,
+        gpu_ms: dict[str, Any] | None = None,
     ) -> int | None:
         """Take the next epoch number for `worker`; None if another worker took it first.
 
-        `attempts`, `run_ms` and `orders` are copied from the record, for a loss of Valkey.
+        `attempts`, `run_ms`, `orders` and `gpu_ms` are copied from the record, for a loss of Valkey; `gpu` is the name
+        of the worker's GPUs, and `hosts` how many hosts the run has, 0 for as many as the job asks for.
         """
         number = self.latest_epoch(job_id) + 1
         ticket: dict[str, Any] = {"v": WRITE_ONCE_VERSION, "job": job_id, "epoch": number, "worker": worker}
         ticket |= {"time": time, "attempts": attempts, "run_ms": run_ms, "orders": orders}
+        ticket |= {name: value for name, value in (("gpu", gpu), ("hosts", hosts), ("gpu_ms", gpu_ms)) if value}
         return number if self.store.put_json_once(object_keys.epoch(job_id, number), ticket) else None
 
     def latest_epoch(self, job_id: str) -> int:

@@ -1,14 +1,17 @@
 """GPU time of owners: seconds times GPUs of every run, by the UTC day of its start, in Valkey and in the bucket.
 
-The script that ends a run counts it, in the same step (`prelude.lua`). The housekeeper saves new runs to
-`usage/{owner}/{day}.json`; after a loss of Valkey, the counts are read from there. Invariant: a run counts once, even
-if Valkey was lost, and for at most the seconds for which a worker held the job.
+The script that ends a run counts it, in the same step (`prelude.lua`): whole for quotas, and in parts by day and kind
+of GPU for reports (`jobs.usage.report`). The housekeeper saves new runs to `usage/{owner}/{day}.json`; after a loss of
+Valkey, the counts are read from there. Invariant: a run counts once, even if Valkey was lost, and for at most the
+seconds for which a worker held the job.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from datetime import time as time_of_day
 from functools import partial
 from typing import Any
 
@@ -18,7 +21,7 @@ from grpo_core import strict_json
 from jobs.errors import Unavailable
 from jobs.store import object_keys
 from jobs.store.bucket import ObjectStore
-from jobs.store.job import HELD
+from jobs.store.job import HELD, JobRecord, utc
 from jobs.store.job_store import JobStore, guarded
 
 log = structlog.get_logger()
@@ -28,7 +31,22 @@ KEEP_DAYS = 400
 SAVED_AT_ONCE = 20
 OWNERS_AT_ONCE = 500
 """Number of owners in one request to Valkey."""
+READS_AT_ONCE = 1000
+"""Number of days of owners in one request to Valkey."""
 _LOADED = "loaded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one run used within one day (UTC)."""
+
+    owner: str
+    day: date
+    gpu: str
+    """Name of its GPUs; empty: a release before this one counted it, or the worker did not name them."""
+    job: str
+    """Id of its job; empty: not known."""
+    gpu_seconds: float
 
 
 class GpuTime:
@@ -50,15 +68,59 @@ class GpuTime:
 
     def running(self, owner: str) -> float:
         """Return the GPU-seconds of an owner's current runs."""
-        now = datetime.fromtimestamp(self._job_store.now_ms() / 1000, UTC)
-        used = 0.0
-        for status in HELD:
-            for record in self._job_store.get_many(self._job_store.list_ids(owner, limit=10_000, status=status)):
-                if record.run_at is not None:
-                    seconds = max(0.0, (now - record.run_at).total_seconds())
-                    resources = record.spec["resources"]
-                    used += seconds * resources["gpus"] * resources.get("hosts", 1)
-        return used
+        now = utc(self._job_store.now_ms())
+        ids = [each for status in HELD for each in self._job_store.list_ids(owner, limit=10_000, status=status)]
+        records = self._job_store.get_many(ids)
+        return sum(max(0.0, (now - r.run_at).total_seconds()) * r.gpus for r in records if r.run_at is not None)
+
+    def parts(self, owners: Collection[str], first: date, last: date) -> list[Part]:
+        """Return what owners used from one day to another, both included, current runs up to now included."""
+        # Before what has ended: a run that ends in between is then seen twice, and counted once.
+        current = list(self._current(owners))
+        for owner in owners:
+            self.by_day(owner)  # reads the bucket if Valkey has lost it
+        days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
+        places = [(owner, day) for owner in sorted(owners) for day in days]
+        ended: dict[tuple[str, str, date], Part] = {}
+        for start in range(0, len(places), READS_AT_ONCE):
+            for run, part in self._ended(places[start : start + READS_AT_ONCE]):
+                ended[part.owner, run, part.day] = part
+        going = [p for run, p in current if first <= p.day <= last and (p.owner, run, p.day) not in ended]
+        return [*ended.values(), *going]
+
+    def _current(self, owners: Collection[str]) -> Iterator[tuple[str, Part]]:
+        now = utc(self._job_store.now_ms())
+        for record in self._job_store.get_many(self._job_store.held()):
+            if record.owner in owners and record.run_at is not None and record.gpus:
+                run = f"{record.id}:{record.epoch}"
+                for day, seconds in _by_day(record.run_at, now):
+                    yield run, _part_of(record, day, seconds * record.gpus)
+
+    def _ended(self, places: Sequence[tuple[str, date]]) -> Iterator[tuple[str, Part]]:
+        """Yield the parts of ended runs of some owners' days, each with the run's name."""
+
+        def read() -> list[Any]:
+            pipeline = self._job_store.client.pipeline(transaction=False)
+            for owner, day in places:
+                pipeline.hgetall(self._parts_of(owner, _number(day)))
+                pipeline.hgetall(f"{self._prefix}:{owner}:{_number(day)}")
+                pipeline.hget(f"{self._prefix}:{owner}", str(_number(day)))
+            return pipeline.execute()
+
+        answers: list[Any] = guarded(read)
+        for place, (owner, day) in enumerate(places):
+            parts, runs, total = answers[place * 3 : place * 3 + 3]
+            # A release before this one counts a run whole, on the day of its start, and names no GPUs.
+            told: dict[str, tuple[str, str]] = {run: (ms, "") for run, ms in runs.items()}
+            told |= {run: _read_part(part) for run, part in parts.items()}
+            if total and not runs:
+                told[""] = (total, "")
+            for run, (ms, gpu) in told.items():
+                job, seconds = run.rpartition(":")[0], int(ms) / 1000
+                yield run, Part(owner=owner, day=day, gpu=gpu, job=job, gpu_seconds=seconds)
+
+    def _parts_of(self, owner: str, day: int) -> str:
+        return f"{self._prefix}-parts:{owner}:{day}"
 
     def owners(self) -> set[str]:
         """Return every owner who ever used GPU time, by the bucket."""
@@ -86,12 +148,15 @@ class GpuTime:
                 guarded(lambda note=note: client.srem(saving, note))
 
     def _save(self, owner: str, day: str) -> None:
-        runs: dict[str, str] = guarded(lambda: self._job_store.client.hgetall(f"{self._prefix}:{owner}:{day}"))
+        client = self._job_store.client
+        runs: dict[str, str] = guarded(lambda: client.hgetall(f"{self._prefix}:{owner}:{day}"))
+        parts: dict[str, str] = guarded(lambda: client.hgetall(self._parts_of(owner, int(day))))
         key = object_keys.usage(owner, _date(int(day)).isoformat())
         body = self._store.get_json(key) or {"v": 1, "owner": owner, "runs": {}}
         added = {**{run: int(ms) for run, ms in runs.items()}, **body["runs"]}
-        if added != body["runs"]:
-            self._store.put_json(key, {**body, "runs": added})
+        kept: dict[str, str] = {**parts, **body.get("parts", {})}
+        if added != body["runs"] or kept != body.get("parts", {}):
+            self._store.put_json(key, {**body, "runs": added, "parts": kept})
 
     def _load(self, owner: str) -> None:
         """Count an owner's runs in the bucket; runs that Valkey knows too count once."""
@@ -100,10 +165,11 @@ class GpuTime:
                 day = date.fromisoformat(item.key.rsplit("/", 1)[-1].removesuffix(".json"))
                 body: Mapping[str, Any] | None = self._store.get_json(item.key)
                 runs = strict_json.dumps(body["runs"]) if body else "{}"
+                parts = strict_json.dumps(body.get("parts", {})) if body else "{}"
             except (ValueError, KeyError, TypeError):
                 log.exception("usage_unreadable", key=item.key)  # a lost day must not stop jobs
                 continue
-            self._job_store.run_script("tally", owner, str(_number(day)), runs)
+            self._job_store.run_script("tally", owner, str(_number(day)), runs, parts)
         guarded(lambda: self._job_store.client.hset(f"{self._prefix}:{owner}", _LOADED, "1"))
 
     def forget_old(self) -> None:
@@ -134,6 +200,24 @@ class GpuTime:
         for owner, days in days_of.items():
             if all(day == _LOADED or int(day) < oldest for day in days):
                 self._job_store.run_script("prune", owner)
+
+
+def _part_of(record: JobRecord, day: date, gpu_seconds: float) -> Part:
+    return Part(owner=record.owner, day=day, gpu=record.gpu, job=record.id, gpu_seconds=gpu_seconds)
+
+
+def _by_day(began: datetime, ended: datetime) -> Iterator[tuple[date, float]]:
+    """Yield each day (UTC) of a stretch of time, with its seconds in it."""
+    while began < ended:
+        midnight = datetime.combine(began.date() + timedelta(days=1), time_of_day(), UTC)
+        until = min(midnight, ended)
+        yield began.date(), (until - began).total_seconds()
+        began = until
+
+
+def _read_part(text: str) -> tuple[str, str]:
+    ms, _, gpu = text.partition(" ")
+    return ms, gpu
 
 
 def _date(number: int) -> date:

@@ -70,6 +70,16 @@ class Usage:
     stored: Stored
     max_stored_bytes: int | None
 
+    @property
+    def gpu_hours_left(self) -> float | None:
+        """GPU-hours that are left; None: no limit."""
+        return None if self.max_gpu_hours is None else max(0.0, self.max_gpu_hours - self.gpu_hours)
+
+    @property
+    def bytes_left(self) -> int | None:
+        """Bytes that are left; None: no limit."""
+        return None if self.max_stored_bytes is None else max(0, self.max_stored_bytes - self.stored.bytes)
+
 
 class Quotas:
     """The quotas of all owners."""
@@ -105,7 +115,11 @@ class Quotas:
 
     def all(self) -> list[Usage]:
         """Return the use and limits of all owners, by name."""
-        return [self.usage(owner) for owner in sorted(self._gpu_time.owners() | self._census.owners())]
+        return [self.usage(owner) for owner in self.owners()]
+
+    def owners(self) -> list[str]:
+        """Return every owner who has used GPUs or storage, by name."""
+        return sorted(self._gpu_time.owners() | self._census.owners())
 
     def check_job(self, owner: str) -> None:
         """Check that an owner may submit a job. Raises `GpuQuotaUsedUp` and `StorageQuotaUsedUp`."""

@@ -28,15 +28,27 @@ class Lease:
     """The lease of one epoch of one job. Start it after a claim, stop it after the outcome."""
 
     def __init__(
-        self, job_store: JobStore, job_id: str, epoch: int, seconds: float, *, worker: str = "", orders: int = 0
+        self,
+        job_store: JobStore,
+        job_id: str,
+        epoch: int,
+        seconds: float,
+        *,
+        worker: str = "",
+        orders: int = 0,
+        gpu: str = "",
+        hosts: int = 0,
     ) -> None:
-        """`orders` is the number of the last command applied before the claim."""
+        """`orders` is the number of the last command applied before the claim; `gpu` and `hosts` as the claim had
+        them."""
         self._job_store = job_store
         self._job_id = job_id
         self._epoch = epoch
         self._seconds = seconds
         self._worker = worker
         self._commands = orders
+        self._gpu, self._hosts = gpu, hosts
+        self._began = time.monotonic()
         self._status = JobStatus.RUNNING
         self._beaten = time.monotonic()
         self._stop = threading.Event()
@@ -84,7 +96,14 @@ class Lease:
         """
         log.warning("claim_forgotten", job_id=self._job_id, epoch=self._epoch)
         return self._job_store.reclaim(
-            self._job_id, epoch=self._epoch, worker=self._worker, lease_seconds=self._seconds, orders=self._commands
+            self._job_id,
+            epoch=self._epoch,
+            worker=self._worker,
+            lease_seconds=self._seconds,
+            orders=self._commands,
+            gpu=self._gpu,
+            hosts=self._hosts,
+            held_seconds=time.monotonic() - self._began,
         )
 
     def _run(self) -> None:
@@ -94,7 +113,10 @@ class Lease:
             due = asked - self._beaten >= self._seconds / 6
             try:
                 change = self._job_store.beat(
-                    self._job_id, epoch=self._epoch, lease_seconds=self._seconds if due else None
+                    self._job_id,
+                    epoch=self._epoch,
+                    lease_seconds=self._seconds if due else None,
+                    held_seconds=asked - self._began,
                 )
                 if change.refusal == "epoch" and change.epoch < self._epoch and self.reclaim():
                     continue

@@ -63,7 +63,11 @@ class RunContext:
         self.epoch = epoch
         self.folder = folder
         self.lease = Lease(
-            deps.job_store, record.id, epoch, deps.lease_seconds, worker=deps.worker, orders=record.orders
+            *(deps.job_store, record.id, epoch, deps.lease_seconds),
+            worker=deps.worker,
+            orders=record.orders,
+            gpu=record.gpu,
+            hosts=record.run_hosts,
         )
         self.retry = InterruptibleRetry(self.lease, deps.stop)
         self.forwarder = EventForwarder(deps.job_store, self.lease, record.id, epoch, folder)

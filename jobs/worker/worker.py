@@ -143,6 +143,8 @@ class Worker:
         self.name = settings.name or f"{socket.gethostname()}-{secrets.token_hex(3)}"
         make_work_dir(settings.work_dir)
         self._gpus = find_gpus()
+        self._gpu = self._gpus[0].name if self._gpus else ""
+        """The name under which usage counts its GPUs."""
         self._proof = prove(os.environ, os.getpid())
         log.info("grader_isolation", isolation=self._proof.isolation, reason=self._proof.reason)
         self._store = ObjectStore(storage)
@@ -302,8 +304,8 @@ class Worker:
                 self._job_store.change(record.id, from_statuses={JobStatus.QUEUED}, fields=fields)
             yield cards
 
-    def _claim(self, job_id: str) -> JobRecord | None:
-        """Claim a job. Returns its record, or None."""
+    def _claim(self, job_id: str, hosts: int = 0) -> JobRecord | None:
+        """Claim a job for a run on so many hosts, 0 for as many as it asks for. Returns its record, or None."""
         record = self._find(job_id)
         if record is None:
             return None
@@ -314,18 +316,21 @@ class Worker:
             attempts=record.attempts,
             run_ms=record.run_ms,
             orders=record.orders,
+            gpu=self._gpu,
+            hosts=hosts,
+            gpu_ms=record.gpu_ms,
         )
         if epoch is None:
             return None
-        claimed = self._take(job_id, epoch)
-        return replace(record, status=JobStatus.RUNNING, epoch=epoch) if claimed else None
+        held = replace(record, status=JobStatus.RUNNING, epoch=epoch, gpu=self._gpu, run_hosts=hosts)
+        return held if self._take(held) else None
 
     def _has_run(self, record: JobRecord) -> bool:
         """Run a job whose turn it is. Returns False if its cards are not free, so that another may have its turn."""
         with self._reserve(record) as cards:
             has_cards = cards is None or bool(cards.hosts)
             leaves = self._deps.stop.asked or self._draining.mode  # asked for while the cards were awaited
-            claimed = self._claim(record.id) if has_cards and not leaves else None
+            claimed = self._claim(record.id, len(cards.hosts) if cards else 0) if has_cards and not leaves else None
             if claimed is None:
                 self._job_store.release_pick(record.id)
             else:
@@ -381,17 +386,24 @@ class Worker:
         log.warning("graders_not_confined", job_id=record.id, reason=self._proof.reason)
         return False
 
-    def _take(self, job_id: str, epoch: int) -> bool:
-        """Claim a job with an epoch. If an answer is lost, the repeated claim is refused, so the record decides.
+    def _take(self, held: JobRecord) -> bool:
+        """Claim a job with its new epoch. If an answer is lost, the repeated claim is refused, so the record decides.
 
         No other worker can have the epoch, so a held record with it is held by this worker.
         """
         lease_seconds = self._queue_settings.lease_seconds
         with contextlib.suppress(Unavailable):
-            if self._job_store.claim(job_id, epoch=epoch, worker=self.name, lease_seconds=lease_seconds):
+            if self._job_store.claim(
+                held.id,
+                epoch=held.epoch,
+                worker=self.name,
+                lease_seconds=lease_seconds,
+                gpu=held.gpu,
+                hosts=held.run_hosts,
+            ):
                 return True
-        record = self._job_store.get(job_id)
-        return record is not None and record.epoch == epoch and record.status in HELD
+        record = self._job_store.get(held.id)
+        return record is not None and record.epoch == held.epoch and record.status in HELD
 
     def _run(self, record: JobRecord, cards: Reservation | None) -> None:
         self._job = record.id

@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,7 +39,9 @@ from jobs.store.datasets import DatasetRecord
 from jobs.store.drains import Drain, DrainMode
 from jobs.store.job import TERMINAL, JobRecord, JobStatus, Priority, member_ids, new_group_id, new_job_id
 from jobs.store.serving import ServedModels
+from jobs.usage.prices import Prices, PriceSettings
 from jobs.usage.quotas import Usage
+from jobs.usage.report import Period, UsageRow
 from jobs.usage.stored_bytes import Stored
 
 ALICE = "grpo_alice-key"
@@ -78,6 +80,8 @@ class FakeJobService:
         self.queues: list[QueueState] = []
         self.workers = 1
         self.fleet: dict[str, FleetWorker] = {}
+        self.used: list[UsageRow] = []
+        self.prices = Prices(PriceSettings())
         self.verdicts = {"valkey": "ok", "storage": "ok"}
         self.valkey = FakeValkey()
         self.fail: Exception | None = None
@@ -502,6 +506,16 @@ class FakeJobService:
             max_stored_bytes=None,
         )
         return used, 0, None
+
+    def list_usage(self, *, limit: int, cursor: str | None = None) -> Page[tuple[Usage, int, int | None]]:
+        owners = sorted({job.owner for job in self.jobs.values()} - {name for name in [cursor] if name})
+        left = [owner for owner in owners if cursor is None or owner > cursor]
+        more = left[limit - 1] if len(left) > limit else None
+        return Page(items=[self.usage(owner) for owner in left[:limit]], next_cursor=more)
+
+    def usage_rows(self, owner: str | None, first: date, last: date, period: Period) -> list[UsageRow]:
+        self._check()
+        return [row for row in self.used if owner in (None, row.owner)]
 
     def storage_is_up(self) -> bool:
         return self.verdicts["storage"] == "ok"

@@ -3,6 +3,7 @@
 --   from      statuses the job must be in            epoch    the epoch it must be at
 --   expired   the lease must have run out            to       the new status
 --   set       fields to set, as strings              lease    ms from now until the lease runs out
+--   held      ms for which the worker has had the job, said with a lease
 --   first     ordinal of the first event in its run  events   [{type, epoch, step, data, time}]
 --   expire    ms until the events may go       settles  an outcome stands: any state may end
 -- Returns {'ok'|'missing'|'status'|'epoch'|'lease'|'events', status, epoch, events accepted of this run}; 'events' where
@@ -49,6 +50,8 @@ if order.to and order.to ~= status then
 end
 if order.lease then
   redis.call('ZADD', prefix .. ':leases', now + order.lease, id)
+  -- A record that was put back does not know since when.
+  if order.held and redis.call('HGET', job, 'restored') == '1' then redis.call('HSET', job, 'run_at', now - order.held) end
   redis.call('HDEL', job, 'restored')
 end
 if order.expire then redis.call('PEXPIRE', prefix .. ':events:' .. id, order.expire) end

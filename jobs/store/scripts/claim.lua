@@ -1,4 +1,5 @@
--- Give a queued job to a worker. ARGV: id, epoch, worker, lease in ms. Returns 1, or 0 if the claim is refused.
+-- Give a queued job to a worker. ARGV: id, epoch, worker, lease in ms, the name of its GPUs or '', the number of hosts
+-- that it has for the job or ''. Returns 1, or 0 if the claim is refused.
 local epoch, worker, lease = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local owner, status, current = unpack(redis.call('HMGET', job, 'owner', 'status', 'epoch'))
 if status ~= 'queued' or epoch <= tonumber(current) then return 0 end
@@ -8,7 +9,7 @@ local now = now_ms()
 set_status(now, owner, status, 'running')
 redis.call('ZADD', prefix .. ':leases', now + lease, id)
 redis.call('HSET', job, 'epoch', epoch, 'worker', worker, 'phase', 'preparing', 'shipped', 0, 'updated_at', now,
-  'run_at', now)
+  'run_at', now, 'gpu', ARGV[5] or '', 'run_hosts', ARGV[6] or '')
 redis.call('SADD', prefix .. ':users', owner)
 redis.call('HSETNX', job, 'started_at', now)
 redis.call('HDEL', job, 'restored')

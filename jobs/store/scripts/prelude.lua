@@ -112,20 +112,53 @@ local function tally(owner, day, run, ms)
   redis.call('SADD', prefix .. ':usage-unsaved', owner .. ' ' .. day)
 end
 
+-- The same by day and kind of GPU, for reports: a run that lasts over midnight has a part in each day (`ms class`).
+local function note_part(owner, day, run, part)
+  local parts = prefix .. ':usage-parts:' .. owner .. ':' .. day
+  if redis.call('HSETNX', parts, run, part) == 0 then return end
+  redis.call('PEXPIRE', parts, 402 * 86400000)
+  redis.call('SADD', prefix .. ':usage-unsaved', owner .. ' ' .. day)
+end
+
+local function split(owner, run, began, ended, gpus, class)
+  local day = math.floor(began / 86400000)
+  repeat
+    local held_ms = math.min(ended, (day + 1) * 86400000) - math.max(began, day * 86400000)
+    note_part(owner, day, run, string.format('%.0f %s', held_ms * gpus, class))
+    day = day + 1
+  until day * 86400000 >= ended
+end
+
+-- The GPUs that a job asks for, on all its hosts together.
+local function gpus_of(spec)
+  local readable, asked = pcall(cjson.decode, spec or '')
+  local resources = readable and type(asked) == 'table' and type(asked.resources) == 'table' and asked.resources
+  if not resources or type(resources.gpus) ~= 'number' then return 0 end
+  return resources.gpus, tonumber(resources.hosts) or 1
+end
+
 -- Record the duration of a run that has ended.
 local function note_run(now, owner)
-  local began, epoch, spec, restored = unpack(redis.call('HMGET', job, 'run_at', 'epoch', 'spec', 'restored'))
+  local began, epoch, spec, restored, gpu, run_hosts =
+    unpack(redis.call('HMGET', job, 'run_at', 'epoch', 'spec', 'restored', 'gpu', 'run_hosts'))
   if not began or began == '' then return end
   -- Without an event since its record was restored, it is not known whether the run still existed.
   if restored == '1' then redis.call('HDEL', job, 'run_at'); return end
   local ran = math.max(0, now - tonumber(began))
   redis.call('HINCRBY', job, 'run_ms', ran)
-  redis.call('HDEL', job, 'run_at')
-  local readable, asked = pcall(cjson.decode, spec)
-  local gpus = readable and type(asked) == 'table' and type(asked.resources) == 'table' and asked.resources.gpus
-  if type(gpus) ~= 'number' or gpus <= 0 then return end
-  local hosts = tonumber(asked.resources.hosts) or 1
-  tally(owner, math.floor(tonumber(began) / 86400000), id .. ':' .. epoch, ran * gpus * hosts)
+  redis.call('HDEL', job, 'run_at', 'gpu', 'run_hosts')
+  local gpus, hosts = gpus_of(spec)
+  if gpus <= 0 then return end
+  -- A run may have fewer hosts than the job asks for.
+  run_hosts = tonumber(run_hosts or '') or 0
+  if run_hosts > 0 then hosts = run_hosts end
+  local run = id .. ':' .. epoch
+  tally(owner, math.floor(tonumber(began) / 86400000), run, ran * gpus * hosts)
+  split(owner, run, tonumber(began), tonumber(began) + ran, gpus * hosts, gpu or '')
+  local known, used = pcall(cjson.decode, redis.call('HGET', job, 'gpu_ms') or '')
+  if not known or type(used) ~= 'table' then used = {} end
+  used[gpu or ''] = (used[gpu or ''] or 0) + ran * gpus * hosts
+  redis.call('HSET', job, 'gpu_ms', cjson.encode(used))
 end
 
 -- Index of ended jobs by owner and time, for jobs/lifecycle/retention.py.

@@ -1,8 +1,8 @@
 """Audit log of requests that change something, hand out links, or carry a refused key.
 
 Owns which requests these are and the fields of their lines; the log itself is in `jobs.store.audit_log`. Invariants:
-nothing that a client sent is logged except well-formed ids of jobs, data sets and webhooks; and requests without a
-valid key add only a limited number of lines per minute, so that a rotated log keeps the actions of owners.
+nothing that a client sent is logged except well-formed ids of jobs, data sets, webhooks and keys; and requests without
+a valid key add only a limited number of lines per minute, so that a rotated log keeps the actions of owners.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LINES = 30
 _MINUTE = 60.0
 _USER = "grpo_audit_user"
 _ACTION = "audit"
-_ID = re.compile(r"(?:job|ds|webhook)-[0-9A-Z]{26}")
+_ID = re.compile(r"(?:job|ds|webhook|key)-[0-9A-Z]{26}")
 
 
 def audited(action: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from typing import Any, Literal
 
 from litestar.connection import ASGIConnection
@@ -21,7 +22,7 @@ from api.problems import ApiError
 from api.threads import OWNER
 from jobs.auth.api_keys import KeyRecord
 
-Scope = Literal["jobs:read", "jobs:write", "datasets:write", "metrics:read", "operator"]
+Scope = Literal["jobs:read", "jobs:write", "datasets:write", "metrics:read", "operator", "keys:write"]
 
 PUBLIC = {"exclude_from_auth": True}
 """The `opt` of a route that needs no key."""
@@ -48,15 +49,16 @@ class BearerAuth(AbstractAuthenticationMiddleware):
     async def authenticate_request(self, connection: ASGIConnection[Any, Any, Any, Any]) -> AuthenticationResult:
         service = connection.app.state.service
         token = session_token(connection)
-        record = None
+        record, again = None, None
         if "authorization" in connection.headers or token is None:
             given = _BEARER.fullmatch(connection.headers.get("authorization", ""))
             scrapes = connection.route_handler.opt.get("scope") == "metrics:read"
             check = service.authenticate_scraper if scrapes else service.authenticate
-            record = await _in_thread(connection, check, given[1]) if given else None
+            again = partial(check, given[1]) if given else None
         else:
             check_same_origin(connection)
-            record = await _in_thread(connection, service.authenticate_session, token)
+            again = partial(service.authenticate_session, token)
+        record = await _in_thread(connection, again) if again else None
         if record is None:
             raise ApiError(
                 "unauthorized",
@@ -65,16 +67,17 @@ class BearerAuth(AbstractAuthenticationMiddleware):
                 headers={"WWW-Authenticate": 'Bearer realm="grpo"'},
             )
         OWNER.set(record.owner)
-        return AuthenticationResult(user=record, auth=None)
+        # Called again by answers that last long: a key may be revoked meanwhile.
+        return AuthenticationResult(user=record, auth=again)
 
 
 async def _in_thread(
-    connection: ASGIConnection[Any, Any, Any, Any], check: Callable[[str], KeyRecord | None], secret: str
+    connection: ASGIConnection[Any, Any, Any, Any], check: Callable[[], KeyRecord | None]
 ) -> KeyRecord | None:
     """In separate threads, because the owner must be known before a request can wait for its turn."""
     threads = connection.app.state.key_threads
     context = copy_context()  # where the limits that it counts for are noted
-    return await asyncio.get_running_loop().run_in_executor(threads, lambda: context.run(check, secret))
+    return await asyncio.get_running_loop().run_in_executor(threads, lambda: context.run(check))
 
 
 def session_token(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:

@@ -14,6 +14,7 @@ Schema = dict[str, Any]
 
 JOB: Final = "job-01ARZ3NDEKTSV4RRFFQ69G5FAV"
 DATASET: Final = "ds-01JDZ5T1E4Q8Y7M2N3P4R5S6T7"
+KEY: Final = "key-01JDZ5T1E4Q8Y7M2N3P4R5S6T7"
 GROUP: Final = "group-01ARZ3NDEKTSV4RRFFQ69G5FAW"
 TIME: Final = "2026-11-29T09:30:00.000Z"
 SECONDS: Final = 1_795_944_600
@@ -448,6 +449,12 @@ EXAMPLES: Final[dict[str, Any]] = {
     "listOpenAIFiles.after": DATASET,
     "listFineTuningCheckpoints.after": f"{JOB}:step-50",
     "listWorkers.cursor": "box1-7f3a",
+    "listKeys.cursor": KEY,
+    "revokeKey.key": KEY,
+    "listOwnersUsage.cursor": "ann",
+    "listGpuHours.cursor": "2026-11-30~ann~NVIDIA H200",
+    "listGpuHours.since": "2026-11-01",
+    "listGpuHours.until": "2026-11-30",
     "getWorker.name": "box1-7f3a",
     "drainWorker.name": "box1-7f3a",
     "undrainWorker.name": "box1-7f3a",

@@ -38,6 +38,7 @@ from grpo_core.run_dir import records
 from grpo_core.scoring.requests import MAX_ROWS
 from grpo_core.shown import Shown, plain_type, shown_fields
 from grpo_core.spec import JOB_ID, json_schema
+from jobs.auth.api_keys import OWNER, OWNER_SCOPES, SCOPES
 from jobs.read import rollouts
 from jobs.store import job
 from jobs.store.job import Priority
@@ -387,6 +388,33 @@ _BODIES: dict[str, Any] = {
             },
         },
     ),
+    "createKey": {
+        **_object_body(
+            "What the key is for; without a body it is one of yours for jobs and data.",
+            [],
+            {
+                "owner": {
+                    "type": "string",
+                    "pattern": f"^{OWNER}$",
+                    "description": "Whose jobs it sees; you by default",
+                },
+                "scopes": {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {"enum": [*SCOPES]},
+                    "description": f"What it may do; {', '.join(OWNER_SCOPES)} by default",
+                },
+                "name": {"type": "string", "minLength": 1, "maxLength": 100, "description": "A label"},
+                "expires_at": {
+                    "type": "string",
+                    "format": "date-time",
+                    "description": "When it expires; never by default",
+                },
+            },
+            {"scopes": ["jobs:read", "jobs:write"], "name": "laptop", "expires_at": "2027-01-01T00:00:00Z"},
+        ),
+        "required": False,
+    },
     "createWebhook": _object_body(
         "A URL, and the names of events; without them, all.",
         ["url"],

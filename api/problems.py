@@ -37,7 +37,7 @@ from grpo_core.scoring.process import ScoringFailed
 from grpo_core.spec import Problem, SpecError
 from grpo_core.strict_json import StrictJsonError
 from jobs.auth.rate_limit import RateLimited
-from jobs.errors import BadCursor, Conflict, InUse, NotFound, Rejected, Unavailable, Unreadable
+from jobs.errors import BadCursor, Conflict, InUse, NotFound, Rejected, TooManyKeys, Unavailable, Unreadable
 from jobs.lifecycle.admission import InProgress, KeyReused, TooManyJobs
 from jobs.read.fleet import CannotDrain
 from jobs.usage.quotas import GpuQuotaUsedUp, StorageQuotaUsedUp
@@ -224,6 +224,11 @@ def _(error: InUse, _request: Request[Any, Any, Any]) -> ApiError:
 
 @describe.register
 def _(error: Conflict, _request: Request[Any, Any, Any]) -> ApiError:
+    return ApiError("conflict", str(error))
+
+
+@describe.register
+def _(error: TooManyKeys, _request: Request[Any, Any, Any]) -> ApiError:
     return ApiError("conflict", str(error))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, ValidationError, convert, field
@@ -20,6 +20,7 @@ from grpo_core.rewards import RewardInfo
 from grpo_core.run_dir.records import Rollout
 from grpo_core.shown import Shown, shown_fields
 from grpo_core.spec import JobSpec
+from jobs.auth.api_keys import KEY_ID, ListedKey
 from jobs.read.fleet import FleetWorker, WorkerState
 from jobs.read.groups import GroupSummary
 from jobs.read.queue_position import QueuePosition as Place
@@ -490,6 +491,58 @@ class DatasetList(Struct, frozen=True, kw_only=True):
 
     object: Literal["list"] = "list"
     data: list[Dataset]
+    has_more: bool
+    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")]
+
+
+class ApiKey(Struct, frozen=True, kw_only=True):
+    """An API key, without its secret."""
+
+    id: Annotated[str, Meta(pattern=KEY_ID, description="Its id", examples=["key-01JDZ5T1E4Q8Y7M2N3P4R5S6T7"])]
+    object: Literal["key"] = "key"
+    owner: Annotated[str, Meta(description="Whose jobs and data it sees", examples=["ann"])]
+    name: Annotated[str | None, Meta(description="Its label; null without one", examples=["laptop"])]
+    hint: Annotated[
+        str | None,
+        Meta(
+            description="Its first characters, to recognise it; null: an earlier release created it",
+            examples=["grpo_Ab3x"],
+        ),
+    ]
+    scopes: Annotated[list[str], Meta(description="What it may do", examples=[["jobs:read", "jobs:write"]])]
+    status: Annotated[Literal["valid", "expired", "revoked"], Meta(description="Whether requests with it are accepted")]
+    created_at: datetime
+    created_by: Annotated[
+        str | None,
+        Meta(
+            description="The key that created it; null: the command line of the service",
+            examples=["key-01JDZ5T1E4Q8Y7M2N3P4R5S6T6"],
+        ),
+    ]
+    last_used_at: Annotated[
+        datetime | None,
+        Meta(
+            description="Its last use, to the minute; null: none, or Valkey was lost since",
+            examples=["2026-11-29T09:30:00Z"],
+        ),
+    ]
+    expires_at: Annotated[
+        datetime | None, Meta(description="When it expires; null: never", examples=["2027-01-01T00:00:00Z"])
+    ]
+    revoked_at: Annotated[
+        datetime | None, Meta(description="When it was revoked; null: it was not", examples=["2026-11-30T12:00:00Z"])
+    ]
+    key: Annotated[
+        str | UnsetType,
+        Meta(description="The secret; only in the answer that creates the key", examples=["grpo_Ab3x..."]),
+    ] = UNSET
+
+
+class ApiKeyList(Struct, frozen=True, kw_only=True):
+    """Some API keys, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[ApiKey]
     has_more: bool
     next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")]
 
@@ -997,6 +1050,26 @@ def _error_of(error: dict[str, Any] | None) -> JobError | None:
         message=error.get("message", ""),
         hint=error.get("hint", ""),
         retryable=error.get("retryable", False),
+    )
+
+
+def key_of(listed: ListedKey, secret: str | UnsetType = UNSET) -> ApiKey:
+    """The public form of an API key; with its secret only in the answer that creates it."""
+    record = listed.record
+    expired = record.expires_at is not None and record.expires_at <= datetime.now(UTC)
+    return ApiKey(
+        id=record.id,
+        owner=record.owner,
+        name=record.name,
+        hint=listed.hint,
+        scopes=record.scopes,
+        status="revoked" if record.revoked_at else "expired" if expired else "valid",
+        created_at=record.created_at,
+        created_by=listed.created_by,
+        last_used_at=listed.last_used_at,
+        expires_at=record.expires_at,
+        revoked_at=record.revoked_at,
+        key=secret,
     )
 
 

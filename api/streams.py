@@ -5,7 +5,8 @@ holds one page and the socket's buffer, and no thread. One task asks for the new
 job, twice a second and in one round trip, and wakes those who watch a job that has moved on.
 
 Invariant: a reader is sent every event above the number it named, in order and once; the stream ends by itself only
-when the job has ended and all was sent, when the service shuts down, or after an hour, to see the key again.
+when the job has ended and all was sent, when the service shuts down, when the reader's key is valid no more, or after
+an hour.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import structlog
 from api.places import Place, Places
 from api.schemas import event_of
 from api.threads import OWNER, FairThreads
+from jobs.auth.rate_limit import RateLimited
 from jobs.errors import Unavailable
 from jobs.service import JobService
 
@@ -36,6 +38,8 @@ TICK_SECONDS = 0.5
 HEARTBEAT_SECONDS = 15.0
 RETRY_MS = 2000
 MAX_SECONDS = 3600.0
+CHECK_SECONDS = 5.0
+"""How long a stream goes on after its key was revoked, at most."""
 THREADS = 4
 
 T = TypeVar("T")
@@ -111,11 +115,16 @@ class EventStreams:
 
         return await self._in_thread(read)
 
-    async def follow(self, job_id: str, page: Frames, types: Collection[str], place: Place) -> AsyncGenerator[bytes]:
-        """The stream of one reader, beginning with a page that was read for it; frees its place at the end."""
+    async def follow(
+        self, job_id: str, page: Frames, types: Collection[str], place: Place, is_allowed: Callable[[], object]
+    ) -> AsyncGenerator[bytes]:
+        """The stream of one reader, beginning with a page that was read for it; frees its place at the end.
+
+        It ends once `is_allowed` returns None: the reader's key was revoked, or the session was ended.
+        """
         yield f"retry: {RETRY_MS}\n\n".encode()
         sent = time.monotonic()
-        deadline = sent + MAX_SECONDS
+        deadline, checked = sent + MAX_SECONDS, sent
         with place, self._watch(job_id) as watch:
             while not self._closing:
                 if page.frames:
@@ -126,11 +135,22 @@ class EventStreams:
                 if not page.frames and time.monotonic() - sent >= HEARTBEAT_SECONDS:
                     yield b": still here\n\n"
                     sent = time.monotonic()
+                if time.monotonic() - checked >= CHECK_SECONDS:
+                    checked = time.monotonic()
+                    if not await self._may_stay(is_allowed):
+                        return
                 # Looked at before the page is read: what happens in between wakes this reader at once.
                 seen = watch.newest
                 page = await self._next_page(job_id, page, types)
                 if not page.frames and not page.ended and not page.more:
-                    await self._news(watch, seen, sent + HEARTBEAT_SECONDS - time.monotonic())
+                    until = min(sent + HEARTBEAT_SECONDS, checked + CHECK_SECONDS)
+                    await self._news(watch, seen, until - time.monotonic())
+
+    async def _may_stay(self, is_allowed: Callable[[], object]) -> bool:
+        try:
+            return await self._in_thread(is_allowed) is not None
+        except (Unavailable, RateLimited):
+            return True  # nothing was decided
 
     async def _next_page(self, job_id: str, page: Frames, types: Collection[str]) -> Frames:
         try:

@@ -11,7 +11,7 @@ import builtins
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypedDict, Unpack
@@ -438,6 +438,34 @@ class GrpoClient:
     def usage(self) -> results.UsageReport:
         """What the key's owner has used of GPUs and storage, and may use."""
         return results.UsageReport(self._connection.json("GET", "/usage"))
+
+    def keys(self, *, owner: str | None = None, limit: int = 50, cursor: str | None = None) -> results.ApiKeyList:
+        """A page of your API keys, newest first, without their secrets.
+
+        `owner` is for operators: one of them, or `*` for all.
+        """
+        params = _given(owner=owner, limit=limit, cursor=cursor)
+        return results.ApiKeyList(self._connection.json("GET", "/keys", params=params))
+
+    def create_key(
+        self,
+        *,
+        scopes: Iterable[str] | None = None,
+        name: str | None = None,
+        expires_at: datetime | None = None,
+        owner: str | None = None,
+    ) -> results.ApiKey:
+        """Create an API key; only this answer has its secret, as `key`. It gets no scope that your key does not have.
+
+        `owner` is for operators.
+        """
+        until = None if expires_at is None else expires_at.astimezone(UTC).isoformat()
+        body = _given(owner=owner, name=name, expires_at=until, scopes=None if scopes is None else [*scopes])
+        return results.ApiKey(self._connection.json("POST", "/keys", json=body))
+
+    def revoke_key(self, key_id: str) -> results.ApiKey:
+        """Revoke an API key permanently."""
+        return results.ApiKey(self._connection.json("DELETE", f"/keys/{quote(key_id, safe='')}"))
 
     def owners_usage(self, *, limit: int = 50, cursor: str | None = None) -> results.OwnerUsageList:
         """A page of what every owner has used, by name; its `next_cursor` leads to the next. For operators."""

@@ -33,6 +33,45 @@ class ActionResult(JsonObject):
     """The same in words."""
 
 
+class ApiKey(JsonObject):
+    """An API key, without its secret."""
+
+    id: str
+    """Its id."""
+    object: str
+    owner: str
+    """Whose jobs and data it sees."""
+    name: str | None
+    """Its label; null without one."""
+    hint: str | None
+    """Its first characters, to recognise it; None: an earlier release created it."""
+    scopes: list[str]
+    """What it may do."""
+    status: str
+    """Whether requests with it are accepted. One of `valid`, `expired`, `revoked`."""
+    created_at: datetime
+    created_by: str | None
+    """The key that created it; None: the command line of the service."""
+    last_used_at: datetime | None
+    """Its last use, to the minute; None: none, or Valkey was lost since."""
+    expires_at: datetime | None
+    """When it expires; None: never."""
+    revoked_at: datetime | None
+    """When it was revoked; None: it was not."""
+    key: str | None
+    """The secret; only in the answer that creates the key."""
+
+
+class ApiKeyList(JsonObject):
+    """Some API keys, newest first."""
+
+    object: str
+    data: list[ApiKey]
+    has_more: bool
+    next_cursor: str | None
+    """Send it as `cursor` for the next page."""
+
+
 class ArtifactFile(JsonObject):
     """One stored file and a short-lived link to it."""
 

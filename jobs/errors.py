@@ -38,6 +38,13 @@ class InUse(JobsError):
         )
 
 
+class TooManyKeys(JobsError):
+    """An owner has as many valid keys as keys may create."""
+
+    def __init__(self, owner: str, most: int) -> None:
+        super().__init__(f"{owner} has {most} valid keys, as many as an owner may have. Revoke some first.")
+
+
 class Fenced(JobsError):
     """A later run of the job has started or the job has ended, so this run may change nothing."""
 

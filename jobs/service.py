@@ -28,11 +28,11 @@ from grpo_core.row_warnings import warnings_of_lines
 from grpo_core.schedule import with_evaluation
 from grpo_core.spec import JobSpec
 from grpo_core.spec.sweep import MAX_JOBS
-from jobs.auth.api_keys import KeyRecord, KeyStore
+from jobs.auth.api_keys import MAX_KEYS, KeyRecord, KeyStore, ListedKey, granted
 from jobs.auth.rate_limit import RateLimiter
 from jobs.auth.scraper_keys import ScraperKeys
 from jobs.auth.sessions import Session, SessionStore
-from jobs.errors import Conflict, JobsError, NotFound, Unavailable, UnsafeStorage
+from jobs.errors import Conflict, JobsError, NotFound, Rejected, TooManyKeys, Unavailable, UnsafeStorage
 from jobs.lifecycle.admission import Admission, RequestKey
 from jobs.lifecycle.celery_app import WakeupSender
 from jobs.lifecycle.commands import Commands, conflict
@@ -889,6 +889,35 @@ class JobService:
     def authenticate_scraper(self, key: str) -> KeyRecord | None:
         """Do as `authenticate`, for monitoring, also while Valkey is unavailable."""
         return self._scrapers.authenticate(key)
+
+    def list_keys(self, owner: str | None, *, limit: int, cursor: str | None = None) -> Page[ListedKey]:
+        """Return a page of an owner's keys, newest first; with None those of all owners. The cursor is the last id of
+        the previous page."""
+        found = [one for one in self.keys.listed(owner) if cursor is None or one.record.id < cursor]
+        return Page(items=found[:limit], next_cursor=found[limit - 1].record.id if len(found) > limit else None)
+
+    def create_key(
+        self,
+        holder: KeyRecord,
+        owner: str,
+        scopes: Sequence[str],
+        *,
+        name: str | None = None,
+        expires_at: datetime | None = None,
+    ) -> tuple[str, ListedKey]:
+        """Create a key as another one asks, which can grant only what it has. Raises `Rejected` and `TooManyKeys`."""
+        self._require_servers()
+        if problems := granted(holder, owner, scopes, expires_at):
+            raise Rejected(*problems)
+        now = datetime.now(UTC)
+        if sum(1 for one in self.keys.listed(owner) if one.record.is_valid(now)) >= MAX_KEYS:
+            raise TooManyKeys(owner, MAX_KEYS)
+        key, record = self.keys.create(owner, scopes, name=name, expires_at=expires_at, created_by=holder.id)
+        return key, self.keys.listed_as(record)
+
+    def revoke_key(self, key_id: str, owner: str | None) -> ListedKey:
+        """Revoke a key permanently; with an owner only one of that owner's. Raises `NotFound`."""
+        return self.keys.listed_as(self.keys.revoke(key_id, owner))
 
     def log_in(self, key: str, address: str) -> Session | None:
         """Start a browser's session; None for a wrong key. Raises `TooManyAttempts`."""

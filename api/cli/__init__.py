@@ -12,7 +12,7 @@ SERVICE = CommandSet(
     title="The service",
     groups=(
         ("rewards", "Try the reward functions; needs no service."),
-        ("keys", "Manage API keys; needs the environment of the service, not a key."),
+        ("keys", "Manage API keys: with the environment of the service, or else with your own key."),
         ("admin", "Administer the service; needs its environment, not a key."),
     ),
     commands=(
@@ -31,4 +31,4 @@ SERVICE = CommandSet(
     ),
 )
 
-ALL = (CLIENT, SERVICE)
+ALL = (CLIENT.without((SERVICE,)), SERVICE)

@@ -1,7 +1,12 @@
-"""`grpo keys create|list|revoke`: manage API keys, directly in storage and Valkey."""
+"""`grpo keys create|list|revoke`: manage API keys, directly in storage and Valkey.
+
+That is how the first key is made. Owns which way is taken: an environment with an API key and without credentials of
+storage is a person's, who asks the service (`grpo_client.cli.keys`).
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -10,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter, validators
 
 from api.cli.errors import service_errors
+from grpo_client.cli import keys as by_key
 from grpo_client.cli.output import EXIT_REFUSED, AsJson, CommandError, print_json, say
 
 if TYPE_CHECKING:
@@ -22,25 +28,36 @@ Scopes = Annotated[
     Parameter(
         name="--scope",
         negative="",
-        help="jobs:read, jobs:write, datasets:write, metrics:read or operator; repeatable. The first three by default.",
+        help="jobs:read, jobs:write, datasets:write, metrics:read, keys:write or operator; repeatable. The first three "
+        "by default.",
     ),
 ]
 
 
 def create(
-    *, owner: str, scope: Scopes = None, name: str | None = None, expires_in_days: Days = None, json: AsJson = False
+    *,
+    owner: str | None = None,
+    scope: Scopes = None,
+    name: str | None = None,
+    expires_in_days: Days = None,
+    json: AsJson = False,
 ) -> None:
     """Create a key and print it. It cannot be shown again.
 
     Parameters
     ----------
     owner
-        Whose jobs the key sees; keys of one owner share them.
+        Whose jobs the key sees; keys of one owner share them. With a key of your own: you by default.
     name
         A label.
     expires_in_days
         When the key expires; never by default.
     """
+    if _asks_the_service():
+        by_key.create(owner=owner, scope=scope, name=name, expires_in_days=expires_in_days, json=json)
+        return
+    if owner is None:
+        raise CommandError("Say whose key it is: --owner NAME.", EXIT_REFUSED)
     expires_at = datetime.now(UTC) + timedelta(days=expires_in_days) if expires_in_days else None
     with _keys() as keys:
         from jobs.auth.api_keys import OWNER_SCOPES
@@ -66,6 +83,9 @@ def list_keys(*, owner: str | None = None, json: AsJson = False) -> None:
     owner
         Only this owner's keys.
     """
+    if _asks_the_service():
+        by_key.list_keys(owner=owner, limit=100, json=json)
+        return
     with _keys() as keys:
         records = keys.list(owner)
     if json:
@@ -79,6 +99,9 @@ def list_keys(*, owner: str | None = None, json: AsJson = False) -> None:
 
 def revoke(key_id: str, /, *, json: AsJson = False) -> None:
     """Revoke a key permanently, effective with the next request."""
+    if _asks_the_service():
+        by_key.revoke(key_id, json=json)
+        return
     with _keys() as keys:
         audit = _audit()
         record = keys.revoke(key_id)
@@ -87,6 +110,10 @@ def revoke(key_id: str, /, *, json: AsJson = False) -> None:
         print_json(_fields(record))
         return
     say(f"{record.id}: revoked")
+
+
+def _asks_the_service() -> bool:
+    return bool(os.environ.get("GRPO_API_KEY")) and not os.environ.get("AWS_ACCESS_KEY_ID")
 
 
 def _audit() -> AuditLog:

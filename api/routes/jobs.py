@@ -444,7 +444,7 @@ async def _stream_events(
         place.release()
         # Browsers reconnect after every end of a stream; 204 tells them to stop.
         return Response(None, status_code=204)
-    return Stream(streams.follow(job_id, page, types, place), media_type=MEDIA_TYPE, headers=HEADERS)
+    return Stream(streams.follow(job_id, page, types, place, request.auth), media_type=MEDIA_TYPE, headers=HEADERS)
 
 
 def _last_event_id(request: Request[Any, Any, Any], after: int) -> int:

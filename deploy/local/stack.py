@@ -43,7 +43,9 @@ _NOT_INHERITED = (
 
 
 _SCOPES = tuple(
-    word for name in ("jobs:read", "jobs:write", "datasets:write", "operator") for word in ("--scope", name)
+    word
+    for name in ("jobs:read", "jobs:write", "datasets:write", "operator", "keys:write")
+    for word in ("--scope", name)
 )
 """Of the key that `up` creates: who starts the service on this machine operates it."""
 

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None, sets: tuple[CommandSet, ...] = 
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not sets:
         # The client's own commands need no search through installed packages.
-        own = commands.CLIENT.only(words[0]) if words else None
+        own = commands.CLIENT.only(words[0]) if words and words[0] not in commands.REPLACED else None
         sets = (own,) if own and own.commands else commands.installed()
     try:
         code = _run(words, sets)

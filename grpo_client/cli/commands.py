@@ -18,6 +18,8 @@ OPTIONS = {
     INSTALL_COMPLETION: "Let the shell complete commands and options (bash, zsh, fish).",
 }
 """The options of `grpo` itself, with what they do."""
+REPLACED = frozenset({"keys"})
+"""First words of the client's commands in whose place another package may have its own."""
 
 
 class Command(NamedTuple):
@@ -54,12 +56,19 @@ class CommandSet:
         commands = tuple(command for command in self.commands if command.first == word)
         return replace(self, commands=commands, groups=tuple(group for group in self.groups if group[0] == word))
 
+    def without(self, others: tuple[CommandSet, ...]) -> Self:
+        """The commands that none of these sets has too."""
+        first = {command.first for each in others for command in each.commands}
+        commands = tuple(command for command in self.commands if command.first not in first)
+        return replace(self, commands=commands, groups=tuple(group for group in self.groups if group[0] not in first))
+
 
 CLIENT = CommandSet(
     title="Jobs and data",
     groups=(
         ("datasets", "Manage data sets."),
         ("graders", "Try graders before a job uses them."),
+        ("keys", "Manage API keys."),
         ("webhooks", "Have events of your jobs posted to a URL."),
         ("workers", "Look at the fleet, and drain workers."),
     ),
@@ -113,6 +122,9 @@ CLIENT = CommandSet(
         Command("datasets upload", "grpo_client.cli.datasets:upload", "Upload a data set: JSONL, CSV, TSV or Parquet."),
         Command("datasets list", "grpo_client.cli.datasets:list_datasets", "List your data sets, newest first."),
         Command("datasets delete", "grpo_client.cli.datasets:delete", "Delete a data set."),
+        Command("keys create", "grpo_client.cli.keys:create", "Create an API key and print it."),
+        Command("keys list", "grpo_client.cli.keys:list_keys", "List API keys."),
+        Command("keys revoke", "grpo_client.cli.keys:revoke", "Revoke an API key permanently."),
         Command("webhooks add", "grpo_client.cli.webhooks:add", "Register a webhook, and print its secret once."),
         Command("webhooks list", "grpo_client.cli.webhooks:list_webhooks", "List your webhooks."),
         Command("webhooks test", "grpo_client.cli.webhooks:send_test", "Send a test event, and enable the webhook."),
@@ -127,7 +139,8 @@ def installed() -> tuple[CommandSet, ...]:
     from importlib.metadata import entry_points  # here, because it takes 10 ms that `grpo list` does not need
 
     found = sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
-    return (CLIENT, *(point.load() for point in found))
+    sets: tuple[CommandSet, ...] = tuple(point.load() for point in found)
+    return (CLIENT.without(sets), *sets)
 
 
 def overview(sets: tuple[CommandSet, ...], description: str) -> str:

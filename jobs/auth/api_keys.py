@@ -1,17 +1,20 @@
 """API keys: shown once and stored as hashes, in the bucket and as a copy in Valkey, which each request reads.
 
-Owns creation, revocation and the check. The bucket is authoritative. A key is 256 random bits, so an unsalted SHA-256
-is as safe as a slow hash. Invariant: the next request with a revoked or expired key is refused, with two exceptions.
-While Valkey is unavailable, `scraper_keys` may lag a minute behind. And a Valkey that lost its most recent writes
-accepts a key that was revoked in them, until its records have been compared with the bucket, which starts within
-seconds (`valkey_recovery`); to wait for that would delay every request.
+Owns creation, revocation, the check and the list. The bucket is authoritative. A key is 256 random bits, so an unsalted
+SHA-256 is as safe as a slow hash, and how long a look-up by it takes tells nothing of other keys. Invariant: the next
+request with a revoked or expired key is refused, with two exceptions. While Valkey is unavailable, `scraper_keys` may
+lag a minute behind. And a Valkey that lost its most recent writes accepts a key that was revoked in them, until its
+records have been compared with the bucket, which starts within seconds (`valkey_recovery`); to wait for that would
+delay every request.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,6 +24,7 @@ import structlog
 from ulid import ULID
 
 from grpo_core import strict_json
+from grpo_core.spec import Problem
 from jobs.errors import NotFound, Unavailable
 from jobs.store import object_keys
 from jobs.store.bucket import ObjectStore
@@ -32,8 +36,18 @@ OWNER_SCOPES = ("jobs:read", "jobs:write", "datasets:write")
 """The scopes that an owner needs for jobs and data; the default of a new key."""
 OPERATOR = "operator"
 """The scope of operators: they drain workers, and see whose job each one has."""
-SCOPES = (*OWNER_SCOPES, "metrics:read", OPERATOR)
+KEYS_WRITE = "keys:write"
+"""The scope that creates and revokes keys. No key has it unless its creator says so, because a stolen key could make
+others that outlive it."""
+SCOPES = (*OWNER_SCOPES, "metrics:read", OPERATOR, KEYS_WRITE)
 KEY_PREFIX = "grpo_"
+HINT_CHARACTERS = len(KEY_PREFIX) + 4
+"""Characters of a key that are stored to recognise it by: 24 of its 256 bits."""
+KEY_ID = r"^key-[0-9A-HJKMNP-TV-Z]{26}$"
+MAX_KEYS = 100
+"""Valid keys of one owner that keys may create."""
+USED_SECONDS = 60.0
+"""How exactly the last use of a key is known."""
 OWNER = r"[\w.@+-]{1,100}"
 """Pattern of an owner's name. It can be part of a Valkey key, and an unset shell variable does not match."""
 LOADED = "loaded"
@@ -57,6 +71,19 @@ class KeyRecord:
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ListedKey:
+    """A key as lists show it."""
+
+    record: KeyRecord
+    hint: str | None
+    """Its first characters; None: an earlier release created it."""
+    created_by: str | None
+    """Id of the key that created it; None: the command line of the service."""
+    last_used_at: datetime | None
+    """When it was last used, to the minute; None: not since Valkey was last lost."""
+
+
 class KeyStore:
     """All API keys of one service."""
 
@@ -64,6 +91,10 @@ class KeyStore:
         self._store = store
         self._job_store = job_store
         self._index = f"{job_store.prefix}:keys"
+        self._facts = f"{job_store.prefix}:key-facts"
+        self._used = f"{job_store.prefix}:keys-used"
+        self._noted: dict[str, float] = {}
+        """When this process last noted the use of each key, by its monotonic clock."""
 
     def create(
         self,
@@ -72,8 +103,12 @@ class KeyStore:
         *,
         name: str | None = None,
         expires_at: datetime | None = None,
+        created_by: str | None = None,
     ) -> tuple[str, KeyRecord]:
-        """Create a key and return it with its record. The key cannot be read again. Raises `ValueError`."""
+        """Create a key and return it with its record. The key cannot be read again. Raises `ValueError`.
+
+        `created_by` is the id of the key that creates it; the caller checks what that one may grant (`granted`).
+        """
         if not re.fullmatch(OWNER, owner):
             raise ValueError(f"The owner {owner!r} is not a valid name: use at most 100 letters, digits and . _ @ + -.")
         unknown = set(scopes) - set(SCOPES)
@@ -88,6 +123,10 @@ class KeyStore:
             expires_at=expires_at,
             name=name,
         )
+        # In an object of its own: earlier releases refuse a record with unknown fields.
+        facts = {"v": 1, "hint": key[:HINT_CHARACTERS], "created_by": created_by}
+        self._store.put_json(object_keys.key_facts(record.id), facts)
+        guarded(lambda: self._job_store.client.hset(self._facts, record.id, strict_json.dumps(facts)))
         self._save(record, digest_of(key))
         return key, record
 
@@ -104,21 +143,70 @@ class KeyStore:
             self.load()
             text, _ = self._read(digest)
         record = _decode(text)[0] if text else None
-        return record if record and record.is_valid(datetime.now(UTC)) else None
+        if record is None or not record.is_valid(datetime.now(UTC)):
+            return None
+        self._note_use(record.id)
+        return record
 
     def list(self, owner: str | None = None) -> list[KeyRecord]:
         """Return the records of all keys from the bucket, oldest first."""
         records = [record for record, _ in self.stored()]
         return [record for record in records if owner is None or record.owner == owner]
 
-    def revoke(self, key_id: str) -> KeyRecord:
-        """Revoke a key permanently. Raises `NotFound`."""
-        for record, digest in self.stored():
-            if record.id == key_id:
-                revoked = replace(record, revoked_at=record.revoked_at or datetime.now(UTC))
-                self._save(revoked, digest)
-                return revoked
-        raise NotFound("key", key_id)
+    def listed(self, owner: str | None = None) -> list[ListedKey]:
+        """Return an owner's keys from Valkey, newest first; with None those of all owners."""
+        if not guarded(lambda: self._job_store.client.hexists(self._index, LOADED)):
+            self.load()
+        stored: dict[str, str] = guarded(lambda: self._job_store.client.hgetall(self._index))
+        records = [_decode(text)[0] for digest, text in stored.items() if digest != LOADED]
+        wanted = sorted((r for r in records if owner in (None, r.owner)), key=lambda record: record.id, reverse=True)
+        return self._with_facts(wanted)
+
+    def listed_as(self, record: KeyRecord) -> ListedKey:
+        """Return one key as lists show it."""
+        return self._with_facts([record])[0]
+
+    def revoke(self, key_id: str, owner: str | None = None) -> KeyRecord:
+        """Revoke a key permanently; with `owner` only a key of that owner. Raises `NotFound`."""
+        body = self._store.get(object_keys.api_key(key_id)) if re.fullmatch(KEY_ID, key_id) else None
+        record, digest = _decode(body.decode()) if body else (None, "")
+        if record is None or owner not in (None, record.owner):
+            raise NotFound("key", key_id)
+        revoked = replace(record, revoked_at=record.revoked_at or datetime.now(UTC))
+        self._save(revoked, digest)
+        return revoked
+
+    def _with_facts(self, records: Sequence[KeyRecord]) -> list[ListedKey]:
+        if not records:
+            return []
+        ids = [record.id for record in records]
+
+        def read() -> list[list[str | None]]:
+            pipeline = self._job_store.client.pipeline(transaction=False)
+            pipeline.hmget(self._facts, ids)
+            pipeline.hmget(self._used, ids)
+            return pipeline.execute()
+
+        facts, used = guarded(read)
+        return [
+            _listed(record, self._facts_of(record.id, text), last)
+            for record, text, last in zip(records, facts, used, strict=True)
+        ]
+
+    def _facts_of(self, key_id: str, text: str | None) -> dict[str, Any]:
+        """Read the facts of a key, from the bucket if Valkey has lost them."""
+        if text is None:
+            text = strict_json.dumps(self._store.get_json(object_keys.key_facts(key_id)) or {})
+            guarded(lambda: self._job_store.client.hset(self._facts, key_id, text))
+        return strict_json.loads(text)
+
+    def _note_use(self, key_id: str) -> None:
+        """Note that a key was used, once a minute in each process: every request asks."""
+        now = time.monotonic()
+        if now - self._noted.get(key_id, -USED_SECONDS) >= USED_SECONDS:
+            self._noted[key_id] = now
+            with contextlib.suppress(Unavailable):
+                guarded(lambda: self._job_store.client.hset(self._used, key_id, str(int(time.time()))))
 
     def load(self) -> int:
         """Copy the bucket's keys into Valkey, which may have lost them. Returns their number.
@@ -180,6 +268,35 @@ class KeyStore:
 def digest_of(key: str) -> str:
     """Return the digest of a key, which is stored in its place."""
     return hashlib.sha256(key.encode()).hexdigest()
+
+
+def granted(holder: KeyRecord, owner: str, scopes: Sequence[str], expires_at: datetime | None) -> list[Problem]:
+    """Return why a key may not create another one like this: it can grant nothing that it does not have itself."""
+    found: list[Problem] = []
+    if owner != holder.owner and OPERATOR not in holder.scopes:
+        remedy = "Leave it out, or use a key with the scope operator."
+        found.append(_refusal("/owner", f"your key belongs to {holder.owner}", remedy))
+    if missing := [name for name in scopes if name not in holder.scopes]:
+        remedy = f"Use some of {', '.join(holder.scopes)}."
+        found.append(_refusal("/scopes", f"your key does not have {', '.join(missing)} itself", remedy))
+    if holder.expires_at is not None and (expires_at is None or expires_at > holder.expires_at):
+        remedy = "Give that time or an earlier one."
+        until = holder.expires_at.astimezone(UTC).isoformat(timespec="seconds")
+        found.append(_refusal("/expires_at", f"your key expires at {until}, and no key it creates outlives it", remedy))
+    return found
+
+
+def _refusal(pointer: str, detail: str, remedy: str) -> Problem:
+    return Problem(pointer=pointer, code="not_granted", detail=detail, remedy=remedy)
+
+
+def _listed(record: KeyRecord, facts: dict[str, Any], used: str | None) -> ListedKey:
+    return ListedKey(
+        record=record,
+        hint=facts.get("hint"),
+        created_by=facts.get("created_by"),
+        last_used_at=datetime.fromtimestamp(int(used), UTC) if used else None,
+    )
 
 
 def _encode(record: KeyRecord, digest: str) -> str:

@@ -9,6 +9,7 @@ from urllib.parse import quote, unquote
 
 JOBS = "jobs/"
 KEYS = "keys/"
+KEY_FACTS = "key-facts/"
 DATASETS = "datasets/"
 DATASETS_OF = "datasets-of/"
 PROBE = "probe/"
@@ -96,6 +97,11 @@ def manifest(job_id: str, number: int) -> str:
 def api_key(key_id: str) -> str:
     """The record of an API key, with its hash and without the key."""
     return f"{KEYS}{key_id}.json"
+
+
+def key_facts(key_id: str) -> str:
+    """What lists show of an API key beside its record: its first characters, and which key created it."""
+    return f"{KEY_FACTS}{key_id}.json"
 
 
 def dataset_folder(dataset_id: str) -> str:

@@ -20,7 +20,7 @@ from grpo_core.datasets import DatasetSummary
 from grpo_core.datasets.preview import records_of
 from grpo_core.estimates import SpecWarning, estimate
 from grpo_core.spec import SPEC_FORMAT, JobSpec, Problem
-from jobs.auth.api_keys import OPERATOR, SCOPES, KeyRecord
+from jobs.auth.api_keys import OPERATOR, SCOPES, KeyRecord, ListedKey, granted
 from jobs.auth.rate_limit import RateLimited
 from jobs.auth.sessions import Session, TooManyAttempts
 from jobs.errors import Conflict, NotFound, Rejected
@@ -81,6 +81,7 @@ class FakeJobService:
         self.workers = 1
         self.fleet: dict[str, FleetWorker] = {}
         self.used: list[UsageRow] = []
+        self.keys: dict[str, ListedKey] = {}
         self.prices = Prices(PriceSettings())
         self.verdicts = {"valkey": "ok", "storage": "ok"}
         self.valkey = FakeValkey()
@@ -506,6 +507,46 @@ class FakeJobService:
             max_stored_bytes=None,
         )
         return used, 0, None
+
+    def list_keys(self, owner: str | None, *, limit: int, cursor: str | None = None) -> Page[ListedKey]:
+        self._check()
+        every = sorted(
+            (one for one in self.keys.values() if owner in (None, one.record.owner)), key=lambda k: k.record.id
+        )
+        left = [one for one in reversed(every) if cursor is None or one.record.id < cursor]
+        return Page(items=left[:limit], next_cursor=left[limit - 1].record.id if len(left) > limit else None)
+
+    def create_key(
+        self,
+        holder: KeyRecord,
+        owner: str,
+        scopes: Sequence[str],
+        *,
+        name: str | None = None,
+        expires_at: datetime | None = None,
+    ) -> tuple[str, ListedKey]:
+        self._check()
+        if problems := granted(holder, owner, scopes, expires_at):
+            raise Rejected(*problems)
+        record = KeyRecord(
+            id=f"key-{ULID()}",
+            owner=owner,
+            scopes=list(scopes),
+            created_at=datetime.now(UTC),
+            expires_at=expires_at,
+            name=name,
+        )
+        made = ListedKey(record=record, hint="grpo_test", created_by=holder.id, last_used_at=None)
+        self.keys[record.id] = made
+        return "grpo_test-of-a-key", made
+
+    def revoke_key(self, key_id: str, owner: str | None) -> ListedKey:
+        self._check()
+        if key_id not in self.keys or owner not in (None, self.keys[key_id].record.owner):
+            raise NotFound("key", key_id)
+        found = self.keys[key_id]
+        self.keys[key_id] = replace(found, record=replace(found.record, revoked_at=datetime.now(UTC)))
+        return self.keys[key_id]
 
     def list_usage(self, *, limit: int, cursor: str | None = None) -> Page[tuple[Usage, int, int | None]]:
         owners = sorted({job.owner for job in self.jobs.values()} - {name for name in [cursor] if name})

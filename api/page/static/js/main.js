@@ -9,7 +9,9 @@ import { groupView } from "./group.js";
 import { jobView } from "./job.js";
 import { jobsView } from "./jobs.js";
 import { logInView } from "./login.js";
+import { keysView } from "./keys.js";
 import { newJobView } from "./newjob.js";
+import { usageView } from "./usage.js";
 import { workersView } from "./workers.js";
 import { playgroundView } from "./playground.js";
 
@@ -21,6 +23,8 @@ let current = null;
 /** @type {HTMLElement} */
 let main;
 
+const TEAM = new Set(["/workers", "/usage", "/keys"]);
+
 /** @type {[RegExp, (parameters: any, query: URLSearchParams, holder: any) => Promise<any>][]} */
 const VIEWS = [
   [/^\/$/, jobsView],
@@ -31,6 +35,8 @@ const VIEWS = [
   [/^\/comparison$/, groupView],
   [/^\/new$/, newJobView],
   [/^\/workers$/, workersView],
+  [/^\/usage$/, usageView],
+  [/^\/keys$/, keysView],
 ];
 
 /** What the address after `#` says: a path and its query. */
@@ -91,7 +97,7 @@ function title() {
 
 function markNavigation(path) {
   for (const link of app.querySelectorAll(".top nav a")) {
-    const isHere = link.getAttribute("href") === `#${path}`;
+    const isHere = link.getAttribute("href") === `#${path}` || (link.dataset.section === "team" && TEAM.has(path));
     if (isHere) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }

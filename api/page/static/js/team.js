@@ -1,9 +1,9 @@
-// The views of what a team shares: the fleet, and who used what.
+// The views of what a team shares: the fleet, who used what, and keys.
 
 import { h } from "./dom.js";
 import { t } from "./i18n.js";
 
-const TABS = ["workers"];
+const TABS = ["workers", "usage", "keys"];
 
 /** The links between these views; `here` is the one that is shown. */
 export function teamTabs(here) {

@@ -12,7 +12,8 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import SkipValidation
 from litestar.types import Dependencies
 
-from grpo_core.spec import JOB_ID
+from api.places import Places
+from grpo_core.spec import DATASET_ID, JOB_ID
 from jobs.auth.api_keys import OPERATOR, KeyRecord
 from jobs.service import JobService
 
@@ -21,6 +22,7 @@ Service = NamedDependency[SkipValidation[JobService]]
 Owner = NamedDependency[str]
 KeyId = NamedDependency[str]
 IsOperator = NamedDependency[bool]
+Searches = NamedDependency[SkipValidation[Places]]
 
 
 def service_of(state: State) -> Any:
@@ -29,11 +31,16 @@ def service_of(state: State) -> Any:
 
 
 async def owner_of(request: Request[KeyRecord, Any, Any]) -> str:
-    """Whose key the request came with: every look-up goes by it. An operator acts on a job as its owner."""
-    job_id = request.path_params.get("job_id")
-    if job_id is None or OPERATOR not in request.user.scopes or not re.fullmatch(JOB_ID, job_id):
+    """Whose key the request came with: every look-up goes by it. An operator acts on a job or data set as its owner."""
+    if OPERATOR not in request.user.scopes:
         return request.user.owner
-    return await sync_to_thread(request.app.state.service.owner_of, job_id) or request.user.owner
+    job_id, dataset_id = (request.path_params.get(name, "") for name in ("job_id", "dataset_id"))
+    service: JobService = request.app.state.service
+    if re.fullmatch(JOB_ID, job_id):
+        return await sync_to_thread(service.owner_of, job_id) or request.user.owner
+    if re.fullmatch(DATASET_ID, dataset_id):
+        return await sync_to_thread(service.dataset_owner, dataset_id) or request.user.owner
+    return request.user.owner
 
 
 def key_id_of(request: Request[KeyRecord, Any, Any]) -> str:
@@ -44,6 +51,11 @@ def key_id_of(request: Request[KeyRecord, Any, Any]) -> str:
 def is_operator(request: Request[KeyRecord, Any, Any]) -> bool:
     """Whether the caller's key is an operator's, who sees what is other owners'."""
     return OPERATOR in request.user.scopes
+
+
+def searches_of(state: State) -> Places:
+    """Limits concurrent searches through lists."""
+    return state.searches
 
 
 PROVIDERS: Dependencies = {

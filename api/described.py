@@ -450,6 +450,7 @@ EXAMPLES: Final[dict[str, Any]] = {
     "listFineTuningCheckpoints.after": f"{JOB}:step-50",
     "listWorkers.cursor": "box1-7f3a",
     "listKeys.cursor": KEY,
+    "listRows.cursor": "20-2480",
     "revokeKey.key": KEY,
     "listOwnersUsage.cursor": "ann",
     "listGpuHours.cursor": "2026-11-30~ann~NVIDIA H200",

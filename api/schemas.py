@@ -486,6 +486,25 @@ class DatasetPreview(Struct, frozen=True, kw_only=True):
     data: list[PreviewRow]
 
 
+class DatasetRow(Struct, frozen=True, kw_only=True):
+    """A row of a data set."""
+
+    row: Annotated[int, Meta(ge=0, description="Its number, from 0", examples=[0])]
+    values: Annotated[
+        dict[str, Any],
+        Meta(description="Every column as it is stored", examples=[{"question": "6+6=?", "answer": "12"}]),
+    ]
+
+
+class RowList(Struct, frozen=True, kw_only=True):
+    """Some rows of a data set, in their order."""
+
+    object: Literal["list"] = "list"
+    data: list[DatasetRow]
+    has_more: bool
+    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page", examples=["20-2480"])]
+
+
 class DatasetList(Struct, frozen=True, kw_only=True):
     """Some of your data sets, newest first."""
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     )
     from grpo_client.json_object import JsonObject
     from grpo_client.results import (
+        ApiKey,
+        ApiKeyList,
         ArtifactFile,
         ArtifactList,
         Checkpoint,
@@ -31,10 +33,13 @@ if TYPE_CHECKING:
         Estimate,
         Event,
         FieldProblem,
+        GpuHours,
+        GpuHoursList,
         Job,
         JobDetail,
         JobError,
         JobList,
+        OwnerUsageList,
         Reward,
         Rollout,
         RolloutList,
@@ -48,6 +53,8 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "ApiKey",
+    "ApiKeyList",
     "ArtifactFile",
     "ArtifactList",
     "Checkpoint",
@@ -59,6 +66,8 @@ __all__ = [
     "Estimate",
     "Event",
     "FieldProblem",
+    "GpuHours",
+    "GpuHoursList",
     "GrpoClient",
     "Job",
     "JobDetail",
@@ -66,6 +75,7 @@ __all__ = [
     "JobList",
     "JsonObject",
     "NotConfiguredError",
+    "OwnerUsageList",
     "ProblemError",
     "Reward",
     "Rollout",

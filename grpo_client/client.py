@@ -342,13 +342,31 @@ class GrpoClient:
                 self._connection.json("POST", "/datasets", params=params, content=content, headers=headers)
             )
 
-    def datasets(self, *, limit: int = 20, cursor: str | None = None) -> results.DatasetList:
-        """A page of data sets, newest first; its `next_cursor` leads to the next."""
-        return results.DatasetList(self._connection.json("GET", "/datasets", params=_given(limit=limit, cursor=cursor)))
+    def datasets(self, *, limit: int = 20, cursor: str | None = None, owner: str | None = None) -> results.DatasetList:
+        """A page of data sets, newest first; its `next_cursor` leads to the next.
+
+        `owner` is for operators: one of them, or `*` for all.
+        """
+        params = _given(limit=limit, cursor=cursor, owner=owner)
+        return results.DatasetList(self._connection.json("GET", "/datasets", params=params))
+
+    def dataset(self, dataset_id: str) -> results.Dataset:
+        """One data set."""
+        return results.Dataset(self._connection.json("GET", _dataset(dataset_id)))
+
+    def dataset_rows(self, dataset_id: str, *, limit: int = 20, cursor: str | None = None) -> results.RowList:
+        """A page of a data set's rows as they are stored; its `next_cursor` leads to the next."""
+        params = _given(limit=limit, cursor=cursor)
+        return results.RowList(self._connection.json("GET", _dataset(dataset_id, "rows"), params=params))
+
+    def dataset_jobs(self, dataset_id: str, *, limit: int = 20, cursor: str | None = None) -> results.JobList:
+        """A page of the jobs that use a data set, newest first; its `next_cursor` leads to the next."""
+        params = _given(limit=limit, cursor=cursor)
+        return results.JobList(self._connection.json("GET", _dataset(dataset_id, "jobs"), params=params))
 
     def delete_dataset(self, dataset_id: str) -> None:
         """Delete an upload that no unfinished job names. This cannot be undone."""
-        self._connection.delete(f"/datasets/{quote(dataset_id, safe='')}")
+        self._connection.delete(_dataset(dataset_id))
 
     def rewards(self) -> builtins.list[results.Reward]:
         """The reward functions."""
@@ -550,6 +568,10 @@ class GrpoClient:
     ) -> Iterable[results.Event]:
         path = _job(job_id, "events")
         return EventStream(self._connection, path, after=after, pause=poll, patience=patience, deadline=deadline)
+
+
+def _dataset(dataset_id: str, *more: str) -> str:
+    return "/".join(("/datasets", quote(dataset_id, safe=""), *more))
 
 
 def _day(day: date | str | None) -> str | None:

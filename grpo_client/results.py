@@ -164,6 +164,15 @@ class DatasetPreview(JsonObject):
     data: list[PreviewRow]
 
 
+class DatasetRow(JsonObject):
+    """A row of a data set."""
+
+    row: int
+    """Its number, from 0."""
+    values: dict[str, Any]
+    """Every column as it is stored."""
+
+
 class DryRun(JsonObject):
     """The result of a dry run; nothing was stored."""
 
@@ -607,6 +616,16 @@ class RolloutStepList(JsonObject):
     object: str
     data: list[RolloutStep]
     has_more: bool | None
+    next_cursor: str | None
+    """Send it as `cursor` for the next page."""
+
+
+class RowList(JsonObject):
+    """Some rows of a data set, in their order."""
+
+    object: str
+    data: list[DatasetRow]
+    has_more: bool
     next_cursor: str | None
     """Send it as `cursor` for the next page."""
 

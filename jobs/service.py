@@ -36,7 +36,7 @@ from jobs.errors import Conflict, JobsError, NotFound, Rejected, TooManyKeys, Un
 from jobs.lifecycle.admission import Admission, RequestKey
 from jobs.lifecycle.celery_app import WakeupSender
 from jobs.lifecycle.commands import Commands, conflict
-from jobs.lifecycle.deletion import Deletion
+from jobs.lifecycle.deletion import Deletion, used_by
 from jobs.lifecycle.reference_checks import ReferenceChecks
 from jobs.lifecycle.retention import Retention
 from jobs.lifecycle.retries import Retries
@@ -63,7 +63,8 @@ from jobs.store import object_keys
 from jobs.store.bucket import ObjectStore
 from jobs.store.checkpoints import list_checkpoints
 from jobs.store.commits import RolloutFile, listed_rollouts, live_rollouts
-from jobs.store.datasets import DatasetRecord, DatasetStore, new_dataset_id
+from jobs.store.datasets import DatasetRecord, DatasetStore, RowPage, new_dataset_id
+from jobs.store.datasets import Place as RowPlace
 from jobs.store.drains import DrainMode
 from jobs.store.job import TERMINAL, JobRecord, JobStatus, Priority
 from jobs.store.job_store import JobEvent, JobStore
@@ -821,11 +822,37 @@ class JobService:
         """Return an owner's data set. Raises `NotFound`."""
         return self.datasets.get(dataset_id, owner)
 
-    def list_datasets(self, owner: str, *, limit: int, cursor: str | None = None) -> Page[DatasetRecord]:
-        """Return a page of an owner's data sets, newest first. The cursor is the last id of the previous page."""
-        found = self.datasets.list_of(owner, limit=limit + 1, before=cursor)
+    def list_datasets(self, owner: str | None, *, limit: int, cursor: str | None = None) -> Page[DatasetRecord]:
+        """Return a page of an owner's data sets, newest first; with None those of all owners. The cursor is the last id
+        of the previous page."""
+        owners = self.datasets.owners() if owner is None else [owner]
+        every = [record for each in owners for record in self.datasets.list_of(each, limit=limit + 1, before=cursor)]
+        found = sorted(every, key=lambda record: record.id, reverse=True)
         page = found[:limit]
         return Page(items=page, next_cursor=page[-1].id if len(found) > limit else None)
+
+    def dataset_owner(self, dataset_id: str) -> str | None:
+        """Return whose data set it is, for operators; None if there is none."""
+        return self.datasets.owner_of(dataset_id)
+
+    def dataset_rows(self, dataset_id: str, owner: str, *, limit: int, place: RowPlace | None = None) -> RowPage:
+        """Return some rows of an upload as they are stored. Raises `NotFound` and `BadCursor`."""
+        return self.datasets.rows(self.datasets.get(dataset_id, owner), limit, place)
+
+    def dataset_jobs(self, dataset_id: str, owner: str, *, limit: int, cursor: str | None = None) -> Page[JobRecord]:
+        """Return a page of the owner's jobs that train or evaluate on an upload, newest first. Raises `NotFound`."""
+        self.datasets.get(dataset_id, owner)
+        found: list[JobRecord] = []
+        before = cursor
+        for _ in range(MAX_SCANS):
+            ids, before = self.job_store.search(owner, limit=LIST_SCAN, before=before, text=dataset_id)
+            records = self.job_store.get_many(ids)
+            found += [record for record in records if dataset_id in used_by(record.spec).values()]
+            if len(found) > limit or before is None:
+                break
+        if len(found) > limit:
+            found, before = found[:limit], found[limit - 1].id
+        return Page(items=found, next_cursor=before)
 
     def list_files(
         self, owner: str, *, limit: int, after: str | None, oldest_first: bool, purpose: str | None

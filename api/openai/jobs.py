@@ -18,7 +18,7 @@ from msgspec import UNSET
 
 from api.auth import scope
 from api.bodies import JSON_ERRORS, read_json
-from api.dependencies import KeyId, Owner, Service
+from api.dependencies import KeyId, Owner, Searches, Service, searches_of
 from api.idempotency import REPLAYED
 from api.openai.errors import missing, refusal, refusals, responses
 from api.openai.files import results_of
@@ -38,9 +38,7 @@ from api.openai.objects import (
 )
 from api.openai.repeats import request_key
 from api.openai.requests import Translated, translate
-from api.places import Places
 from api.queries import Metadata, metadata_filter
-from api.routes.jobs import searches_of
 from api.schemas import FieldProblem
 from grpo_client import openai_jobs
 from grpo_core import strict_json
@@ -58,7 +56,6 @@ _LEVELS: Final[Mapping[str, Literal["warn", "error"]]] = {EventType.WARNING: "wa
 
 JobId = Annotated[str, PathParameter(description="One of your jobs", schema_extra={"pattern": JOB_ID})]
 Body = NamedDependency[SkipValidation[dict[str, Any]]]
-Searches = NamedDependency[SkipValidation[Places]]
 Limit = Annotated[int, QueryParameter(ge=1, le=100, description="Items per page")]
 
 

@@ -17,15 +17,26 @@ from litestar.params import PathParameter, QueryParameter, SkipValidation
 
 from api.auth import scope
 from api.bodies import JSON_ERRORS, Upload, read_spec, receive_dataset
-from api.dependencies import Owner, Service
+from api.dependencies import IsOperator, Owner, Searches, Service, searches_of
 from api.fields import Fields
 from api.idempotency import REPLAYED, Once, created_headers, upload_key
 from api.lists import answer
-from api.problems import bad_parameter, responses
+from api.problems import ApiError, bad_parameter, responses
 from api.queries import bad_query
-from api.schemas import Dataset, DatasetList, DatasetPreview, dataset_of, preview_of
-from grpo_core.spec import DATASET_ID, JobSpec
-from jobs.errors import NotFound
+from api.schemas import (
+    Dataset,
+    DatasetList,
+    DatasetPreview,
+    DatasetRow,
+    JobList,
+    RowList,
+    dataset_of,
+    job_of,
+    preview_of,
+)
+from grpo_core.spec import DATASET_ID, JOB_ID, JobSpec
+from jobs.errors import BadCursor, NotFound
+from jobs.store.datasets import Place
 
 DatasetId = Annotated[str, PathParameter(description="One of your data sets", schema_extra={"pattern": DATASET_ID})]
 Spec = NamedDependency[SkipValidation[JobSpec]]
@@ -86,18 +97,27 @@ async def upload_dataset(
 def list_datasets(
     request: Request[Any, Any, Any],
     owner: Owner,
+    operator: IsOperator,
     service: Service,
     limit: Annotated[int, QueryParameter(ge=1, le=100, description="Data sets per page")] = 20,
     cursor: Annotated[
         str | None,
         QueryParameter(description="`next_cursor` of the previous page", schema_extra={"pattern": DATASET_ID}),
     ] = None,
+    of: Annotated[
+        str | None,
+        QueryParameter(
+            name="owner", max_length=100, description="For operators: this owner's data sets; `*`: those of all owners"
+        ),
+    ] = None,
     fields: Fields = None,
 ) -> Response[DatasetList]:
     """One page of the caller's uploads."""
+    if of not in (None, owner) and not operator:
+        raise ApiError("forbidden", "Only a key with the scope operator lists data of other owners. Leave out `owner`.")
     if cursor is not None and not re.fullmatch(DATASET_ID, cursor):
         raise bad_query(bad_parameter("cursor", "is not a cursor", "Send the next_cursor of the previous page."))
-    found = service.list_datasets(owner, limit=limit, cursor=cursor)
+    found = service.list_datasets(None if of == "*" else of or owner, limit=limit, cursor=cursor)
     page = DatasetList(
         data=[dataset_of(record) for record in found.items],
         has_more=found.next_cursor is not None,
@@ -164,11 +184,85 @@ def get_dataset(dataset_id: DatasetId, owner: Owner, service: Service) -> Datase
     return dataset_of(service.get_dataset(dataset_id, owner))
 
 
+@get(
+    "/{dataset_id:str}/rows",
+    operation_id="listRows",
+    summary="The rows of a data set as they are stored",
+    opt=scope("jobs:read"),
+    responses=responses("bad_query", "not_found"),
+    sync_to_thread=True,
+)
+def list_rows(
+    dataset_id: DatasetId,
+    owner: Owner,
+    service: Service,
+    limit: Annotated[int, QueryParameter(ge=1, le=100, description="Rows per page; fewer if they are long")] = 20,
+    cursor: Annotated[
+        str | None, QueryParameter(max_length=40, description="`next_cursor` of the previous page")
+    ] = None,
+) -> RowList:
+    """Some rows of an upload in their order, with every column."""
+    place = None if cursor is None else _place(cursor)
+    page = service.dataset_rows(dataset_id, owner, limit=limit, place=place)
+    return RowList(
+        data=[DatasetRow(row=one.row, values=one.values) for one in page.rows],
+        has_more=page.next is not None,
+        next_cursor=None if page.next is None else f"{page.next.row}-{page.next.byte}",
+    )
+
+
+def _place(cursor: str) -> Place:
+    parts = re.fullmatch(r"(\d{1,12})-(\d{1,15})", cursor, re.ASCII)
+    if parts is None:
+        raise BadCursor("is not of a list of rows")
+    return Place(row=int(parts[1]), byte=int(parts[2]))
+
+
+@get(
+    "/{dataset_id:str}/jobs",
+    operation_id="listDatasetJobs",
+    summary="The jobs that use a data set",
+    opt=scope("jobs:read"),
+    dependencies={"searches": Provide(searches_of, sync_to_thread=False)},
+    responses=responses("bad_query", "not_found", "too_many_searches"),
+    sync_to_thread=True,
+)
+def list_dataset_jobs(
+    dataset_id: DatasetId,
+    owner: Owner,
+    service: Service,
+    searches: Searches,
+    limit: Annotated[int, QueryParameter(ge=1, le=100, description="Jobs per page")] = 20,
+    cursor: Annotated[
+        str | None, QueryParameter(description="`next_cursor` of the previous page", schema_extra={"pattern": JOB_ID})
+    ] = None,
+) -> JobList:
+    """One page of the jobs that train or evaluate on an upload, newest first. While one is unfinished, the data set
+    cannot be deleted."""
+    if cursor is not None and not re.fullmatch(JOB_ID, cursor):
+        raise bad_query(bad_parameter("cursor", "is not a cursor", "Send the next_cursor of the previous page."))
+    with searches.take(owner):
+        page = service.dataset_jobs(dataset_id, owner, limit=limit, cursor=cursor)
+    return JobList(
+        data=[job_of(record) for record in page.items],
+        has_more=page.next_cursor is not None,
+        next_cursor=page.next_cursor,
+    )
+
+
 def router(max_bytes: int) -> Router:
     """The routes, with this limit of bytes for an upload."""
     return Router(
         "/datasets",
-        route_handlers=[upload_dataset, preview_dataset, list_datasets, get_dataset, delete_dataset],
+        route_handlers=[
+            upload_dataset,
+            preview_dataset,
+            list_datasets,
+            get_dataset,
+            list_rows,
+            list_dataset_jobs,
+            delete_dataset,
+        ],
         guards=[check_id],
         request_max_body_size=max_bytes,
         tags=["datasets"],

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, cast
 from litestar import Request, Response, Router, delete, get, patch, post
 from litestar.concurrency import sync_to_thread
 from litestar.connection import ASGIConnection
-from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import ResponseSpec
@@ -25,11 +24,10 @@ from api import metric_table
 from api.audit import audited
 from api.auth import scope
 from api.bodies import JSON_ERRORS, read_fields, read_spec
-from api.dependencies import IsOperator, Owner, Service
+from api.dependencies import IsOperator, Owner, Searches, Service, searches_of
 from api.fields import Fields, narrowed, wanted
 from api.idempotency import REPLAYED, SUBMISSION_ERRORS, Once, created_headers, submission_key
 from api.lists import Cursor, Limit, answer, encoded, next_link, page_of
-from api.places import Places
 from api.problems import ApiError, bad_parameter, describe, invalid_body, responses
 from api.queries import Metadata, bad_query, metadata_filter
 from api.representations import SECRET
@@ -68,7 +66,6 @@ from jobs.store.job import JobRecord, JobStatus, Priority
 
 JobId = Annotated[str, PathParameter(description="One of your jobs", schema_extra={"pattern": JOB_ID})]
 Spec = NamedDependency[SkipValidation[JobSpec]]
-Searches = NamedDependency[SkipValidation[Places]]
 
 Given = NamedDependency[str]
 BulkOrder = NamedDependency[SkipValidation[tuple[str, list[str]]]]
@@ -87,11 +84,6 @@ async def check_id(connection: ASGIConnection[Any, Any, Any, Any], _handler: Bas
     job_id = connection.path_params.get("job_id")
     if job_id is not None and not re.fullmatch(JOB_ID, job_id):
         raise NotFound("job", job_id[:80])
-
-
-def searches_of(state: State) -> Places:
-    """Dependency: limits concurrent searches through lists."""
-    return state.searches
 
 
 async def read_priority(request: Request[Any, Any, Any]) -> str:

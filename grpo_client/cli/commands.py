@@ -121,6 +121,8 @@ CLIENT = CommandSet(
         ),
         Command("datasets upload", "grpo_client.cli.datasets:upload", "Upload a data set: JSONL, CSV, TSV or Parquet."),
         Command("datasets list", "grpo_client.cli.datasets:list_datasets", "List your data sets, newest first."),
+        Command("datasets show", "grpo_client.cli.datasets:show", "Show a data set and the jobs that use it."),
+        Command("datasets rows", "grpo_client.cli.datasets:rows", "Print rows of a data set."),
         Command("datasets delete", "grpo_client.cli.datasets:delete", "Delete a data set."),
         Command("keys create", "grpo_client.cli.keys:create", "Create an API key and print it."),
         Command("keys list", "grpo_client.cli.keys:list_keys", "List API keys."),

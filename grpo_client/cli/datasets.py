@@ -1,4 +1,4 @@
-"""`grpo datasets upload`, `list` and `delete`: your data in the service."""
+"""`grpo datasets upload`, `list`, `show`, `rows` and `delete`: your data in the service."""
 
 from __future__ import annotations
 
@@ -38,18 +38,22 @@ def upload(file: Path, /, *, name: str | None = None, json: AsJson = False) -> N
     say(f"Use it: --set data.source=upload --set data.dataset={dataset.id}{_columns(dataset)}")
 
 
-def list_datasets(*, limit: int = 20, cursor: str | None = None, json: AsJson = False) -> None:
+def list_datasets(
+    *, limit: int = 20, cursor: str | None = None, owner: str | None = None, json: AsJson = False
+) -> None:
     """List your data sets, newest first.
 
     Parameters
     ----------
+    owner
+        For operators: this owner's data sets; '*': those of all owners.
     limit
         Data sets per page, at most 100.
     cursor
         Where the next page starts, as printed by the previous one.
     """
     with connected() as client:
-        page = client.datasets(limit=limit, cursor=cursor)
+        page = client.datasets(limit=limit, cursor=cursor, owner=owner)
     if json:
         print_json(page)
         return
@@ -57,9 +61,50 @@ def list_datasets(*, limit: int = 20, cursor: str | None = None, json: AsJson = 
         note("No data sets yet: upload one with grpo datasets upload.")
     for dataset in page.data:
         size = f"{count(dataset.rows, 'row'):>14}  {count(dataset.bytes, 'byte'):>20}"
-        say("  ".join([dataset.id, size, ",".join(dataset.columns), dataset.name or ""]).rstrip())
+        whose = [f"{dataset.owner:<16}"] if owner else []
+        say("  ".join([dataset.id, *whose, size, ",".join(dataset.columns), dataset.name or ""]).rstrip())
     if page.next_cursor:
-        say(f"More: grpo datasets list --cursor {page.next_cursor}")
+        say(f"More: grpo datasets list --cursor {page.next_cursor}" + (f" --owner '{owner}'" if owner else ""))
+
+
+def show(dataset_id: str, /, *, json: AsJson = False) -> None:
+    """Show a data set and the jobs that use it."""
+    with connected() as client:
+        dataset = client.dataset(dataset_id)
+        jobs = client.dataset_jobs(dataset_id, limit=100)
+    if json:
+        print_json({**dataset, "jobs": list(jobs.data)})
+        return
+    say(f"{dataset.id}  {dataset.name or ''}".rstrip())
+    say(f"owner    {dataset.owner}, {dataset.created_at:%Y-%m-%d %H:%M} UTC")
+    say(f"size     {count(dataset.rows, 'row')}, {count(dataset.bytes, 'byte')}")
+    say(f"columns  {', '.join(dataset.columns)}")
+    say(f"sha256   {dataset.sha256}")
+    for job in jobs.data:
+        say(f"used by  {job.id}  {job.status:<10}  {job.name or ''}".rstrip())
+    if jobs.next_cursor:
+        say("used by  further jobs")
+
+
+def rows(dataset_id: str, /, *, limit: int = 20, cursor: str | None = None, json: AsJson = False) -> None:
+    """Print rows of a data set as JSON lines.
+
+    Parameters
+    ----------
+    limit
+        Rows per page, at most 100.
+    cursor
+        Where the next page starts, as printed by the previous one.
+    """
+    with connected() as client:
+        page = client.dataset_rows(dataset_id, limit=limit, cursor=cursor)
+    if json:
+        print_json(page)
+        return
+    for row in page.data:
+        print_json(row["values"])
+    if page.next_cursor:
+        note(f"More: grpo datasets rows {dataset_id} --cursor {page.next_cursor}")
 
 
 def delete(dataset_id: str, /, *, yes: Yes = False, json: AsJson = False) -> None:

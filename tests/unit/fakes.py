@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from ulid import ULID
 
+from grpo_core import strict_json
 from grpo_core.datasets import DatasetSummary
 from grpo_core.datasets.preview import records_of
 from grpo_core.estimates import SpecWarning, estimate
@@ -35,7 +36,8 @@ from jobs.read.rollout_query import RolloutQuery, decode_cursor
 from jobs.read.rollouts import Rollout, RolloutStep
 from jobs.read.telemetry import QueueState, Telemetry
 from jobs.service import Artifact, JobFilter, LinkedCheckpoint, Page, Preview
-from jobs.store.datasets import DatasetRecord
+from jobs.store.datasets import DatasetRecord, RowPage, StoredRow
+from jobs.store.datasets import Place as RowPlace
 from jobs.store.drains import Drain, DrainMode
 from jobs.store.job import TERMINAL, JobRecord, JobStatus, Priority, member_ids, new_group_id, new_job_id
 from jobs.store.serving import ServedModels
@@ -419,9 +421,29 @@ class FakeJobService:
             raise NotFound("data set", dataset_id)
         return found[0]
 
-    def list_datasets(self, owner: str, *, limit: int, cursor: str | None = None) -> Page[DatasetRecord]:
+    def dataset_owner(self, dataset_id: str) -> str | None:
+        found = self.uploads.get(dataset_id)
+        return found and found[0].owner
+
+    def dataset_rows(self, dataset_id: str, owner: str, *, limit: int, place: RowPlace | None = None) -> RowPage:
+        self.get_dataset(dataset_id, owner)
+        lines = [strict_json.loads(line) for line in self.uploads[dataset_id][1].splitlines()]
+        first = place.row if place else 0
+        found = [StoredRow(row=first + at, values=one) for at, one in enumerate(lines[first : first + limit])]
+        more = RowPlace(row=first + limit, byte=0) if len(lines) > first + limit else None
+        return RowPage(rows=found, next=more)
+
+    def dataset_jobs(self, dataset_id: str, owner: str, *, limit: int, cursor: str | None = None) -> Page[JobRecord]:
+        self.get_dataset(dataset_id, owner)
+        users = [job for job in self.jobs.values() if job.owner == owner and dataset_id in str(job.spec)]
+        left = sorted((job for job in users if cursor is None or job.id < cursor), key=lambda j: j.id, reverse=True)
+        return Page(items=left[:limit], next_cursor=left[limit - 1].id if len(left) > limit else None)
+
+    def list_datasets(self, owner: str | None, *, limit: int, cursor: str | None = None) -> Page[DatasetRecord]:
         self._check()
-        mine = sorted((r for r, _ in self.uploads.values() if r.owner == owner), key=lambda r: r.id, reverse=True)
+        mine = sorted(
+            (r for r, _ in self.uploads.values() if owner in (None, r.owner)), key=lambda r: r.id, reverse=True
+        )
         rest = [record for record in mine if cursor is None or record.id < cursor]
         return Page(items=rest[:limit], next_cursor=rest[limit - 1].id if len(rest) > limit else None)
 

@@ -25,6 +25,7 @@ from jobs.settings import QueueSettings, StorageSettings
 from jobs.store.audit_log import AuditSettings
 from jobs.store.s3_datasets import SourceSettings
 from jobs.store.valkey_checks import ValkeySettings
+from jobs.usage.prices import PriceSettings
 from jobs.usage.quotas import QuotaSettings
 from jobs.webhooks.settings import WebhookSettings
 from jobs.worker.worker import WorkerSettings
@@ -54,6 +55,7 @@ def variables(settings: type[BaseSettings]) -> list[str]:
     [
         *(StorageSettings, QueueSettings, ServiceSettings, SourceSettings, ApiSettings, WorkerSettings),
         *(RetentionSettings, TimeLimitSettings, QuotaSettings, AuditSettings, ValkeySettings, WebhookSettings),
+        PriceSettings,
     ],
 )
 def test_every_setting_is_in_the_page_of_settings(settings: type[BaseSettings]) -> None:

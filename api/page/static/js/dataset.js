@@ -2,12 +2,12 @@
 
 import { Asking, get, post, request } from "./api.js";
 import { fill, h, raw } from "./dom.js";
+import { TYPES, dropZone } from "./dropzone.js";
 import { advanced, choice } from "./fields.js";
 import { number, t } from "./i18n.js";
 import { busy, problemCard } from "./parts.js";
 import { forgetSuggestions, suggest } from "./suggestions.js";
 
-const TYPES = { csv: "text/csv", tsv: "text/tab-separated-values", parquet: "application/vnd.apache.parquet", json: "application/json", jsonl: "application/x-ndjson", ndjson: "application/x-ndjson" };
 const LOOKED_AT = 50;
 const SHOWN = 3;
 const LONGEST = 1000;
@@ -26,26 +26,9 @@ export function datasetStep(guide) {
   let drawn = "";
 
   const isFile = () => ["upload", "s3"].includes(draft.at("/data/source"));
-  const element = h("div", {}, holder.scopes.includes("datasets:write") ? drop() : null, status, earlier(), mapping, preview, others(), more());
-
-  function drop() {
-    const picker = h("input", { type: "file", id: "upload", accept: Object.keys(TYPES).map((name) => `.${name}`).join(","), onchange: () => take(picker.files[0]) });
-    const zone = h("div", { class: "drop" }, h("label", { for: "upload", class: "strong" }, t("data.drop")), picker, h("p", { class: "hint" }, t("data.drop.hint")));
-    const over = (isOver) => (event) => {
-      event.preventDefault();
-      zone.classList.toggle("over", isOver);
-    };
-    zone.addEventListener("dragover", over(true));
-    zone.addEventListener("dragleave", over(false));
-    zone.addEventListener("drop", (event) => {
-      over(false)(event);
-      if (event.dataTransfer?.files[0]) take(event.dataTransfer.files[0]);
-    });
-    return zone;
-  }
+  const element = h("div", {}, holder.scopes.includes("datasets:write") ? dropZone("upload", take) : null, status, earlier(), mapping, preview, others(), more());
 
   async function take(file) {
-    if (!file) return;
     fill(status, busy());
     const type = TYPES[file.name.split(".").at(-1).toLowerCase()] ?? TYPES.jsonl;
     try {

@@ -5,6 +5,7 @@ import { fill, h, raw } from "./dom.js";
 import { LANGUAGES, chooseLanguage, language, loadWords, refreshTimes, t } from "./i18n.js";
 import { busy, closeDialogs, nowhere, problemCard, toast } from "./parts.js";
 import { compareView } from "./compare.js";
+import { datasetView, datasetsView } from "./data.js";
 import { groupView } from "./group.js";
 import { jobView } from "./job.js";
 import { jobsView } from "./jobs.js";
@@ -34,6 +35,8 @@ const VIEWS = [
   [/^\/groups\/(?<id>group-[0-9A-Z]{26})$/, groupView],
   [/^\/comparison$/, groupView],
   [/^\/new$/, newJobView],
+  [/^\/datasets$/, datasetsView],
+  [/^\/datasets\/(?<id>ds-[0-9A-Z]{26})$/, datasetView],
   [/^\/workers$/, workersView],
   [/^\/usage$/, usageView],
   [/^\/keys$/, keysView],
@@ -111,6 +114,7 @@ function frame() {
     { "aria-label": t("nav.label") },
     h("a", { href: "#/" }, t("nav.jobs")),
     h("a", { href: "#/new" }, t("nav.new")),
+    h("a", { href: "#/datasets" }, t("nav.data")),
     h("a", { href: "#/compare" }, t("nav.compare")),
     h("a", { href: "#/workers", data: { section: "team" } }, t("nav.team")),
     h("a", { href: "/schema", target: "_blank", rel: "noopener", class: "wide" }, t("nav.api")),

@@ -43,7 +43,19 @@ PREVIEW = "/v1"
 """Where the routes are served too, under the promises of docs/reference/stability.md."""
 VERSIONED = frozenset(
     {
-        *("comparison", "datasets", "exports", "graders", "groups", "healthz", "jobs", "metrics", "readyz", "rewards"),
+        *(
+            "comparison",
+            "datasets",
+            "exports",
+            "graders",
+            "groups",
+            "healthz",
+            "jobs",
+            "keys",
+            "metrics",
+            "readyz",
+            "rewards",
+        ),
         *("schema", "serving", "usage", "webhooks", "workers"),
     }
 )

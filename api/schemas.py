@@ -121,7 +121,9 @@ class Waiting(Struct, frozen=True, kw_only=True):
     """What a queued job waits for."""
 
     queue: Annotated[str, Meta(description="The queue that it waits in")]
-    ahead: Annotated[int, Meta(ge=0, description="Jobs of all owners that were queued before it")]
+    ahead: Annotated[
+        int, Meta(ge=0, description="Jobs of all owners whose turn comes before, by priority and fair shares")
+    ]
     workers: Annotated[
         int, Meta(ge=0, description="Connected workers that can run it, busy or not; with 0 it waits until one starts")
     ]

@@ -876,7 +876,7 @@ class Waiting(JsonObject):
     queue: str
     """The queue that it waits in."""
     ahead: int
-    """Jobs of all owners that were queued before it."""
+    """Jobs of all owners whose turn comes before, by priority and fair shares."""
     workers: int
     """Connected workers that can run it, busy or not; with 0 it waits until one starts."""
     reason: str

@@ -1,7 +1,8 @@
 """The position of a queued job: the jobs before it, the workers that can run it, and why it waits.
 
-For people only, never for decisions. Jobs are ordered by when they were queued. A worker that serves several queues
-takes from each in turn, so the position is only a rough measure of how long a job waits.
+For people only, never for decisions. Jobs are counted in the order in which workers would take them now, by priority
+and fair shares; jobs that are submitted or end later change it. A worker that serves several queues takes from each in
+turn, so the position is only a rough measure of how long a job waits.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class QueuePosition:
 
     queue: str
     ahead: int
-    """Number of jobs that were queued before it in this queue and still wait."""
+    """Number of jobs in this queue whose turn comes before."""
     workers: int
     """Number of connected workers that can run it, busy or not; with 0 the job waits until one starts."""
     reason: WaitReason
@@ -79,7 +80,7 @@ def queue_position_of(record: JobRecord, job_store: JobStore, registry: WorkerRe
     """Return the position of a queued job; None if it is not queued. Raises `Unavailable`."""
     if record.status is not JobStatus.QUEUED:
         return None
-    ahead = job_store.jobs_ahead(record.id, record.queue)
+    ahead = job_store.jobs_ahead(record.id)
     if ahead is None:  # it has just been claimed
         return None
     # A worker that refused the spec could not read it, even if the API assigned it a lower format.

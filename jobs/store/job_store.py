@@ -559,10 +559,11 @@ class JobStore:
         jobs = self._call(lambda: self.client.zcard(f"{self.prefix}:waiting:{queue}"))
         return int(jobs) - int(self._call(lambda: self.client.llen(f"{self._broker_prefix}{queue}")))
 
-    def jobs_ahead(self, job_id: str, queue: str) -> int | None:
-        """Return the number of jobs that were queued before this one in the same queue; None if it no longer waits."""
-        place: int | None = self._call(lambda: self.client.zrank(f"{self.prefix}:waiting:{queue}", job_id))
-        return place
+    def jobs_ahead(self, job_id: str, *, now_ms: int | None = None) -> int | None:
+        """Return the number of jobs in the same queue whose turn comes before this one's, as far as is known now; None
+        if it no longer waits. `now_ms` replaces the server's time."""
+        ahead = int(self.run_script("ahead", job_id, "" if now_ms is None else str(now_ms)))
+        return None if ahead < 0 else ahead
 
     def mark_rung(self, job_id: str) -> None:
         """Record that a queued job was just checked, and that it has a wake-up."""
@@ -591,7 +592,7 @@ class JobStore:
             *("create", "claim", "reclaim", "change", "obey", "replay", "restore", "forget"),
             *("admit", "withdraw", "take", "look", "note_compared", "release", "tally"),
             *("search", "prune", "census", "deliver", "redeliver"),
-            *("search", "prune", "census", "pick", "prioritise"),
+            *("search", "prune", "census", "pick", "ahead", "prioritise"),
         )
         return {name: self.client.register_script(prelude + (folder / f"{name}.lua").read_text()) for name in names}
 

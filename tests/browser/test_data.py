@@ -1,4 +1,4 @@
-"""A team member manages data on the page: uploads a file and sees how far it is, reads rows, deletes what no job needs."""
+"""A team member manages data on the page: uploads a file and sees how far it is, reads rows, deletes a data set."""
 
 from __future__ import annotations
 

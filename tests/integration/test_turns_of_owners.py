@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
-from grpo_core.spec import parse_spec
+from grpo_core.spec import JobSpec, parse_spec
 from jobs.errors import Conflict
 from jobs.lifecycle.rebuild import Rebuild
 from jobs.service import JobService
@@ -34,8 +35,10 @@ class Clock:
     def now(self) -> int:
         return self.start + int(self.hour * HOUR)
 
-    def submit(self, name: str, owner: str = "ann", priority: Priority = Priority.NORMAL) -> JobRecord:
-        record = replace(make_record(owner=owner, spec=SPEC), priority=priority, queue="grpo.cpu")
+    def submit(
+        self, name: str, owner: str = "ann", priority: Priority = Priority.NORMAL, spec: JobSpec = SPEC
+    ) -> JobRecord:
+        record = replace(make_record(owner=owner, spec=spec), priority=priority, queue="grpo.cpu")
         self.store.create(record)
         head_start = {Priority.HIGH: 6, Priority.LOW: -6}.get(priority, 0) * HOUR
         lane = f"{self.store.prefix}:lane:grpo.cpu:{owner}"
@@ -59,6 +62,14 @@ class Clock:
         (job_id,) = [job_id for job_id, each in self.names.items() if each == name]
         assert self.store.change(job_id, to=JobStatus.SUCCEEDED).done
         del self.names[job_id]
+
+    def hold(self, owner: str, gpus: int, hosts: int = 1) -> str:
+        """A job in another queue that a worker holds."""
+        spec = parse_spec({"resources": {"gpus": gpus, "hosts": hosts}, "sampling": {"generations": 24}})
+        record = replace(make_record(owner=owner, spec=spec), queue="grpo.gpu")
+        self.store.create(record)
+        assert self.store.claim(record.id, epoch=1, worker=f"holds {record.id}", lease_seconds=600)
+        return record.id
 
 
 @pytest.fixture
@@ -98,6 +109,51 @@ def test_owners_share_the_workers_whatever_priorities_they_give(clock: Clock) ->
     assert Counter(str(name).split()[0] for name in claimed) == {"greedy": 3, "ann": 3, "bob": 3}
     clock.end("ann 0")
     assert str(clock.claim()).startswith("ann"), "the one with the fewest"
+
+
+def test_shares_are_of_gpus_and_not_of_jobs(clock: Clock) -> None:
+    eight = clock.hold("large", 4, hosts=2)
+    for _ in range(3):
+        clock.hold("small", 1)
+    for number in range(6):
+        clock.submit(f"large {number}", "large", Priority.HIGH)
+        clock.submit(f"small {number}", "small", Priority.LOW)
+    claimed = [str(clock.claim()).split()[0] for _ in range(5)]
+    assert claimed == ["small"] * 5, "one job with eight GPUs is more than three with one each"
+    assert str(clock.claim()).split()[0] == "large", "eight each, and its job is more urgent"
+    assert clock.store.change(eight, to=JobStatus.SUCCEEDED).done
+    assert str(clock.claim()).split()[0] == "large"
+
+
+def test_a_run_on_fewer_hosts_than_asked_for_weighs_what_it_has(clock: Clock) -> None:
+    spec = parse_spec({"resources": {"gpus": 2, "hosts": 4, "min_hosts": 1}, "sampling": {"generations": 24}})
+    record = replace(make_record(owner="large", spec=spec), queue="grpo.gpu")
+    clock.store.create(record)
+    assert clock.store.claim(record.id, epoch=1, worker="w", lease_seconds=600, hosts=1)
+    for _ in range(3):
+        clock.hold("small", 1)
+    clock.submit("small 0", "small", Priority.HIGH)
+    clock.submit("large 0", "large")
+    assert clock.claim() == "large 0", "two GPUs, and the other owner has three"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_jobs_ahead_are_those_that_workers_take_before(clock: Clock, seed: int) -> None:
+    chance = random.Random(seed)
+    owners = ["ann", "bob", "eve", "dan"]
+    for owner in owners[:3]:
+        for _ in range(chance.randrange(3)):
+            clock.hold(owner, chance.choice([1, 2, 4]))
+    ids: dict[str, str] = {}
+    for number in range(25):
+        priority = chance.choice([Priority.LOW, Priority.NORMAL, Priority.NORMAL, Priority.HIGH])
+        record = clock.submit(str(number), chance.choice(owners), priority)
+        ids[str(number)] = record.id
+        clock.hour += chance.choice([0, 0.5, 3])
+    ahead = {name: clock.store.jobs_ahead(job_id, now_ms=clock.now) for name, job_id in ids.items()}
+    taken = [clock.claim(f"w{number}") for number in range(25)]
+    assert ahead == {name: place for place, name in enumerate(taken)}
+    assert {clock.store.jobs_ahead(job_id) for job_id in ids.values()} == {None}
 
 
 def test_no_job_waits_forever_while_others_with_fewer_jobs_keep_coming(clock: Clock) -> None:

@@ -1,9 +1,9 @@
 -- Choose the job whose turn it is, of the queue of the job in ARGV[1], for a worker that is free.
 -- ARGV[2]: the worker. ARGV[3]: a JSON list of jobs that it cannot run. ARGV[4]: the time in ms, or '' for the server's.
 -- Jobs that have waited for a day go first, the longest first, so none waits forever. Then it is the turn of the owner
--- with the fewest jobs that workers hold; owners with as many take turns by the rank of their first job. Of an owner, the
--- job with the lowest rank goes first. The job is kept for the worker for some seconds. Returns its id, or ''.
-local patience, kept = 24 * 3600000, 15000
+-- whose jobs hold the fewest GPUs; owners with as many take turns by the rank of their first job. Of an owner, the job
+-- with the lowest rank goes first. ahead.lua counts by the same rules. The job is kept for the worker for some seconds. Returns its id, or ''.
+local kept = 15000
 local worker, refused = ARGV[2], {}
 for _, name in ipairs(cjson.decode(ARGV[3])) do refused[name] = true end
 local now = tonumber(ARGV[4]) or now_ms()
@@ -27,12 +27,6 @@ local function first_of(owner)
       if not holder or holder == worker then return name, rank end
     end
   end
-end
-
-local function held_by(owner)
-  local count = 0
-  for name in pairs(held) do count = count + redis.call('ZCARD', prefix .. ':owner:' .. owner .. ':' .. name) end
-  return count
 end
 
 local best

@@ -53,6 +53,7 @@ end
 
 -- Lanes: the waiting jobs of one owner in one queue, by rank. A rank is the time in ms at which a job was queued, less the
 -- head start of its priority; pick.lua says what follows from it.
+local patience = 24 * 3600000
 local head_starts = { high = 6 * 3600000, low = -6 * 3600000 }
 
 local function lane_of(queue, owner) return prefix .. ':lane:' .. queue .. ':' .. owner end
@@ -135,6 +136,31 @@ local function gpus_of(spec)
   local resources = readable and type(asked) == 'table' and type(asked.resources) == 'table' and asked.resources
   if not resources or type(resources.gpus) ~= 'number' then return 0 end
   return resources.gpus, tonumber(resources.hosts) or 1
+end
+
+-- What a job weighs in its owner's share: its GPUs on all hosts, or its hosts if it needs none. Kept in the record, because
+-- reading the spec takes long.
+local function weight_of(name)
+  local record = prefix .. ':job:' .. name
+  local known, run_hosts = unpack(redis.call('HMGET', record, 'weight', 'run_hosts'))
+  local gpus, hosts = string.match(known or '', '^(%d+) (%d+)$')
+  if not gpus then
+    gpus, hosts = gpus_of(redis.call('HGET', record, 'spec'))
+    redis.call('HSET', record, 'weight', string.format('%d %d', gpus, hosts or 1))
+  end
+  run_hosts = tonumber(run_hosts or '') or 0
+  return math.max(1, tonumber(gpus)) * (run_hosts > 0 and run_hosts or tonumber(hosts or 1))
+end
+
+-- The weight of all jobs of an owner that workers hold.
+local function held_by(owner)
+  local sum = 0
+  for status in pairs(held) do
+    for _, name in ipairs(redis.call('ZRANGE', prefix .. ':owner:' .. owner .. ':' .. status, 0, -1)) do
+      sum = sum + weight_of(name)
+    end
+  end
+  return sum
 end
 
 -- Record the duration of a run that has ended.

@@ -30,6 +30,7 @@ from jobs.service import Artifact, LinkedCheckpoint
 from jobs.store.datasets import DatasetRecord
 from jobs.store.job import TERMINAL, JobRecord, JobRequest, JobState, JobStatus, JobView
 from jobs.store.job_store import HeldJob
+from jobs.usage.prices import Prices, PriceSettings
 from jobs.usage.quotas import Usage
 from jobs.usage.report import UsageRow
 from jobs.webhooks.deliveries import Delivery, State
@@ -172,6 +173,7 @@ class JobDetail(JobRequest, Job):
 
     waiting: Annotated[Waiting | None, Shown("What it waits for while it is queued")]
     result: Annotated[Trial | None, Shown("What a trial (`kind` `try`) found, once it has succeeded")]
+    use: Annotated[JobUse | None, Shown("GPU-hours of its runs and their cost; null: it uses no GPU")]
 
 
 class JobList(Struct, frozen=True, kw_only=True):
@@ -250,6 +252,27 @@ class SubmittedGroup(Struct, frozen=True, kw_only=True):
     warnings: Annotated[list[Warning], Meta(description="Warnings about the first job, as in a dry run")]
 
 
+class GpuCost(Struct, frozen=True, kw_only=True):
+    """Hours on one kind of GPU, and what they cost."""
+
+    gpu: Annotated[str | None, Meta(description="Name of the GPUs; null: not known", examples=["NVIDIA H200"])]
+    gpu_hours: Annotated[float, Meta(ge=0, description="Hours times GPUs, on all hosts", examples=[1.5])]
+    cost: Annotated[
+        float | None, Meta(description="In `currency`; null: the operator has set no price", examples=[5.25])
+    ]
+
+
+class JobUse(Struct, frozen=True, kw_only=True):
+    """What the runs of a job have used so far."""
+
+    gpu_hours: Annotated[float, Meta(ge=0, description="Of all runs, up to now", examples=[1.5])]
+    cost: Annotated[
+        float | None, Meta(description="In `currency`; null: one of its GPUs has no price", examples=[5.25])
+    ]
+    currency: Annotated[str | None, Meta(description="null: the operator has set no price", examples=["EUR"])]
+    by_gpu: Annotated[list[GpuCost], Meta(description="The same for each kind of GPU")]
+
+
 class DryRun(Struct, frozen=True, kw_only=True):
     """The result of a dry run; nothing was stored."""
 
@@ -258,6 +281,13 @@ class DryRun(Struct, frozen=True, kw_only=True):
     spec_sha256: Sha256
     estimate: Annotated[Estimate, Meta(description="Its computed size; tokens are upper bounds")]
     warnings: list[Warning]
+    currency: Annotated[
+        str | None, Meta(description="Of `costs`; null: the operator has set no price", examples=["EUR"])
+    ]
+    costs: Annotated[
+        list[GpuCost],
+        Meta(description="What training costs, about, on each of `estimate.gpus` that it fits and that has a price"),
+    ]
 
 
 class Event(Struct, frozen=True, kw_only=True):
@@ -878,12 +908,48 @@ def submitted_job(record: JobRecord, warnings: list[SpecWarning]) -> SubmittedJo
     return SubmittedJob(**vars(job_of(record)), warnings=[warning_of(warning) for warning in warnings])
 
 
-def job_detail(record: JobRecord, place: Place | None, trial: dict[str, Any] | None) -> JobDetail:
+def job_detail(
+    record: JobRecord, place: Place | None, trial: dict[str, Any] | None, prices: Prices | None = None
+) -> JobDetail:
     """The public form of one job."""
     waiting = Waiting(**vars(place)) if place else None
     return JobDetail(
-        **vars(job_of(record)), waiting=waiting, requested_spec=record.requested_spec, result=_trial_of(trial)
+        **vars(job_of(record)),
+        waiting=waiting,
+        requested_spec=record.requested_spec,
+        result=_trial_of(trial),
+        use=_use_of(record, prices or Prices(PriceSettings())),
     )
+
+
+def _use_of(record: JobRecord, prices: Prices) -> JobUse | None:
+    if not record.spec["resources"]["gpus"]:
+        return None
+    hours = record.gpu_hours(datetime.now(UTC))
+    return JobUse(
+        gpu_hours=round(sum(hours.values()), 6),
+        cost=_rounded(prices.cost(hours)),
+        currency=prices.currency,
+        by_gpu=[_cost_of(gpu, spent, prices) for gpu, spent in hours.items()],
+    )
+
+
+def _cost_of(gpu: str, hours: float, prices: Prices) -> GpuCost:
+    return GpuCost(gpu=gpu or None, gpu_hours=round(hours, 6), cost=_rounded(prices.cost({gpu: hours})))
+
+
+def _rounded(cost: float | None) -> float | None:
+    return None if cost is None else round(cost, 4)
+
+
+def costs_of(estimate: Estimate, spec: JobSpec, prices: Prices) -> list[GpuCost]:
+    """What training costs on each kind of GPU that it fits and that has a price."""
+    cards = spec.resources.gpus * spec.resources.hosts
+    return [
+        _cost_of(one.gpu, one.training_seconds * cards / 3600, prices)
+        for one in estimate.gpus
+        if one.fits and one.training_seconds is not None and prices.per_hour(one.gpu) is not None
+    ]
 
 
 def usage_of(usage: Usage, unfinished: int, max_unfinished: int | None) -> UsageReport:
@@ -919,7 +985,7 @@ def gpu_hours_of(row: UsageRow) -> GpuHours:
         gpu=row.gpu or None,
         gpu_hours=round(row.gpu_hours, 6),
         jobs=row.jobs,
-        cost=None if row.cost is None else round(row.cost, 4),
+        cost=_rounded(row.cost),
     )
 
 

@@ -183,6 +183,10 @@ class DryRun(JsonObject):
     estimate: Estimate
     """Its computed size; tokens are upper bounds."""
     warnings: list[SpecWarning]
+    currency: str | None
+    """Of `costs`; None: the operator has set no price."""
+    costs: list[GpuCost]
+    """What training costs, about, on each of `estimate.gpus` that it fits and that has a price."""
 
 
 class Estimate(JsonObject):
@@ -247,6 +251,17 @@ class FieldProblem(JsonObject):
     remedy: str
     parameter: str | None
     """Name of the query parameter, if one is invalid."""
+
+
+class GpuCost(JsonObject):
+    """Hours on one kind of GPU, and what they cost."""
+
+    gpu: str | None
+    """Name of the GPUs; None: not known."""
+    gpu_hours: float
+    """Hours times GPUs, on all hosts."""
+    cost: float | None
+    """In `currency`; None: the operator has set no price."""
 
 
 class GpuEstimate(JsonObject):
@@ -479,6 +494,19 @@ class JobUsage(JsonObject):
     """None: any number."""
     left: int | None
     """What is left of `limit`; None: any number."""
+
+
+class JobUse(JsonObject):
+    """What the runs of a job have used so far."""
+
+    gpu_hours: float
+    """Of all runs, up to now."""
+    cost: float | None
+    """In `currency`; None: one of its GPUs has no price."""
+    currency: str | None
+    """None: the operator has set no price."""
+    by_gpu: list[GpuCost]
+    """The same for each kind of GPU."""
 
 
 class MetricList(JsonObject):
@@ -1054,6 +1082,8 @@ class JobDetail(Job):
     """What it waits for while it is queued."""
     result: Trial | None
     """What a trial (`kind` `try`) found, once it has succeeded."""
+    use: JobUse | None
+    """GPU-hours of its runs and their cost; None: it uses no GPU."""
 
 
 class SubmittedJob(Job):

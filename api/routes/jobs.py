@@ -50,6 +50,7 @@ from api.schemas import (
     SubmittedJob,
     artifacts_of,
     checkpoint_of,
+    costs_of,
     event_of,
     job_detail,
     job_of,
@@ -63,6 +64,7 @@ from jobs.read.cursors import decode, encode
 from jobs.read.job_order import JobOrder, OrderName
 from jobs.service import JobFilter, JobService, Preview
 from jobs.store.job import JobRecord, JobStatus, Priority
+from jobs.usage.prices import Prices
 
 JobId = Annotated[str, PathParameter(description="One of your jobs", schema_extra={"pattern": JOB_ID})]
 Spec = NamedDependency[SkipValidation[JobSpec]]
@@ -139,7 +141,7 @@ def submit(
 ) -> Response[SubmittedJob]:
     """Store a job and queue it, or with `dry_run` check it and store nothing."""
     if dry_run:
-        return _dry_run(spec, service.preview(spec, owner))
+        return _dry_run(spec, service.preview(spec, owner), service.prices)
     warnings = service.warnings(spec)  # first, so that an accepted job always gets an answer
     if once:
         record, replayed = service.submit_once(spec, owner, once, priority=priority)
@@ -239,7 +241,7 @@ def get_job(job_id: JobId, owner: Owner, service: Service, fields: Fields = None
     record = service.get(job_id, owner)
     waiting = service.waiting(record) if tree is None or "waiting" in tree else None
     result = service.trial_result(record) if tree is None or "result" in tree else None
-    return Response(narrowed(job_detail(record, waiting, result), tree))
+    return Response(narrowed(job_detail(record, waiting, result, service.prices), tree))
 
 
 @delete(
@@ -544,13 +546,15 @@ def list_artifacts(
     return answer(request, artifacts_of(found, record, following), fields, ArtifactFile)
 
 
-def _dry_run(asked: JobSpec, preview: Preview) -> Response[Any]:
+def _dry_run(asked: JobSpec, preview: Preview, prices: Prices) -> Response[Any]:
     spec = preview.spec or asked
     body = DryRun(
         spec=spec.as_dict(),
         spec_sha256=spec.digest(),
         estimate=preview.estimate,
         warnings=[warning_of(warning) for warning in preview.warnings],
+        currency=prices.currency,
+        costs=costs_of(preview.estimate, spec, prices),
     )
     return Response(body, status_code=200)
 

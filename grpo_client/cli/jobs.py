@@ -269,6 +269,7 @@ def say_job(job: JobDetail) -> None:
         "created": job["created_at"],
         "started": job["started_at"],
         "finished": job["finished_at"],
+        "GPUs": _use(job),
     }
     for name, value in fields.items():
         if value:
@@ -277,6 +278,15 @@ def say_job(job: JobDetail) -> None:
         say_failure(job.error)
     if job.result is not None:
         say_trial(job.result, job.id)
+
+
+def _use(job: JobDetail) -> str | None:
+    """GPU-hours so far and, where there are prices, their cost."""
+    use = job.use
+    if use is None or not use.gpu_hours:
+        return None
+    cost = "" if use.cost is None else f", {use.cost:.2f} {use.currency}"
+    return f"{use.gpu_hours:.2f} hours{cost}"
 
 
 def waits_for(job: Job) -> str | None:

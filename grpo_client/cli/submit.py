@@ -120,6 +120,8 @@ def _show_dry_run(result: DryRun, *, as_json: bool) -> None:
     for warning in result.warnings:
         say(warned(warning))
     note(_size(result.estimate))
+    for one in result.costs if "costs" in result.raw else ():
+        note(f"Training on {one.gpu} costs about {one.cost:.2f} {result.currency} ({one.gpu_hours:.2f} GPU-hours).")
     note(f"The spec is accepted, with {count(len(result.warnings), 'warning')}; nothing was stored.")
 
 

@@ -7,7 +7,8 @@ same as a cost of 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field, field_validator
@@ -23,8 +24,7 @@ class PriceSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, populate_by_name=True, extra="ignore")
 
     by_gpu: Annotated[dict[str, float], NoDecode] = Field(default={}, validation_alias="GRPO_GPU_PRICES")
-    """Price of one GPU for one hour, by the GPU's name: `NVIDIA H200=3.5, NVIDIA A100*=1.8, *=1`. A `*` at the end of a
-    name stands for any rest. Empty: nothing has a cost."""
+    """Price of one GPU for one hour, by the GPU's name: `NVIDIA H200=3.5, A100=1.8, *=1`. Empty: nothing has a cost."""
     currency: str = Field(default="USD", min_length=1, max_length=8, validation_alias="GRPO_CURRENCY")
     """Label of all costs."""
 
@@ -49,17 +49,17 @@ class Prices:
 
     def __init__(self, settings: PriceSettings | None = None) -> None:
         settings = settings or PriceSettings()
-        self._by_gpu = {name.casefold(): price for name, price in settings.by_gpu.items()}
+        self._by_gpu = {_words(name): price for name, price in settings.by_gpu.items()}
         self.currency = settings.currency if self._by_gpu else None
         """None: no GPU has a price."""
 
     def per_hour(self, gpu: str) -> float | None:
-        """Return the price of one GPU for an hour: of its own name, else of the longest start of it; None without."""
-        name = gpu.casefold()
-        if name in self._by_gpu:
-            return self._by_gpu[name]
-        starts = [each for each in self._by_gpu if each.endswith(OTHERS) and name.startswith(each[:-1])]
-        return self._by_gpu[max(starts, key=len)] if starts else None
+        """Return the price of one GPU for an hour: that of the longest name that its own starts with; None without."""
+        words = _words(gpu)
+        for length in range(len(words), 0, -1):
+            if words[:length] in self._by_gpu:
+                return self._by_gpu[words[:length]]
+        return self._by_gpu.get((OTHERS,))
 
     def cost(self, gpu_hours: Mapping[str, float]) -> float | None:
         """Return the cost of GPU-hours by the GPUs' names; None where one of them has no price, or there are none."""
@@ -68,11 +68,11 @@ class Prices:
             return None
         return sum(hours * (prices[gpu] or 0.0) for gpu, hours in gpu_hours.items())
 
-    def span(self, gpu_hours: float, gpus: Collection[str]) -> tuple[float, float] | None:
-        """Return the least and the most that hours on one of these GPUs cost; None where one has no price."""
-        costs = [self.cost({gpu: gpu_hours}) for gpu in gpus]
-        known = [cost for cost in costs if cost is not None]
-        return (min(known), max(known)) if known and len(known) == len(costs) else None
+
+def _words(name: str) -> tuple[str, ...]:
+    """The words of a GPU's name, without the vendor's: workers have it, and estimates do not."""
+    words = re.findall(r"[^\s_-]+", name.casefold())
+    return tuple(words[1:] if words[:1] == ["nvidia"] else words)
 
 
 def _price(text: str) -> tuple[str, float]:

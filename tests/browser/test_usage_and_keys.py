@@ -12,6 +12,7 @@ from grpo_client import GrpoClient, ProblemError
 from grpo_core.spec import parse_spec
 from jobs.auth.api_keys import KEYS_WRITE, OWNER_SCOPES
 from jobs.store.job import JobStatus
+from jobs.usage.prices import Prices, PriceSettings
 from tests.browser.conftest import Stack, Visitor
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -123,3 +124,26 @@ def test_an_operator_sees_all_keys_and_revokes_one(visit: Visit, stack: Stack) -
     page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
     row.get_by_text("Revoked").wait_for()
     assert stack.service.authenticate(key) is None
+
+
+def test_a_price_gives_jobs_and_usage_a_cost(visit: Visit, stack: Stack) -> None:
+    store = stack.service.job_store
+    job = stack.service.submit(parse_spec({"name": "has a price"}), "pia").id
+    assert store.claim(job, epoch=1, worker="elsewhere", lease_seconds=60, gpu="NVIDIA H200")
+    store.change(job, fields={"run_at": store.now_ms() - 2 * HOUR})
+    assert store.change(job, epoch=1, to=JobStatus.FAILED).done
+    key, _ = stack.service.keys.create("pia", OWNER_SCOPES)
+    free, visitor = stack.service.prices, visit()
+    page = visitor.page
+    visitor.log_in(f"/jobs/{job}", key=key)
+    page.locator("#spent").get_by_text("2 GPU-hours").wait_for()
+    assert "EUR" not in page.locator("#spent").inner_text()
+    stack.service.prices = Prices(PriceSettings.model_validate({"by_gpu": "NVIDIA H200=3", "currency": "EUR"}))
+    try:
+        page.reload()
+        page.locator("#spent").get_by_text("6.00 EUR").wait_for()
+        page.goto(f"{stack.url}/#/usage")
+        page.get_by_role("columnheader", name="Cost (EUR)").wait_for()
+        assert [row[-1] for row in rows(visitor)] == ["6.00"]
+    finally:
+        stack.service.prices = free

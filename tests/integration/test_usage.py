@@ -22,7 +22,7 @@ from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
 from jobs.store.job import JobStatus
 from jobs.usage.gpu_time import GpuTime
-from jobs.usage.prices import PriceSettings
+from jobs.usage.prices import Prices, PriceSettings
 from jobs.usage.report import UsageRow
 from tests.integration.running import RunningApi, in_environment
 
@@ -38,7 +38,7 @@ def storage(own_bucket: StorageSettings) -> StorageSettings:
 
 @pytest.fixture
 def service(storage: StorageSettings, queue_settings: QueueSettings) -> JobService:
-    prices = PriceSettings.model_validate({"by_gpu": "H200=3, A*=1.5", "currency": "EUR"})
+    prices = PriceSettings.model_validate({"by_gpu": "H200=3, A100=1.5", "currency": "EUR"})
     service = JobService(storage, queue_settings, prices=prices)
     service.check_storage()
     return service
@@ -248,7 +248,57 @@ def test_the_command_prints_lines_json_and_csv(
     run("--since", "2026-13-01", code=2)
 
 
+def test_a_price_is_found_by_the_words_of_the_name() -> None:
+    prices = Prices(PriceSettings.model_validate({"by_gpu": "NVIDIA H200=3, A100=1, NVIDIA A100 PCIe=0.5, *=9"}))
+    names = ("NVIDIA H200", "H200 141 GB", "h200", "NVIDIA A100-SXM4-80GB", "NVIDIA A100-PCIE-40GB", "NVIDIA H2000", "")
+    assert [prices.per_hour(name) for name in names] == [3, 3, 3, 1, 0.5, 9, 9]
+    assert Prices(PriceSettings.model_validate({"by_gpu": "H200=0"})).cost({"H200": 5.0}) == 0
+    assert Prices(PriceSettings.model_validate({"by_gpu": "H200=1"})).cost({"H200": 1.0, "L4": 1.0}) is None
+    assert Prices(PriceSettings.model_validate({"by_gpu": ""})).currency is None
+
+
 @pytest.mark.parametrize("text", ["H200", "H200=x", "=3", "H200=-1", "H200=nan", "H200=inf"])
 def test_a_wrong_price_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"H200|=3"):
         PriceSettings.model_validate({"by_gpu": text})
+
+
+def test_a_job_and_a_dry_run_say_what_it_costs(fleet: Fleet, client: Callable[..., GrpoClient]) -> None:
+    job = fleet.submit()
+    fleet.end(job, fleet.claim(job), 2, JobStatus.QUEUED)
+    fleet.end(job, fleet.claim(job, "A100"), 1, JobStatus.QUEUED)
+    cpu = fleet.service.submit(parse_spec({"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}}), "ann").id
+    with client("ann") as ann:
+        use = ann.get(job).use
+        assert use is not None
+        assert (use.gpu_hours, use.cost, use.currency) == (
+            pytest.approx(3, abs=0.01),
+            pytest.approx(7.5, abs=0.01),
+            "EUR",
+        )
+        assert {one.gpu for one in use.by_gpu} == {"H200", "A100"}
+        fleet.service.job_store.claim(job, epoch=9, worker="w", lease_seconds=60, gpu="no price")
+        fleet.service.job_store.change(job, fields={"run_at": fleet.service.job_store.now_ms() - HOUR})
+        use = ann.get(job).use
+        assert use is not None
+        assert (use.gpu_hours, use.cost) == (pytest.approx(4, abs=0.01), None), "up to now, and one has no price"
+        assert ann.get(cpu).use is None
+        found = ann.dry_run({"resources": {"gpus": 1}})
+        (one,) = [one for one in found.costs if str(one.gpu).startswith("H200")]
+        assert one.cost == pytest.approx(3 * one.gpu_hours, abs=0.001)
+        assert one.gpu_hours > 0
+        assert found.currency == "EUR"
+
+
+def test_without_a_price_nothing_has_a_cost(
+    storage: StorageSettings, queue_settings: QueueSettings, client: Callable[..., GrpoClient], fleet: Fleet
+) -> None:
+    fleet.service.prices = Prices(PriceSettings.model_validate({"by_gpu": ""}))
+    job = fleet.submit()
+    fleet.end(job, fleet.claim(job), 2)
+    with client("ann") as ann:
+        found, use, rows = ann.dry_run({}), ann.get(job).use, ann.gpu_hours()
+        assert use is not None
+        assert (found.costs, found.currency, use.cost, use.currency, rows.currency) == ([], None, None, None, None)
+        assert {row.cost for row in rows.data} == {None}
+        assert ann.gpu_hours_csv().splitlines()[1].endswith(",,")

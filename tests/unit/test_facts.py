@@ -313,5 +313,5 @@ def test_what_is_shown_of_a_job_is_in_every_answer_in_the_order_of_earlier_relea
     assert (shown[:2], shown.index("progress")) == (["id", "object"], shown.index("total_steps") + 1)
     record = replace(make_record(), epoch=3, reward=0.5, phase=Phase.TRAINING)
     answer = json.loads(encode_json(schemas.job_detail(record, None, None)))
-    assert list(answer) == [*shown, "requested_spec", "waiting", "result"]
+    assert list(answer) == [*shown, "requested_spec", "waiting", "result", "use"]
     assert (answer["epoch"], answer["reward"], answer["phase"], answer["object"]) == (3, 0.5, "training", "job")

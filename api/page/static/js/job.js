@@ -32,11 +32,12 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
   const actions = h("div", { class: "actions" });
   const state = h("div", { class: "state" });
   const live = h("span", { class: "live" });
+  const spent = h("span", { id: "spent" });
   fill(
     head,
     h("p", { class: "crumbs" }, h("a", { href: "#/" }, t("nav.jobs"))),
     h("div", { class: "title-row" }, h("h1", { tabindex: "-1" }, raw(jobName(feed.job))), actions),
-    h("div", { class: "facts" }, state, live, h("span", { class: "id" }, raw(id, { class: "code" }), copyButton(id, t("copy"))), raw(feed.job.spec.model.name), feed.job.group ? h("a", { class: "tag", href: `#/groups/${feed.job.group}` }, t("group.title")) : null, h("span", {}, t("job.submitted"), " ", time(feed.job.created_at))),
+    h("div", { class: "facts" }, state, live, spent, h("span", { class: "id" }, raw(id, { class: "code" }), copyButton(id, t("copy"))), raw(feed.job.spec.model.name), feed.job.group ? h("a", { class: "tag", href: `#/groups/${feed.job.group}` }, t("group.title")) : null, h("span", {}, t("job.submitted"), " ", time(feed.job.created_at))),
   );
 
   let shownTab = null;
@@ -87,6 +88,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
     fill(state, badge(job.status, MOVING.has(job.status) ? job.phase : null));
     const isTold = feed.state === "broken" || (feed.state === "live" && MOVING.has(job.status));
     fill(live, isTold ? h("span", { class: feed.state, title: t(`live.${feed.state}.hint`) }, t(`live.${feed.state}`)) : null);
+    fill(spent, use(job.use));
     drawActions(job);
     drawTiles(job);
     showTiles();
@@ -271,4 +273,11 @@ function verdictCard(paired, after, id, stage = "") {
 
 function mean(values) {
   return values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null;
+}
+
+/** What its runs have used of GPUs, and cost. */
+function use(found) {
+  if (!found?.gpu_hours) return null;
+  const hours = t("job.gpu.hours", { hours: number(found.gpu_hours, 3) });
+  return raw(found.cost === null ? hours : `${hours} · ${fixed(found.cost, 2)} ${found.currency}`, { title: found.by_gpu.map((one) => `${one.gpu ?? t("usage.gpu.unknown")}: ${fixed(one.gpu_hours, 2)}`).join(", "), translate: null });
 }

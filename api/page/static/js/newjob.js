@@ -26,7 +26,7 @@ let kept = /** @type {{owner: string, from: string | null, spec: any, text: stri
  * What a step is given, and what it gives back.
  *
  * @typedef {{
- *   draft: Draft, fields: Fields, offers: any, holder: any, rows: any, estimate: any, refusal: any, resolved: any, fresh: boolean, mapped: boolean, rewarded: string, suggested: [string, any][],
+ *   draft: Draft, fields: Fields, offers: any, holder: any, rows: any, estimate: any, costs: {currency: string | null, of: Map<string, number>}, refusal: any, resolved: any, fresh: boolean, mapped: boolean, rewarded: string, suggested: [string, any][],
  *   tryFirst: () => void, redraw: (name: string) => void, visit: (name: string) => void, changed: () => void,
  * }} Guide
  * @typedef {{element: HTMLElement, summary: () => any, update?: () => void, close?: () => void}} Step
@@ -49,7 +49,7 @@ export async function newJobView(_, query, holder) {
   /** The job that was sent and not answered: sent again it is the same one. */
   let unanswered = { text: "", key: "" };
 
-  const guide = /** @type {Guide} */ ({ draft, fields, offers, holder, rows: null, estimate: null, refusal: null, resolved: null, fresh: false, mapped: false, rewarded: "", suggested: [], tryFirst: () => send(false, true), redraw, visit, changed });
+  const guide = /** @type {Guide} */ ({ draft, fields, offers, holder, rows: null, estimate: null, costs: { currency: null, of: new Map() }, refusal: null, resolved: null, fresh: false, mapped: false, rewarded: "", suggested: [], tryFirst: () => send(false, true), redraw, visit, changed });
   const parts = { model: presetStep, data: datasetStep, reward: rewardStep, size: sizeStep, review: reviewStep };
   /** @type {Record<string, Step>} */
   const steps = {};
@@ -90,7 +90,7 @@ export async function newJobView(_, query, holder) {
   /** Ask what a job of this size is, where the spec names everything that it needs. */
   function measure() {
     if (json || !mayWrite || !isReady()) return;
-    asking.ask(() => post("/jobs?dry_run=true", draft.spec), { answered: measured, refused: (error) => measured({ estimate: null, spec: null }, error) });
+    asking.ask(() => post("/jobs?dry_run=true", draft.spec), { answered: measured, refused: (error) => measured({ estimate: null, spec: null, costs: [], currency: null }, error) });
   }
 
   /** A file that is not chosen yet, or whose columns are not mapped yet, would be refused. */
@@ -98,8 +98,9 @@ export async function newJobView(_, query, holder) {
     return draft.at("/data/source") !== "upload" || (Boolean(draft.at("/data/dataset")) && !guide.fresh && !guide.mapped);
   }
 
-  function measured({ estimate, spec }, error = null) {
+  function measured({ estimate, spec, costs = [], currency = null }, error = null) {
     guide.estimate = estimate;
+    guide.costs = { currency, of: new Map(costs.map((one) => [one.gpu, one.cost])) };
     guide.refusal = error;
     guide.resolved = spec;
     steps[current]?.update?.();

@@ -1,7 +1,7 @@
 // The step of the size: how long, how many completions, how many held-out questions, and what such a run costs and shows.
 
 import { fill, h, raw, redraw } from "./dom.js";
-import { compact, gpuMemory, number, percent, roughly, t } from "./i18n.js";
+import { compact, fixed, gpuMemory, number, percent, roughly, t } from "./i18n.js";
 import { advanced } from "./fields.js";
 import { problemCard, tile } from "./parts.js";
 
@@ -60,6 +60,7 @@ export function sizeStep(guide) {
   /** Time and memory on each kind of GPU: those of connected workers, and common ones. */
   function onGpus(gpus) {
     if (!gpus.length) return null;
+    const { currency, of } = guide.costs;
     const line = (one) =>
       h(
         "tr",
@@ -67,6 +68,7 @@ export function sizeStep(guide) {
         h("th", { scope: "row" }, raw(one.gpu)),
         h("td", { class: "number" }, one.training_seconds === null ? "–" : roughly(one.training_seconds)),
         h("td", { class: "number" }, !one.fits ? t("size.gpus.no.room") : one.peak_memory_bytes === null ? "–" : gpuMemory(one.peak_memory_bytes)),
+        currency ? h("td", { class: "number" }, of.has(one.gpu) ? fixed(of.get(one.gpu), 2) : "–") : null,
         h("td", {}, one.has_worker ? t("size.gpus.here") : ""),
       );
     return h(
@@ -76,7 +78,7 @@ export function sizeStep(guide) {
         "table",
         { class: "plain", id: "size-gpus" },
         h("caption", {}, t("size.gpus")),
-        h("thead", {}, h("tr", {}, ["size.gpus.gpu", "size.gpus.time", "size.gpus.memory", "size.gpus.worker"].map((key) => h("th", { scope: "col" }, t(key))))),
+        h("thead", {}, h("tr", {}, ["size.gpus.gpu", "size.gpus.time", "size.gpus.memory", currency ? "usage.cost" : null, "size.gpus.worker"].map((key) => key && h("th", { scope: "col" }, t(key, { currency }))))),
         h("tbody", {}, gpus.map(line)),
       ),
     );

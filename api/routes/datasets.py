@@ -20,7 +20,7 @@ from api.bodies import JSON_ERRORS, Upload, read_spec, receive_dataset
 from api.dependencies import IsOperator, Owner, Searches, Service, searches_of
 from api.fields import Fields
 from api.idempotency import REPLAYED, Once, created_headers, upload_key
-from api.lists import answer
+from api.lists import answer, encoded
 from api.problems import ApiError, bad_parameter, responses
 from api.queries import bad_query
 from api.schemas import (
@@ -28,6 +28,7 @@ from api.schemas import (
     DatasetList,
     DatasetPreview,
     DatasetRow,
+    Job,
     JobList,
     RowList,
     dataset_of,
@@ -189,10 +190,11 @@ def get_dataset(dataset_id: DatasetId, owner: Owner, service: Service) -> Datase
     operation_id="listRows",
     summary="The rows of a data set as they are stored",
     opt=scope("jobs:read"),
-    responses=responses("bad_query", "not_found"),
+    responses=responses("bad_query", "unknown_field", "not_found"),
     sync_to_thread=True,
 )
 def list_rows(
+    request: Request[Any, Any, Any],
     dataset_id: DatasetId,
     owner: Owner,
     service: Service,
@@ -200,15 +202,17 @@ def list_rows(
     cursor: Annotated[
         str | None, QueryParameter(max_length=40, description="`next_cursor` of the previous page")
     ] = None,
-) -> RowList:
+    fields: Fields = None,
+) -> Response[RowList]:
     """Some rows of an upload in their order, with every column."""
     place = None if cursor is None else _place(cursor)
-    page = service.dataset_rows(dataset_id, owner, limit=limit, place=place)
-    return RowList(
-        data=[DatasetRow(row=one.row, values=one.values) for one in page.rows],
-        has_more=page.next is not None,
-        next_cursor=None if page.next is None else f"{page.next.row}-{page.next.byte}",
+    found = service.dataset_rows(dataset_id, owner, limit=limit, place=place)
+    page = RowList(
+        data=[DatasetRow(row=one.row, values=one.values) for one in found.rows],
+        has_more=found.next is not None,
+        next_cursor=None if found.next is None else f"{found.next.row}-{found.next.byte}",
     )
+    return encoded(answer(request, page, fields, DatasetRow))
 
 
 def _place(cursor: str) -> Place:
@@ -224,10 +228,11 @@ def _place(cursor: str) -> Place:
     summary="The jobs that use a data set",
     opt=scope("jobs:read"),
     dependencies={"searches": Provide(searches_of, sync_to_thread=False)},
-    responses=responses("bad_query", "not_found", "too_many_searches"),
+    responses=responses("bad_query", "unknown_field", "not_found", "too_many_searches"),
     sync_to_thread=True,
 )
 def list_dataset_jobs(
+    request: Request[Any, Any, Any],
     dataset_id: DatasetId,
     owner: Owner,
     service: Service,
@@ -236,18 +241,20 @@ def list_dataset_jobs(
     cursor: Annotated[
         str | None, QueryParameter(description="`next_cursor` of the previous page", schema_extra={"pattern": JOB_ID})
     ] = None,
-) -> JobList:
+    fields: Fields = None,
+) -> Response[JobList]:
     """One page of the jobs that train or evaluate on an upload, newest first. While one is unfinished, the data set
     cannot be deleted."""
     if cursor is not None and not re.fullmatch(JOB_ID, cursor):
         raise bad_query(bad_parameter("cursor", "is not a cursor", "Send the next_cursor of the previous page."))
     with searches.take(owner):
-        page = service.dataset_jobs(dataset_id, owner, limit=limit, cursor=cursor)
-    return JobList(
-        data=[job_of(record) for record in page.items],
-        has_more=page.next_cursor is not None,
-        next_cursor=page.next_cursor,
+        found = service.dataset_jobs(dataset_id, owner, limit=limit, cursor=cursor)
+    page = JobList(
+        data=[job_of(record) for record in found.items],
+        has_more=found.next_cursor is not None,
+        next_cursor=found.next_cursor,
     )
+    return answer(request, page, fields, Job)
 
 
 def router(max_bytes: int) -> Router:

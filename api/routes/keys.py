@@ -21,6 +21,8 @@ from litestar.params import PathParameter, QueryParameter, SkipValidation
 from api.auth import scope
 from api.bodies import JSON_ERRORS, read_fields
 from api.dependencies import IsOperator, Owner, Service
+from api.fields import Fields
+from api.lists import answer
 from api.problems import ApiError, bad_parameter, invalid_body, responses
 from api.queries import bad_query
 from api.schemas import ApiKey, ApiKeyList, key_of
@@ -105,10 +107,11 @@ def _expiry(body: Mapping[str, Any]) -> datetime | None:
     operation_id="listKeys",
     summary="List your API keys, newest first",
     opt=scope("jobs:read"),
-    responses=responses("bad_query"),
+    responses=responses("bad_query", "unknown_field"),
     sync_to_thread=True,
 )
 def list_keys(
+    request: Request[KeyRecord, Any, Any],
     owner: Owner,
     operator: IsOperator,
     service: Service,
@@ -120,18 +123,20 @@ def list_keys(
     cursor: Annotated[
         str | None, QueryParameter(description="`next_cursor` of the previous page", schema_extra={"pattern": KEY_ID})
     ] = None,
-) -> ApiKeyList:
+    fields: Fields = None,
+) -> Response[ApiKeyList]:
     """Keys with their scopes, first characters and last use, without their secrets; also revoked and expired ones."""
     if of not in (None, owner) and not operator:
         raise ApiError("forbidden", "Only a key with the scope operator lists keys of other owners. Leave out `owner`.")
     if cursor is not None and not re.fullmatch(KEY_ID, cursor):
         raise bad_query(bad_parameter("cursor", "is not a cursor", "Send the next_cursor of the previous page."))
-    page = service.list_keys(None if of == "*" else of or owner, limit=limit, cursor=cursor)
-    return ApiKeyList(
-        data=[key_of(listed) for listed in page.items],
-        has_more=page.next_cursor is not None,
-        next_cursor=page.next_cursor,
+    found = service.list_keys(None if of == "*" else of or owner, limit=limit, cursor=cursor)
+    page = ApiKeyList(
+        data=[key_of(listed) for listed in found.items],
+        has_more=found.next_cursor is not None,
+        next_cursor=found.next_cursor,
     )
+    return answer(request, page, fields, ApiKey)
 
 
 @post(

@@ -9,14 +9,15 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from litestar import MediaType, Request, Response, Router, get
+from litestar import Request, Response, Router, get
 from litestar.params import QueryParameter
 from litestar.response import Stream
-from litestar.serialization import encode_json
 
 from api import usage_table
 from api.auth import scope
 from api.dependencies import IsOperator, Owner, Service
+from api.fields import Fields
+from api.lists import answer, encoded
 from api.problems import ApiError, bad_parameter, responses
 from api.queries import bad_query
 from api.schemas import GpuHours, GpuHoursList, OwnerUsageList, UsageReport, gpu_hours_of, usage_of
@@ -44,23 +45,26 @@ def get_usage(owner: Owner, service: Service) -> UsageReport:
     operation_id="listOwnersUsage",
     summary="What each owner has used, with the limits",
     opt=scope("operator"),
-    responses=responses("bad_query"),
+    responses=responses("bad_query", "unknown_field"),
     sync_to_thread=True,
 )
 def list_owners_usage(
+    request: Request[Any, Any, Any],
     service: Service,
     limit: Annotated[int, QueryParameter(ge=1, le=100, description="Owners per page")] = 50,
     cursor: Annotated[
         str | None, QueryParameter(max_length=100, description="`next_cursor` of the previous page")
     ] = None,
-) -> OwnerUsageList:
+    fields: Fields = None,
+) -> Response[OwnerUsageList]:
     """The same as `GET /usage` of every owner who has used GPUs or storage, by name."""
-    page = service.list_usage(limit=limit, cursor=cursor)
-    return OwnerUsageList(
-        data=[usage_of(*each) for each in page.items],
-        has_more=page.next_cursor is not None,
-        next_cursor=page.next_cursor,
+    found = service.list_usage(limit=limit, cursor=cursor)
+    page = OwnerUsageList(
+        data=[usage_of(*each) for each in found.items],
+        has_more=found.next_cursor is not None,
+        next_cursor=found.next_cursor,
     )
+    return answer(request, page, fields, UsageReport)
 
 
 @get(
@@ -68,7 +72,7 @@ def list_owners_usage(
     operation_id="listGpuHours",
     summary="Who used which GPUs for how long",
     opt=scope("jobs:read"),
-    responses=responses("bad_query"),
+    responses=responses("bad_query", "unknown_field"),
     sync_to_thread=True,
 )
 def list_gpu_hours(
@@ -96,6 +100,7 @@ def list_gpu_hours(
     format: Annotated[  # noqa: A002 - the parameter's name
         Literal["json", "csv"] | None, QueryParameter(description="Takes precedence over the Accept header")
     ] = None,
+    fields: Fields = None,
 ) -> Response[GpuHoursList]:
     """GPU-hours by period, owner and kind of GPU, with the jobs and, where the operator has set prices, the cost.
 
@@ -120,7 +125,7 @@ def list_gpu_hours(
         return table
     left = [row for row in rows if after is None or _order(row) > after]
     has_more = len(left) > limit
-    answer = GpuHoursList(
+    page = GpuHoursList(
         since=first,
         until=last,
         by=by,
@@ -129,8 +134,7 @@ def list_gpu_hours(
         has_more=has_more,
         next_cursor="~".join(_order(left[limit - 1])) if has_more else None,
     )
-    body: Any = encode_json(answer)
-    return Response(body, media_type=MediaType.JSON, headers=vary)
+    return encoded(answer(request, page, fields, GpuHours), vary)
 
 
 def _order(row: GpuHours) -> tuple[str, str, str]:

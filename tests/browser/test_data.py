@@ -69,7 +69,7 @@ def test_a_file_with_a_fault_says_where(visit: Visit, stack: Stack, tmp_path: Pa
     visitor.expect_refusals(422, "/datasets")
     page.locator("#upload").set_input_files(bad)
     page.locator(".upload-status .card.danger").wait_for()
-    assert "line 2" in page.locator(".upload-status").inner_text().lower()
+    assert "/lines/2" in page.locator(".upload-status").inner_text()
     page.locator("#upload").set_input_files(file_of(tmp_path, "good.jsonl", 3))
     page.get_by_role("link", name="good.jsonl").wait_for()
 

@@ -1,4 +1,4 @@
-"""`grpo keys create|list|revoke` with an API key: of its owner, and for operators of everyone."""
+"""`grpo keys create|list|revoke` with an API key: its owner's keys, and for operators those of everyone."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ class KeyStore:
             expires_at=expires_at,
             name=name,
         )
-        # In an object of its own: earlier releases refuse a record with unknown fields.
+        # In a separate object: earlier releases refuse a record with unknown fields.
         facts = {"v": 1, "hint": key[:HINT_CHARACTERS], "created_by": created_by}
         self._store.put_json(object_keys.key_facts(record.id), facts)
         guarded(lambda: self._job_store.client.hset(self._facts, record.id, strict_json.dumps(facts)))

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 OTHERS = "*"
-"""The name that stands for every GPU without a price of its own."""
+"""The name that stands for every GPU whose name has no price."""
 
 
 class PriceSettings(BaseSettings):

@@ -305,7 +305,7 @@ class Worker:
             yield cards
 
     def _claim(self, job_id: str, hosts: int = 0) -> JobRecord | None:
-        """Claim a job for a run on so many hosts, 0 for as many as it asks for. Returns its record, or None."""
+        """Claim a job for a run on this number of hosts, 0 for as many as it asks for. Returns its record, or None."""
         record = self._find(job_id)
         if record is None:
             return None

@@ -104,7 +104,7 @@ def list_gpu_hours(
 ) -> Response[GpuHoursList]:
     """GPU-hours by period, owner and kind of GPU, with the jobs and, where the operator has set prices, the cost.
 
-    GPU-hours are the hours for which workers held jobs, times their GPUs on all hosts: of every run, also of those that
+    GPU-hours are the hours for which workers held jobs, times their GPUs on all hosts: of every run, also of jobs that
     failed, and of current ones up to now. A run that lasts over midnight counts in each day. 400 days are kept.
     """
     if of not in (None, owner) and not operator:

@@ -111,7 +111,7 @@ def test_who_revokes_the_key_of_this_session_is_logged_out(visit: Visit, stack: 
 
 
 def test_an_operator_sees_all_keys_and_revokes_one(visit: Visit, stack: Stack) -> None:
-    key, record = stack.service.keys.create("ned", OWNER_SCOPES, name="of ned")
+    key, record = stack.service.keys.create("nora", OWNER_SCOPES, name="of nora")
     visitor = visit()
     page = visitor.page
     visitor.log_in("/keys")
@@ -119,7 +119,7 @@ def test_an_operator_sees_all_keys_and_revokes_one(visit: Visit, stack: Stack) -
     visitor.arrived("owner=")
     row = page.locator(f"tr[data-key={record.id}]")
     row.wait_for()
-    assert "ned" in row.inner_text()
+    assert "nora" in row.inner_text()
     row.locator("button[data-action=revoke]").click()
     page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
     row.get_by_text("Revoked").wait_for()

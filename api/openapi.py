@@ -264,6 +264,12 @@ def _object_body(description: str, required: list[str], properties: dict[str, An
     return {"required": True, "description": description, "content": content}
 
 
+def _parts(component: str, *names: str, where: str = "") -> dict[str, Any]:
+    """Fields of the job spec that are fields of a body too. Not by reference: generators follow only whole schemas."""
+    properties = _spec_components()[component]["properties"]
+    return {name: {**properties[name], "description": f"As `{where}{name}` of a job spec"} for name in names}
+
+
 _RUN = _object_body(
     "A grader, a completion and the row it answers, in OpenAI's fields.",
     ["grader", "model_sample"],
@@ -301,7 +307,70 @@ _OPENAI_JOB: dict[str, Any] = {
 }
 """docs/how-to/openai-sdk.md says what becomes of each field."""
 
+_SPEC_BODY: dict[str, Any] = {
+    "required": True,
+    "description": "A job spec. Omitted fields have the recipe's values.",
+    "content": {JSON: {"schema": {"$ref": f"{REF}JobSpec"}, "example": {"name": "the recipe"}}},
+}
+
+_MESSAGE: dict[str, Any] = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant"], "description": "Who says it"},
+        "content": {"type": "string", "description": "What is said"},
+    },
+}
+_CHAT: dict[str, Any] = {
+    "model": {"type": "string", "description": "An `id` of GET /v1/models"},
+    "messages": {"type": "array", "minItems": 1, "items": _MESSAGE, "description": "The conversation so far"},
+    "temperature": {"type": "number", "minimum": 0, "maximum": 2, "description": "0: always the likeliest token"},
+    "top_p": {"type": "number", "minimum": 0, "maximum": 1, "description": "Only the likeliest tokens of this share"},
+    "max_completion_tokens": {"type": "integer", "minimum": 1, "description": "Tokens of an answer, at most"},
+    "n": {"type": "integer", "minimum": 1, "description": "Number of answers"},
+    "seed": {"type": "integer", "description": "The same seed gives the same answer"},
+    "stream": {"type": "boolean", "description": "Send the answer as it is written, as server-sent events"},
+}
+
 _BODIES: dict[str, Any] = {
+    "previewDataset": _SPEC_BODY,
+    "submitGroup": _object_body(
+        "A job spec, and the values that its fields take.",
+        ["spec"],
+        {
+            "spec": {"$ref": f"{REF}JobSpec", "description": "What all of the jobs have in common"},
+            "grid": {
+                "type": "object",
+                "additionalProperties": {"type": "array", "minItems": 1, "items": {}},
+                "description": "Fields, named with dots, each with its values; a job is made of each combination",
+            },
+            "repeat": {"type": "integer", "minimum": 1, "maximum": 100, "description": "Jobs of each combination"},
+        },
+        {"spec": {"name": "sweep"}, "grid": {"optimizer.learning_rate": [1e-5, 3e-5]}, "repeat": 2},
+    ),
+    "serve": _object_body(
+        "One of your jobs, or a base model, and for how long to serve it.",
+        [],
+        {
+            **_parts("ServingSection", "job", "steps", "ttl_seconds", "idle_seconds", where="serving."),
+            "model": {"type": "string", "description": "Instead of `job`: a base model alone"},
+            **_parts("JobSpec", "name", "metadata", "resources", "data"),
+        },
+        {"job": "job-01ARZ3NDEKTSV4RRFFQ69G5FAV", "steps": [50], "ttl_seconds": 900},
+    ),
+    "createChatCompletion": {
+        "required": True,
+        "description": "OpenAI's request. Other parameters of OpenAI's are refused unless they have no effect.",
+        "content": {
+            JSON: {
+                "schema": {"type": "object", "required": ["model", "messages"], "properties": _CHAT},
+                "example": {
+                    "model": "job-01ARZ3NDEKTSV4RRFFQ69G5FAV",
+                    "messages": [{"role": "user", "content": "3+4="}],
+                },
+            }
+        },
+    },
     "runGrader": _RUN,
     "validateGrader": _VALIDATION,
     "changeJob": _object_body(
@@ -432,31 +501,18 @@ _BODIES: dict[str, Any] = {
         "One of your jobs, and the form to write its adapter in.",
         ["job"],
         {
-            **{
-                name: {
-                    "$ref": f"{REF}ExportSection/properties/{name}",
-                    "description": f"As `export.{name}` of a job spec",
-                }
-                for name in ("job", "step", "format", "type")
-            },
-            **{
-                name: {"$ref": f"{REF}JobSpec/properties/{name}", "description": f"As `{name}` of a job spec"}
-                for name in ("name", "metadata", "resources")
-            },
+            **_parts("ExportSection", "job", "step", "format", "type", where="export."),
+            **_parts("JobSpec", "name", "metadata", "resources"),
         },
         {"job": "job-01ARZ3NDEKTSV4RRFFQ69G5FAV", "format": "gguf", "type": "q8_0"},
     ),
-    "submitJob": {
-        "required": True,
-        "description": "A job spec. Omitted fields have the recipe's values.",
-        "content": {JSON: {"schema": {"$ref": f"{REF}JobSpec"}, "example": {"name": "the recipe"}}},
-    },
+    "submitJob": _SPEC_BODY,
     "uploadDataset": {
         "required": True,
         "description": "One JSON object per line, each with a question and an answer, by default under those names.",
         "content": {
             media_type: {
-                "schema": {"type": "string", "minLength": 2},
+                "schema": {"type": "string", "format": "binary"},
                 "example": '{"question": "6+6=?", "answer": "12"}\n',
             }
             for media_type in JSONL
@@ -507,7 +563,9 @@ _METADATA: dict[str, Any] = {
 }
 
 _EXTRA_PARAMETERS: dict[str, list[Any]] = {
+    "serve": [_IDEMPOTENCY_KEY],
     "submitExport": [_IDEMPOTENCY_KEY],
+    "submitGroup": [_IDEMPOTENCY_KEY],
     "submitJob": [_IDEMPOTENCY_KEY],
     "uploadDataset": [_IDEMPOTENCY_KEY],
     "listEvents": [

@@ -136,6 +136,18 @@ def test_every_route_with_a_key_lists_the_errors_of_all() -> None:
             assert {int(status) for status in operation["responses"]} >= ERRORS_OF_ALL, name
 
 
+WITHOUT_BODY = {
+    *("cancelJob", "pauseJob", "resumeJob", "cancelGroup", "testWebhook"),
+    *("cancelFineTuningJob", "pauseFineTuningJob", "resumeFineTuningJob"),
+}
+"""Commands that take none; every other POST or PATCH has one, which `api.openapi` describes."""
+
+
+def test_every_body_is_described() -> None:
+    commands = {found["operationId"]: found for name, found in operations() if name.startswith(("POST", "PATCH"))}
+    assert {name for name, found in commands.items() if "requestBody" not in found} == WITHOUT_BODY
+
+
 def test_no_meaning_and_no_example_is_for_what_no_longer_exists() -> None:
     names = {name.split(".")[-1] for name, _ in all_properties()} | {found["name"] for _, found in all_parameters()}
     places = {*document()["components"]["schemas"], *(operation["operationId"] for _, operation in operations())}

@@ -89,7 +89,7 @@ class CheckpointWriter:
     def write(self, step: int, model: PeftModel, state: Mapping[str, Any]) -> None:
         """Save the adapter and `state` (a tree of dicts, lists, tensors and JSON values), then prune and announce."""
         with new_folder(self._folder.checkpoint(step)) as part:
-            _save_adapter_files(part, model, self._spec)
+            write_peft_files(part, model, self._spec)
             tensors: dict[str, torch.Tensor] = {}
             tree = tensor_tree.pack({**state, "rng": random_states()}, tensors)
             save_file(tensors, part / STATE_TENSORS_NAME)
@@ -140,7 +140,7 @@ def write_adapter(
 ) -> None:
     """Write the result: the adapter in PEFT's format, the tokenizer and a model card without an evaluation."""
     with new_folder(folder) as part:
-        _save_adapter_files(part, model, spec)
+        write_peft_files(part, model, spec)
         tokenizer.save_pretrained(part)
         write_text(part / "README.md", model_card(spec, CardFacts(steps=steps, rewards=rewards)))
 
@@ -188,11 +188,12 @@ def _bad_start(message: str) -> JobFailure:
     )
 
 
-def _save_adapter_files(folder: Path, model: PeftModel, spec: JobSpec) -> None:
-    """PEFT's two files, not by its own saving: that asks the hub about the base model and names a path of here."""
+def write_peft_files(folder: Path, model: PeftModel, spec: JobSpec, dtype: torch.dtype | None = None) -> None:
+    """PEFT's two files, not by its own saving: that asks the hub about the base model and names a path of here. `dtype`
+    is that of the tensors; None: as they are."""
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
     save_file(
-        {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()},
+        {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in weights.items()},
         folder / WEIGHTS_NAME,
         metadata={"format": "pt"},
     )

@@ -93,13 +93,14 @@ def unsloth_checkpointing(spec: JobSpec) -> str | bool:
     return {"off": False, "standard": True}.get(wanted, "unsloth")
 
 
-def sequences_at_once(spec: JobSpec) -> int:
-    """Return how many completions vLLM generates at a time: those of a step, so that few graphs are captured.
+def sequences_at_once(spec: JobSpec, ranks: int = 1) -> int:
+    """Return how many completions vLLM generates at a time: the share of each rank in those of a step, so that few
+    graphs are captured.
 
     It is rounded up to a number for which vLLM captures a graph. Six at a time would run without a graph: the graph for
     eight is captured only if eight are allowed, and the one for four is too small.
     """
-    wanted = spec.completions_per_step
+    wanted = -(-spec.completions_per_step // ranks)
     if spec.evaluation.questions:
         wanted = max(wanted, min(spec.evaluation.questions, _AT_ONCE_FOR_EVALUATION))
     captured = next((size for size in (1, 2, 4) if size >= wanted), None)

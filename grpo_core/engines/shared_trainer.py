@@ -35,7 +35,6 @@ class SharedTrainer(OwnSampler, RecordingTrainer):
         self.give_seeds = lambda _: None  # one for each completion, which `sample` reads from `_seeds`
 
     def forget(self) -> None:
-        """Release the sampler."""
         del self.sampler
 
     def sample(self, prompts: list[list[int]]) -> tuple[list[list[int]], list[list[float]] | None]:

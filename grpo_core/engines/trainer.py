@@ -130,6 +130,9 @@ class RecordingTrainer(HookedTrainer):
         self._set_random: Callable[[], None] = lambda: None
         super().__init__(reward_funcs=[self._tap], **options)
 
+    def forget(self) -> None:
+        """Release what the engine gave."""
+
     def remember(self) -> dict[str, Any]:
         """Return the state on which the next step depends, beside adapter and random generators, as a tree of
         tensors."""

@@ -7,7 +7,6 @@ seed for each completion, and the measurement of start-up times. Unsloth must be
 
 from __future__ import annotations
 
-import gc
 import importlib.metadata
 import logging
 import time
@@ -37,7 +36,8 @@ from grpo_core.engines.settings import (
 )
 from grpo_core.engines.trainer import RecordingTrainer
 from grpo_core.engines.trl import TrlEngine, as_dataset, raise_if_module_missing, require_context_length
-from grpo_core.engines.vllm_memory import no_room, require_room
+from grpo_core.engines.vllm_memory import is_short_of_memory, no_room, require_room
+from grpo_core.engines.vllm_server import prompt_logprobs, release
 from grpo_core.evaluation.generate import Answer
 from grpo_core.evaluation.held_out import HeldOutEvaluation
 from grpo_core.hardware.models import ModelFiles
@@ -102,29 +102,14 @@ class UnslothEngine(TrlEngine):
                 yield self._read(told.outputs[0])
 
     def served_logprobs(self, probes: Sequence[LogprobProbe], adapter: Path | None) -> LogProbs | None:
-        params = import_module("vllm").SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0)
         # From the folder, as any vLLM server would load the result.
         request = self.model.load_lora(str(adapter.absolute())) if adapter else None
-        prompts = [{"prompt_token_ids": probe.prompt + probe.completion} for probe in probes]
-        told = self._llm.generate(prompts, params, use_tqdm=False, lora_request=request)
-        return [
-            [
-                _logprob(position, token)
-                for position, token in zip(output.prompt_logprobs[-len(ids) :], ids, strict=True)
-            ]
-            for output, ids in ((output, probe.completion) for output, probe in zip(told, probes, strict=True))
-        ]
+        return prompt_logprobs(self._llm, probes, request)
 
     def release(self) -> None:
         llm, self._llm = self._llm, None
         super().release()
-        for let_go in (_empty_server, vllm.shut_down):
-            try:
-                let_go(llm)
-            except Exception as error:  # noqa: BLE001 - memory that is not released here is freed with the process
-                self._context.events.log(f"the rollout server keeps its memory: {error}")
-        del llm
-        gc.collect()
+        release(llm, self._context.events.log)
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()
         self._context.events.log(f"released the model: {(total - free) / 1e9:.1f} GB of the GPU are in use")
@@ -181,8 +166,7 @@ class UnslothEngine(TrlEngine):
                 **unsloth_model_settings(self._spec, self.precision),
             )
         except (RuntimeError, ValueError, MemoryError) as error:
-            said = str(error).lower()
-            if "memory" not in said or "illegal memory access" in said:
+            if not is_short_of_memory(error):
                 raise
             raise no_room(error, self.precision.weights) from error
         finally:
@@ -236,23 +220,5 @@ class UnslothEngine(TrlEngine):
         )
 
 
-def empty(tensors: Sequence[torch.Tensor]) -> None:
-    """Release the memory of tensors, even if other objects refer to them or to parts of them.
-
-    Shutting vLLM down does not release it: its adapter manager keeps the model, whose layers hold the cache, and the
-    trained model keeps vLLM. On a GPU that is just large enough, the self-test's copy of the base model would not fit.
-    """
-    for tensor in tensors:
-        tensor.untyped_storage().resize_(0)
-
-
-def _empty_server(llm: Any) -> None:
-    empty(vllm.tensors(llm))
-
-
 def _held_by_server(llm: Any) -> dict[str, Any]:
     return {"shared_weights": unsloth.shares_weights(llm), **vllm.settings(llm)}
-
-
-def _logprob(position: Any, token: int) -> float:
-    return float(position[token].logprob)

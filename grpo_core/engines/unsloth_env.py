@@ -15,21 +15,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from grpo_core.engines import vllm_env
+
 PATCHED: Final = ("trl", "transformers", "peft")
 """Packages that must be imported after Unsloth."""
 
 _DEFAULTS: Final = {
-    # FlashInfer compiles its sampler at run time, which needs nvcc, ninja and minutes; vLLM's sampler is as fast here.
     # UNSLOTH_VLLM_NO_FLASHINFER stays unset: it hides the whole package, and vLLM 0.25 imports parts of it.
-    "VLLM_USE_FLASHINFER_SAMPLER": "0",
     # No usage statistics are sent.
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_DO_NOT_TRACK": "1",
     "UNSLOTH_DISABLE_STATISTICS": "1",
     # Merging the adapter into 16-bit weights would lose most of the recipe's small updates, so it is served unmerged.
     "UNSLOTH_VLLM_MERGED_ROLLOUT": "0",
-    # The adapter's kernels run beside the base model's instead of after them: 5% of a small rollout on an H100.
-    "VLLM_LORA_ENABLE_DUAL_STREAM": "1",
     # Sleep mode overrides model.gpu_memory_share.
     "UNSLOTH_VLLM_STANDBY": "0",
 }
@@ -37,18 +33,15 @@ _DEFAULTS: Final = {
 
 def environment_defaults(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables to add to an environment that lacks them."""
-    cache = Path(environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME") or "~").expanduser() / ".cache")
+    cache = vllm_env.cache_folder(environment)
     folders = {
-        # torch's default is below /tmp, which is lost with a container.
-        "TORCHINDUCTOR_CACHE_DIR": cache / "inductor",
-        "TRITON_CACHE_DIR": cache / "triton",
-        "VLLM_CACHE_ROOT": cache / "vllm",
         # Unsloth's default is the working directory: the run folder, new for each job.
         "UNSLOTH_COMPILE_LOCATION": cache / "unsloth" / "unsloth_compiled_cache",
         "UNSLOTH_MEGA_CACHE_DIR": cache / "unsloth" / "mega_cache",
     }
     wanted = {**_DEFAULTS, **{name: str(folder) for name, folder in folders.items()}}
-    return {name: value for name, value in wanted.items() if name not in environment}
+    missing = {name: value for name, value in wanted.items() if name not in environment}
+    return {**vllm_env.environment_defaults(environment), **missing}
 
 
 _took: list[float] = []

@@ -43,6 +43,12 @@ def require_room(share: float, free: int, parameters: int, weights: Precision) -
     )
 
 
+def is_short_of_memory(error: Exception) -> bool:
+    """Whether an error of vLLM's start says that it has too little memory."""
+    said = str(error).lower()
+    return "memory" in said and "illegal memory access" not in said
+
+
 def no_room(reason: object, weights: Precision) -> JobFailure:
     """Return the failure of vLLM if it started with too little memory, for `reason`."""
     smaller = "" if weights == "4bit" else ", or set model.precision to 4bit"

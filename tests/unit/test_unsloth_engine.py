@@ -21,7 +21,8 @@ compat = lazy("grpo_core.compat.trl")
 RecordingTrainer, completion_seed, rollout_seed = lazy(
     "grpo_core.engines.trainer", "RecordingTrainer completion_seed rollout_seed"
 )
-StartUp, _held_by_server, empty = lazy("grpo_core.engines.unsloth", "StartUp _held_by_server empty")
+StartUp, _held_by_server = lazy("grpo_core.engines.unsloth", "StartUp _held_by_server")
+empty = lazy("grpo_core.engines.vllm_server", "empty")
 
 
 @dataclass

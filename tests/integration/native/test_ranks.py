@@ -44,19 +44,27 @@ ROUNDING = {"loss": 1e-5, "grad_norm": 1e-4, "kl": 1e-5, "entropy": 1e-4}
 Forks = Callable[..., ForkServerProcess]
 
 
-def become(environment: dict[str, str]) -> None:
+def become(environment: dict[str, str], fault: Callable[[], None] | None = None) -> None:
     os.environ.update(environment)
+    if fault is not None:
+        fault()
 
 
 def start(
-    forks: Forks, root: Path, count: int, spec: dict[str, object] = SPEC, **options: object
+    forks: Forks,
+    root: Path,
+    count: int,
+    spec: dict[str, object] = SPEC,
+    *,
+    fault: Callable[[], None] | None = None,
+    **options: object,
 ) -> list[ForkServerProcess]:
     address = (root.parent / f"{root.name}.meeting").as_uri()
     return [
         forks(
             root,
             spec,
-            fault=partial(become, {"RANK": str(number), "WORLD_SIZE": str(count), ADDRESS: address}),
+            fault=partial(become, {"RANK": str(number), "WORLD_SIZE": str(count), ADDRESS: address}, fault),
             log=f"rank-{number}.log",
             **options,
         )

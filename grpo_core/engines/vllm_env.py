@@ -1,0 +1,39 @@
+"""The environment variables that vLLM and its compilers read, for an engine inside the training process.
+
+Owns the defaults. Variables that the operator has set are kept. Invariant: compiled files are stored below the cache
+folders, so that the next job on this host finds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+_DEFAULTS: Final = {
+    # FlashInfer compiles its sampler at run time, which needs nvcc, ninja and minutes; vLLM's sampler is as fast here.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    # No usage statistics are sent.
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    # The adapter's kernels run beside the base model's instead of after them: 5% of a small rollout on an H100.
+    "VLLM_LORA_ENABLE_DUAL_STREAM": "1",
+}
+
+
+def environment_defaults(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables to add to an environment that lacks them."""
+    cache = cache_folder(environment)
+    folders = {
+        # torch's default is below /tmp, which is lost with a container.
+        "TORCHINDUCTOR_CACHE_DIR": cache / "inductor",
+        "TRITON_CACHE_DIR": cache / "triton",
+        "VLLM_CACHE_ROOT": cache / "vllm",
+    }
+    wanted = {**_DEFAULTS, **{name: str(folder) for name, folder in folders.items()}}
+    return {name: value for name, value in wanted.items() if name not in environment}
+
+
+def cache_folder(environment: Mapping[str, str]) -> Path:
+    """Return the folder of caches that outlive a job."""
+    return Path(environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME") or "~").expanduser() / ".cache")

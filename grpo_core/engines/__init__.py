@@ -8,6 +8,7 @@ process.
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grpo_core import strict_json
-from grpo_core.engines import native, unsloth_env
+from grpo_core.engines import native, unsloth_env, vllm_env
 from grpo_core.engines.protocol import Engine, EngineContext, EngineName
 from grpo_core.errors import JobFailure
 from grpo_core.estimates import resolve_precision
@@ -129,6 +130,7 @@ def import_engine(name: EngineName) -> Callable[[EngineContext], Engine]:
         return import_module("grpo_core.engines.unsloth").UnslothEngine
     if name == "native":
         return import_module("grpo_core.engines.native.engine").NativeEngine
+    vllm_env.prepare(os.environ)
     from grpo_core.engines.trl import TrlEngine
 
     return TrlEngine

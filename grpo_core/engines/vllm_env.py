@@ -6,7 +6,7 @@ folders, so that the next job on this host finds them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +19,18 @@ _DEFAULTS: Final = {
     # The adapter's kernels run beside the base model's instead of after them: 5% of a small rollout on an H100.
     "VLLM_LORA_ENABLE_DUAL_STREAM": "1",
 }
+_IN_PROCESS: Final = {
+    # The engine shares its process with the trainer, and each rank's is alone on its host.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_HOST_IP": "127.0.0.1",
+}
+
+
+def prepare(environment: MutableMapping[str, str]) -> None:
+    """Add what an engine in this process needs. TRL imports vLLM where it is installed, so this is done before."""
+    environment.update({**environment_defaults(environment), **_IN_PROCESS})
+    # TRL would set it to ERROR; how long each part of the start takes is told at INFO.
+    environment.setdefault("VLLM_LOGGING_LEVEL", "INFO")
 
 
 def environment_defaults(environment: Mapping[str, str]) -> dict[str, str]:

@@ -25,7 +25,6 @@ import torch
 
 from grpo_core.checkpoints.writer import write_peft_files
 from grpo_core.compat import vllm
-from grpo_core.engines import vllm_env
 from grpo_core.engines.completions import Drawn, Request
 from grpo_core.engines.settings import sequences_at_once
 from grpo_core.engines.vllm_memory import is_short_of_memory, no_room, require_room
@@ -50,6 +49,10 @@ def why_not(precision: Precision) -> str:
     return ""
 
 
+class NotServed(Exception):
+    """vLLM cannot serve a model, or no adapter of it."""
+
+
 class VllmServer:
     """The engine of one rank."""
 
@@ -68,15 +71,13 @@ class VllmServer:
         stops: Sequence[int],
     ) -> None:
         """Start the engine. `hardware` is the GPU before the trainer's model was loaded. Raises an `oom` failure if the
-        model does not fit into vLLM's share."""
+        model does not fit into vLLM's share, and `NotServed` if vLLM cannot serve it."""
         require_room(spec.model.gpu_memory_share, hardware.gpu_free_bytes, files.parameters, "16bit")
         self._spec, self._stops, self._number = spec, list(stops), 0
         self._dtype: torch.dtype = getattr(torch, precision.dtype)
         self._served: Any = None
         self._model: Any = None
         self.seconds: dict[str, float] = {}
-        os.environ.update({**vllm_env.environment_defaults(os.environ), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
-        os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
         began = time.perf_counter()
         times = vllm.StartUpTimes(self.seconds.__setitem__)
         library = import_module("vllm")
@@ -88,10 +89,11 @@ class VllmServer:
                         spec, files, precision, ranks=rank.count, hardware=hardware, context_length=context_length
                     )
                 )
-        except (RuntimeError, ValueError, MemoryError) as error:
-            if not is_short_of_memory(error):
-                raise
-            raise no_room(error, "16bit") from error
+        except Exception as error:
+            if is_short_of_memory(error):
+                raise no_room(error, "16bit") from error
+            first = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            raise NotServed(f"vLLM does not serve this model: {first}") from error
         finally:
             logging.getLogger("vllm").removeHandler(times)
         self.seconds["vllm"] = round(time.perf_counter() - began, 2)

@@ -20,9 +20,11 @@ from tests.integration.test_trl_ranks import SPEC as PLAIN
 SPEC: dict[str, Any] = PLAIN | {"model": PLAIN["model"] | {"gpu_memory_share": 0.4}}
 
 
-def with_vllm(folder: Path) -> None:
+def with_vllm(folder: Path, fault: Callable[[], None] | None = None) -> None:
     os.environ["VLLM_STAND_IN"] = str(folder)
     vllm_stand_in.install()
+    if fault is not None:
+        fault()
 
 
 def serve_another(folder: Path) -> None:
@@ -92,6 +94,24 @@ def test_two_ranks_have_an_engine_each(forks: Forks, served: Run, tmp_path: Path
         environment = {name: first["environment"][name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         assert environment == {"RANK": str(number), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
         assert sum(len(call["seeds"]) == 4 or len(call["seeds"]) == 8 for call in calls if "seeds" in call) >= STEPS
+
+
+def refuse() -> None:
+    def start(*_: Any, **__: Any) -> None:
+        raise ValueError("Model architectures ['Odd'] are not supported")
+
+    vllm_stand_in.LLM.__init__ = start
+
+
+def test_a_model_that_vllm_does_not_serve_is_sampled_by_transformers(
+    finish: Callable[..., Run], tmp_path: Path, served: Run
+) -> None:
+    """It is said why, and the job learns the same."""
+    run = finish(tmp_path / "run", SPEC, epoch=1, fault=partial(with_vllm, tmp_path, refuse))
+    assert run.exit_code == 0, run.error
+    said = [event["data"]["message"] for event in run.of_type("log")]
+    assert any("by transformers" in text and "['Odd'] are not supported" in text for text in said)
+    assert rollouts_of(run) == rollouts_of(served)
 
 
 def test_a_server_with_another_adapter_fails_the_run(finish: Callable[..., Run], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -164,6 +165,7 @@ def install() -> None:
 
     library, lora, request = ModuleType("vllm"), ModuleType("vllm.lora"), ModuleType("vllm.lora.request")
     library.LLM, library.SamplingParams, request.LoRARequest = LLM, SamplingParams, LoRARequest  # type: ignore[attr-defined]
+    library.__spec__ = ModuleSpec("vllm", None)
     sys.modules.update({"vllm": library, "vllm.lora": lora, "vllm.lora.request": request})
     version = importlib.metadata.version
     importlib.metadata.version = lambda name: "0.25.1" if name == "vllm" else version(name)

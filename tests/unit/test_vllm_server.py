@@ -28,11 +28,12 @@ def arguments(spec: dict[str, Any], ranks: int = 1, context: int | None = None) 
 
 
 def test_without_vllm_or_in_4_bits_transformers_generates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "vLLM is not installed" in vllm_server.why_not(BF16)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    assert not vllm_server.why_not(BF16)
-    assert "4bit" in vllm_server.why_not(Precision("4bit", "4bit", "bfloat16", ""))
+    why_not, installed = vllm_server.why_not, False
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: installed or None)
+    assert "vLLM is not installed" in why_not(BF16)
+    installed = True
+    assert not why_not(BF16)
+    assert "4bit" in why_not(Precision("4bit", "4bit", "bfloat16", ""))
 
 
 def test_the_share_is_of_the_memory_that_is_free() -> None:

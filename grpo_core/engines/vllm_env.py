@@ -29,7 +29,7 @@ _IN_PROCESS: Final = {
 def prepare(environment: MutableMapping[str, str]) -> None:
     """Add what an engine in this process needs. TRL imports vLLM where it is installed, so this is done before."""
     environment.update({**environment_defaults(environment), **_IN_PROCESS})
-    # TRL would set it to ERROR; how long each part of the start takes is told at INFO.
+    # TRL would set it to ERROR; vLLM reports how long each part of its start takes at INFO.
     environment.setdefault("VLLM_LOGGING_LEVEL", "INFO")
 
 

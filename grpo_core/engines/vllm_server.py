@@ -2,7 +2,7 @@
 
 Owns how the engine is started, beside other ranks too, how it gets the adapter, and how its memory is released;
 `compat.vllm` has its internals. Imports vLLM when it is started. Invariants: the adapter that generates is the one in
-training, under a number of its own, so that no cached prefix of an older one is used; the base model is never written.
+training, under a separate number, so that no cached prefix of an older one is used; the base model is never written.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def engine_arguments(
         # At the temperature, as the trainer computes them.
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
-        # The ranks' process group exists already; each rank has an engine of its own in it.
+        # The ranks' process group exists already; each rank has a separate engine in it.
         **({"distributed_executor_backend": "external_launcher"} if ranks > 1 else {}),
     }
 

@@ -22,7 +22,7 @@ from litestar.params import PathParameter
 from litestar.response import Stream
 
 from api.auth import scope
-from api.bodies import read_json
+from api.bodies import JSON_ERRORS, read_json
 from api.dependencies import Owner, Service
 from api.openai import served as names
 from api.openai.chat_request import Asked, parse
@@ -34,7 +34,7 @@ from grpo_core.serving.wire import Piece
 
 READ = scope("jobs:read")
 EXPECTED = 'A request is expected in the body: {"model": "JOB", "messages": [{"role": "user", "content": "..."}]}.'
-ERRORS = ("bad_request", "invalid_json", "rejected", "not_found", "not_serving", "overloaded", "session_ended")
+ERRORS = (*JSON_ERRORS, "rejected", "not_found", "not_serving", "overloaded", "session_ended")
 
 
 @get(

@@ -30,6 +30,9 @@ BYTES_PER_PARAMETER: dict[Precision, float] = {"fp32": 4.0, "16bit": 2.0, "8bit"
 LARGEST_GPU_GB = 288
 SMALL_GPU_GB = 24
 """A model that fits into this fits into most GPUs that train."""
+GATHERED_SHARE: Final = 0.03
+GATHERED_BYTES: Final = 1_500_000_000
+"""Two layers and the head of a model, as a share of its weights and bytes beside it; within 5 % for 7B to 70B."""
 LEAST_ROOM_BYTES = 10**9
 """What it needs at least for keys and activations."""
 
@@ -133,11 +136,14 @@ def estimate(spec: JobSpec, *, rows: int | None = None, devices: Iterable[str] =
     evaluations, evaluating = _evaluations(spec, None, None)
     if gpu is not None and parameters is not None:
         precision = precision_on(spec, parameters, gpu.memory_bytes)
-        seconds = cost.step_seconds(spec, gpu, parameters, precision)
-        evaluations, evaluating = _evaluations(
-            spec, seconds, lambda questions: cost.answer_seconds(spec, gpu, parameters, precision, questions)
-        )
-        peak = cost.peak_memory_bytes(spec, gpu, parameters, precision, weight_bytes(parameters, precision))
+        ranks = _ranks_on(spec, parameters, gpu, precision)
+        if ranks == 1:  # how long layers take to be gathered was not measured
+            seconds = cost.step_seconds(spec, gpu, parameters, precision)
+            evaluations, evaluating = _evaluations(
+                spec, seconds, lambda questions: cost.answer_seconds(spec, gpu, parameters, precision, questions)
+            )
+        weights = shared_weight_bytes(parameters, precision, ranks)
+        peak = cost.peak_memory_bytes(spec, gpu, parameters, precision, weights)
     return Estimate(
         completions_per_step=per_step,
         micro_batch=spec.micro_batch,
@@ -204,12 +210,20 @@ def _by_gpu(spec: JobSpec, parameters: int, devices: Iterable[str]) -> list[GpuE
     return [_on_gpu(spec, parameters, gpu, has_worker=gpu in here) for gpu in all_of_them]
 
 
+def _ranks_on(spec: JobSpec, parameters: int, gpu: cost.Gpu, precision: Precision) -> int:
+    """The number of GPUs of this kind that share out the weights; 1 where each holds all of them."""
+    fits = least_gpu_memory(parameters, precision) <= gpu.memory_bytes
+    return 1 if spec.model.sharding == "auto" and fits else ranks_that_share(spec)
+
+
 def _on_gpu(spec: JobSpec, parameters: int, gpu: cost.Gpu, *, has_worker: bool) -> GpuEstimate:
     precision = precision_on(spec, parameters, gpu.memory_bytes)
-    is_native = cost.engine_of(spec, precision) == "native"
-    fits = least_gpu_memory(parameters, precision, native=is_native) <= gpu.memory_bytes
+    is_native, ranks = cost.engine_of(spec, precision) == "native", _ranks_on(spec, parameters, gpu, precision)
+    weights = shared_weight_bytes(parameters, precision, ranks)
+    fits = least_gpu_memory(parameters, precision, native=is_native, ranks=ranks) <= gpu.memory_bytes
     fits = fits and gpu.memory_gb >= (spec.resources.min_gpu_memory_gb or 0)
-    seconds = cost.step_seconds(spec, gpu, parameters, precision) if fits else None
+    # How long layers take to be gathered was not measured.
+    seconds = cost.step_seconds(spec, gpu, parameters, precision) if fits and ranks == 1 else None
     return GpuEstimate(
         gpu=gpu.name,
         has_worker=has_worker,
@@ -217,9 +231,7 @@ def _on_gpu(spec: JobSpec, parameters: int, gpu: cost.Gpu, *, has_worker: bool) 
         precision=precision if fits else None,
         step_seconds=seconds,
         training_seconds=None if seconds is None else round(seconds * spec.training.steps, 1),
-        peak_memory_bytes=cost.peak_memory_bytes(spec, gpu, parameters, precision, weight_bytes(parameters, precision))
-        if fits
-        else None,
+        peak_memory_bytes=cost.peak_memory_bytes(spec, gpu, parameters, precision, weights) if fits else None,
     )
 
 
@@ -252,7 +264,7 @@ def resolve_precision(
 
 def precision_on(spec: JobSpec, parameters: int, gpu_memory_bytes: int) -> Precision:
     """The precision that a job gets on a GPU of this size; the native engine has no 4-bit weights."""
-    if spec.engine == "native" and spec.model.precision == "auto":
+    if (spec.engine == "native" or ranks_that_share(spec) > 1) and spec.model.precision == "auto":
         return "16bit"
     return resolve_precision(
         spec.model.precision, device="cuda", parameters=parameters, gpu_memory_bytes=gpu_memory_bytes
@@ -275,10 +287,24 @@ def weight_bytes(parameters: int, precision: Precision) -> int:
     return round(parameters * BYTES_PER_PARAMETER[precision])
 
 
-def least_gpu_memory(parameters: int, precision: Precision, *, native: bool = True) -> int:
-    """The smallest memory of a GPU, in bytes, that a model of this size trains on; of other engines only the weights
-    are counted."""
-    weights = weight_bytes(parameters, precision)
+def shared_weight_bytes(parameters: int, precision: Precision, ranks: int) -> int:
+    """Memory of a GPU's part of the weights if `ranks` GPUs share them out, about; with the two layers and the head
+    that are gathered at a time."""
+    whole = weight_bytes(parameters, precision)
+    return whole if ranks == 1 else round(whole / ranks + GATHERED_SHARE * whole + GATHERED_BYTES)
+
+
+def ranks_that_share(spec: JobSpec) -> int:
+    """The number of GPUs that may share out a job's weights; 1 if each must hold all of them."""
+    shares = spec.has_steps and spec.model.sharding != "off" and spec.model.precision != "4bit"
+    is_native = spec.engine == "native" or (spec.engine == "auto" and spec.model.sharding == "full")
+    return spec.resources.ranks if shares and is_native else 1
+
+
+def least_gpu_memory(parameters: int, precision: Precision, *, native: bool = True, ranks: int = 1) -> int:
+    """The smallest memory of a GPU, in bytes, that a model of this size trains on, if `ranks` GPUs share out the
+    weights; of other engines only the weights are counted."""
+    weights = shared_weight_bytes(parameters, precision, ranks)
     return round((weights + ASIDE_BYTES + LEAST_ROOM_BYTES) / USABLE) if native else weights
 
 
@@ -306,12 +332,14 @@ def too_large(spec: JobSpec) -> Problem | None:
     if needs is None or needs.gigabytes <= (asked_gb or LARGEST_GPU_GB):
         return None
     least, precision = needs.gigabytes, needs.precision
+    more = precision != "4bit" and spec.has_steps and spec.resources.gpus < 8 and spec.model.sharding != "off"
     has = f"is {asked_gb}, and" if asked_gb else f"is not set, the largest GPUs have {LARGEST_GPU_GB} GB, and"
     return Problem(
         pointer="/resources/min_gpu_memory_gb",
         code="model_too_large",
         detail=f"{has} {needs.of} needs a GPU of {least} GB",
         remedy=f"Set it to {least} or more, or use a smaller model"
+        + (", more GPUs (resources.gpus; the engine native shares the model out)" if more else "")
         + (" or a lower model.precision." if precision in ("16bit", "8bit") else "."),
     )
 
@@ -327,15 +355,16 @@ class _Needs:
 
 def _least_needs(spec: JobSpec) -> _Needs | None:
     """In the smallest precision that the job may get; None on a CPU and where the model's size is not known."""
-    parameters = guess_parameters(spec.model.name)
+    parameters, ranks = guess_parameters(spec.model.name), ranks_that_share(spec)
     if parameters is None or spec.resources.gpus == 0:
         return None
-    native, asked = spec.engine == "native", spec.model.precision
+    native, asked = spec.engine == "native" or ranks > 1, spec.model.precision
     precision: Precision = ("16bit" if native else "4bit") if asked == "auto" else asked
     what = "and the room to train it" if native else "alone"
+    shared = f" that {ranks} GPUs share out" if ranks > 1 else ""
     return _Needs(
-        f"a model of {parameters / 1e9:g}B parameters in {precision} {what}",
-        -(-least_gpu_memory(parameters, precision, native=native) // GIB),
+        f"a model of {parameters / 1e9:g}B parameters in {precision}{shared} {what}",
+        -(-least_gpu_memory(parameters, precision, native=native, ranks=ranks) // GIB),
         precision,
     )
 
@@ -410,7 +439,7 @@ def _precision_fits_the_card(spec: JobSpec) -> Iterator[SpecWarning]:
                 "min_gpu_memory_gb, or precision auto.",
             )
     elif spec.engine != "unsloth":
-        if (least := least_gpu_memory(parameters, "16bit")) > memory_gb * GIB:
+        if (least := least_gpu_memory(parameters, "16bit", ranks=ranks_that_share(spec))) > memory_gb * GIB:
             yield SpecWarning(
                 pointer="/model/precision",
                 code="weights_too_large",

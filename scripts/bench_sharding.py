@@ -2,6 +2,7 @@
 
     PYTHONPATH=. python scripts/bench_sharding.py [--share 0.40] [--shapes 8x8] [--seconds 560] [--out DIR]
     PYTHONPATH=. python scripts/bench_sharding.py --cpu          # a tiny shape on two CPU ranks, to try the script
+    PYTHONPATH=. python scripts/bench_sharding.py --table        # the plan of memory for 32B and 70B, without a GPU
 
 Each process may use `--share` of its GPU: too little for all weights, enough for half of them. Random weights are made
 on the GPUs. Every line of sharding.jsonl in DIR (default $OUT or .) is one finding, written as soon as it is there, and
@@ -206,6 +207,43 @@ def train(rank: Rank) -> None:
     rank.say(summary={**figures, "peak_gb": rank.peak(), "reserved_gb": reserved, "cap_gb": cap, **sizes})
 
 
+def table() -> int:
+    """Print what the plan of memory says of large models on several GPUs, for 32 x 8 completions of 200 tokens."""
+    import torch
+    from transformers import LlamaConfig
+
+    from grpo_core.cost import GIB
+    from grpo_core.engines.native.architecture import of_config
+    from grpo_core.engines.native.memory import plan_memory, require_room
+    from grpo_core.engines.native.weights import matrix_bytes
+    from grpo_core.errors import JobFailure
+    from scripts.bench_native import LARGE, RANK, shape
+
+    seventy = LlamaConfig(
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        vocab_size=128256,
+    )
+    print("| model | GPUs | weights on each | room beside them | completions at a time |\n|---|---|---|---|---|")
+    for name, model in (("32B", shape(64, False, LARGE)), ("70B", of_config(seventy))):
+        for gigabytes in (80, 141):
+            for ranks in (1, 2, 4, 8):
+                memory, spec = gigabytes * GIB, spec_of(32)
+                held = matrix_bytes(model, ranks=ranks, dtype=torch.bfloat16, spare_rank=RANK)
+                cells = [name, f"{ranks} × {gigabytes} GB", f"{held / 1e9:.1f} GB"]
+                try:
+                    require_room(spec, model, memory=memory, held=held, ranks=ranks)
+                    cache, _ = plan_memory(spec, model, memory=memory, held=held, size=2, sparing=ranks > 1)
+                    cells += [f"{(0.88 * memory - held) / 1e9:.0f} GB", str(min(256, ranks * (cache // 361)))]
+                except JobFailure:
+                    cells += ["none", "refused"]
+                print("| " + " | ".join(cells) + " |")
+    return 0
+
+
 def run_part(options: argparse.Namespace) -> int:
     if not options.cpu:
         faulthandler.dump_traceback_later(PARTS[options.part] - 30, exit=False)
@@ -263,6 +301,7 @@ def main() -> int:
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")))
     parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--table", action="store_true", help="print the plan for large models, and end")
     parser.add_argument("--eager", action="store_true", help="decode without CUDA graphs")
     for name in ("part", "stamp"):
         parser.add_argument(f"--{name}", default="", help=argparse.SUPPRESS)
@@ -271,6 +310,8 @@ def main() -> int:
     options = parser.parse_args()
     BEGAN = options.began
     options.layers = options.layers or (5 if options.cpu else 64)
+    if options.table:
+        return table()
     options.out.mkdir(parents=True, exist_ok=True)  # the ranks meet there
     if options.part:
         return run_part(options)

@@ -105,7 +105,8 @@ def _why_not_native(spec: JobSpec, gpus: Sequence[Gpu], model: Path, parameters:
         return "The native engine has no dropout."
     if gpus:
         memory = min(gpu.memory_bytes for gpu in gpus)
-        asked = spec.model.precision
+        # Shared out, a base needs no 4 bits, which only other engines have.
+        asked = "16bit" if spec.model.sharding == "full" and spec.model.precision == "auto" else spec.model.precision
         if resolve_precision(asked, device="cuda", parameters=parameters, gpu_memory_bytes=memory) == "4bit":
             return "The native engine has no weights in 4 bits."
         if min(gpu.capability for gpu in gpus) < native.CAPABILITY:

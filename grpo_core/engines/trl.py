@@ -75,6 +75,7 @@ class TrlEngine:
 
     name: EngineName = "trl"
     patches_libraries = False
+    shares_base = False
     ended_early = False
 
     _team: Team
@@ -105,7 +106,9 @@ class TrlEngine:
         warnings.filterwarnings("ignore", module=r"(transformers|trl|peft|accelerate|torch)\b")
         self.files = files
         self._hardware = hardware = find_hardware(self._spec)
-        self.precision = choose_precision(self._spec.model, self.files.parameters, hardware)
+        self.precision = choose_precision(
+            self._spec.model, self.files.parameters, hardware, has_4bit=self.name != "native"
+        )
         self._context.events.log(
             f"{self.files.name}: {self.files.parameters / 1e6:.1f} M parameters, weights in "
             f"{self.precision.weights} ({self.precision.reason})"

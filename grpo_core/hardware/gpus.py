@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import Any, Final
 
 _VARIABLE: Final = "CUDA_VISIBLE_DEVICES"
+_BEFORE: Final = "GRPO_VISIBLE_DEVICES"
+"""What the first was before `show_gpus` changed it; empty: not set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,16 @@ def _gpu(nvml: Any, card: Any) -> Gpu:
 def show_gpus(count: int, *, first: int = 0) -> None:
     """Hide all GPUs but `count` of them from this process: libraries spread over all they see. Before torch."""
     names = _names()
+    os.environ.setdefault(_BEFORE, os.environ.get(_VARIABLE, ""))
     shown = range(first, first + count)
     os.environ[_VARIABLE] = ",".join(map(str, shown) if names is None else names[shown.start : shown.stop])
+
+
+def showing_all() -> dict[str, str]:
+    """Return the environment of a child process that sees all GPUs that this process saw at first."""
+    environment = {name: value for name, value in os.environ.items() if name != _VARIABLE}
+    before = os.environ.get(_BEFORE, os.environ.get(_VARIABLE, ""))
+    return {**environment, _VARIABLE: before} if before else environment
 
 
 def _visible(nvml: Any, cards: list[Any]) -> list[Any]:

@@ -119,8 +119,11 @@ def licence_in(folder: Path) -> str | None:
     return licence if isinstance(licence, str) and _LICENCE.fullmatch(licence) else None
 
 
-def choose_precision(section: ModelSection, parameters: int, hardware: Hardware) -> Precision:
-    """How to load a model on this machine: the rule is in `estimates`, the reason is for the report."""
+def choose_precision(section: ModelSection, parameters: int, hardware: Hardware, *, has_4bit: bool = True) -> Precision:
+    """How to load a model on this machine: the rule is in `estimates`, the reason is for the report.
+
+    `has_4bit`: whether the engine holds weights in 4 bits.
+    """
     memory = hardware.gpu_memory_bytes
     weights = resolve_precision(
         section.precision,
@@ -131,6 +134,8 @@ def choose_precision(section: ModelSection, parameters: int, hardware: Hardware)
     if weights == "fp32":
         return Precision(section.precision, weights, "float32", "a CPU trains in 32-bit")
     dtype = "bfloat16" if hardware.bf16 else "float16"
+    if weights == "4bit" and section.precision == "auto" and not has_4bit:
+        return Precision("auto", "16bit", dtype, "the engine has no weights in 4 bits")
     if section.precision != "auto":
         return Precision(section.precision, weights, dtype, "as requested")
     needed = weight_bytes(parameters, "16bit")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from peft import PeftModel
@@ -25,12 +25,17 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from grpo_core import egress, eight_bits, hub
 from grpo_core.eight_bits import Quantised
 from grpo_core.errors import fault
-from grpo_core.hardware.models import Precision
+from grpo_core.estimates import weight_bytes
+from grpo_core.hardware.gpus import showing_all
+from grpo_core.hardware.models import Precision, count_parameters
 from grpo_core.processes import die_with_parent
 from grpo_core.reasons import FailureCode
 from grpo_core.run_dir.layout import write_json
 from grpo_core.selftest.logprob_probes import LogprobProbe, LogProbs, token_logprobs
 from grpo_core.spec.sections import PROJECTIONS
+
+SPREAD_SHARE: Final = 0.8
+"""Share of the GPUs' free memory that a base may take that is spread over them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +46,8 @@ class ReferenceRequest:
     adapter: Path
     precision: Precision
     probes: list[LogprobProbe]
+    spread: bool = False
+    """Whether the base may be larger than a GPU: then it is on all of the host's GPUs, or on the CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +61,15 @@ class ReferenceAnswer:
     """With the adapter on the base in 16 bits, where it was trained on one in 8."""
 
 
-def load_base(path: Path, precision: Precision) -> Any:
-    """A base model by stock transformers, as every engine and the self-test hold it; one in 8 bits is in 16 here."""
+def load_base(path: Path, precision: Precision, *, spread: bool = False) -> Any:
+    """A base model by stock transformers, as every engine and the self-test hold it; one in 8 bits is in 16 here.
+
+    `spread`: over all GPUs that are visible, or on the CPU if they have too little free memory together.
+    """
     dtype = getattr(torch, precision.dtype)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
     if precision.weights != "fp32":
-        options["device_map"] = {"": 0}
+        options["device_map"] = _placement(path) if spread else {"": 0}
     if precision.weights == "4bit":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -70,9 +80,15 @@ def load_base(path: Path, precision: Precision) -> Any:
     return AutoModelForCausalLM.from_pretrained(path, **options)
 
 
+def _placement(path: Path) -> Any:
+    """Return where a base in 16 bits goes, as transformers' `device_map`."""
+    free = sum(torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count()))
+    return "auto" if weight_bytes(count_parameters(path), "16bit") <= SPREAD_SHARE * free else {"": "cpu"}
+
+
 def ask_reference(request: ReferenceRequest) -> ReferenceAnswer:
     """Load base and adapter afresh, as a user of the result would, and compute with them."""
-    base = load_base(request.base, request.precision)
+    base = load_base(request.base, request.precision, spread=request.spread)
     model = PeftModel.from_pretrained(base, request.adapter)
     wide: LogProbs | None = None
     if request.precision.weights == "8bit":
@@ -108,11 +124,14 @@ def ask_reference_apart(request: ReferenceRequest) -> ReferenceAnswer:
                 "base": str(request.base),
                 "adapter": str(request.adapter.absolute()),
                 "precision": request.precision.as_dict(),
+                "spread": request.spread,
                 "probes": [asdict(probe) for probe in request.probes],
             },
         )
         ended = subprocess.run(  # noqa: S603 - our own interpreter and paths, no shell
-            [sys.executable, "-m", "grpo_core.selftest.peft_reference", str(asked), str(answered)], check=False
+            [sys.executable, "-m", "grpo_core.selftest.peft_reference", str(asked), str(answered)],
+            check=False,
+            env=showing_all() if request.spread else None,
         )
         if ended.returncode:
             raise fault(
@@ -137,6 +156,7 @@ def main(arguments: Sequence[str]) -> int:
             adapter=Path(request["adapter"]),
             precision=Precision(**request["precision"]),
             probes=[LogprobProbe(**probe) for probe in request["probes"]],
+            spread=request["spread"],
         )
     )
     write_json(answered, asdict(reference))

@@ -17,6 +17,8 @@ class CheckedEngine(Protocol):
 
     patches_libraries: bool
     """Whether transformers or PEFT are not as published in this process, so that stock PEFT needs another."""
+    shares_base: bool
+    """Whether several ranks each hold a part of the base, which may be larger than a GPU."""
 
     @property
     def files(self) -> ModelFiles:

@@ -54,9 +54,14 @@ def run_selftest(engine: CheckedEngine, texts: Texts, data: DataSection, adapter
         trained_base = engine.logprobs(probes)
     served = engine.served_logprobs(probes, adapter)
     served_base = engine.served_logprobs(probes, None)
-    request = ReferenceRequest(base=engine.files.path, adapter=adapter, precision=engine.precision, probes=probes)
+    # A base that ranks share out may be larger than this process's GPU; another process may see all of them.
+    spread = engine.shares_base and engine.precision.weights != "fp32"
+    request = ReferenceRequest(
+        base=engine.files.path, adapter=adapter, precision=engine.precision, probes=probes, spread=spread
+    )
+    apart = engine.patches_libraries or spread
     engine.release()
-    reference = ask_reference_apart(request) if engine.patches_libraries else ask_reference(request)
+    reference = ask_reference_apart(request) if apart else ask_reference(request)
     bound = PEFT_BOUND_FP32 if engine.precision.weights == "fp32" else PEFT_BOUND
     return {
         "tensors": tensors,

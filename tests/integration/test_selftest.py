@@ -43,6 +43,7 @@ class Trained:
     """What an engine is asked for, with an adapter of random weights in place of a trained one."""
 
     patches_libraries = False
+    shares_base = False
     precision = FP32
     files = ModelFiles("tiny-arithmetic", None, "folder", MODEL, 0)
 
@@ -83,8 +84,9 @@ class Trained:
         return caught.value.report.code
 
 
-def in_16_bits(path: Path, precision: Precision) -> Any:
+def in_16_bits(path: Path, precision: Precision, *, spread: bool = False) -> Any:
     """What `load_base` does on a GPU, on a CPU."""
+    assert not spread
     return peft_reference.AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, precision.dtype))
 
 
@@ -196,6 +198,19 @@ def test_a_server_that_leaves_the_adapter_out_is_found(trained: Trained) -> None
 
 def _moved(logprobs: LogProbs, by: float) -> LogProbs:
     return [[value + by for value in values] for values in logprobs]
+
+
+def test_a_base_that_ranks_shared_out_is_loaded_where_it_has_room(trained: Trained) -> None:
+    """On this host without a GPU, in 16 bits on the CPU."""
+    wide = Precision("16bit", "16bit", "bfloat16", "")
+    base = peft_reference.load_base(MODEL, wide, spread=True)
+    assert (base.device.type, base.dtype) == ("cpu", torch.bfloat16)
+    probes = make_probes(TEXTS, SPEC.data, trained.tokenizer)
+    request = peft_reference.ReferenceRequest(
+        base=MODEL, adapter=trained.adapter, precision=wide, probes=probes, spread=True
+    )
+    exact = trained.logprobs(probes)
+    assert logprob_probes.difference(peft_reference.ask_reference(request).adapter, exact).mean < 0.1
 
 
 @pytest.mark.long

@@ -385,6 +385,32 @@ def test_a_model_that_cannot_fit_is_refused_with_both_numbers(
     assert too_large(parse_spec({**asked, "resources": {"min_gpu_memory_gb": least}})) is None
 
 
+@pytest.mark.parametrize(("size", "gpus", "gigabytes", "fits"), [
+    ("32B", 1, 48, False), ("32B", 2, 40, False), ("32B", 2, 48, True), ("70B", 2, 80, False), ("70B", 4, 80, True),
+])  # fmt: skip
+def test_gpus_that_share_a_model_out_train_what_none_could_alone(
+    size: str, gpus: int, gigabytes: int, fits: bool
+) -> None:
+    asked: dict[str, Any] = {
+        "engine": "native",
+        "model": {"name": f"Qwen/Model-{size}", "precision": "16bit"},
+        "resources": {"gpus": gpus, "min_gpu_memory_gb": gigabytes},
+    }
+    problem = too_large(parse_spec(asked))
+    assert (problem is None) == fits
+    off = too_large(parse_spec({**asked, "model": {**asked["model"], "sharding": "off"}}))
+    assert off is not None
+    if problem is None:
+        found = estimate(parse_spec(asked))
+        on = next(one for one in found.gpus if one.gpu.endswith(f" {gigabytes} GB"))
+        assert on.fits
+        assert on.step_seconds is None
+        assert on.peak_memory_bytes is not None
+        assert on.peak_memory_bytes <= gigabytes * GIB
+    else:
+        assert "resources.gpus" in problem.remedy
+
+
 def test_a_model_too_large_for_any_gpu_is_refused_also_without_a_size() -> None:
     assert too_large(parse_spec({"model": {"name": "Qwen/Qwen3-235B-A22B"}})) is None
     problem = too_large(parse_spec({"model": {"name": "deepseek-ai/DeepSeek-V3-671B"}}))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from grpo_core.hardware.gpus import find_gpus, show_gpus
+from grpo_core.hardware.gpus import find_gpus, show_gpus, showing_all
 from grpo_core.spec import JobSpec, parse_spec
 from jobs.store.queues import queue_for, queues_served, with_formats
 from jobs.worker.worker import WorkerSettings
@@ -133,8 +133,11 @@ def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_job_sees_no_more_gpus_than_it_asked_for(
     monkeypatch: pytest.MonkeyPatch, visible: str | None, count: int, shown: str
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    for name in ("CUDA_VISIBLE_DEVICES", "GRPO_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, visible or "")
+        if visible is None or name.startswith("GRPO"):
+            monkeypatch.delenv(name)
     show_gpus(count)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == shown
+    # A child process may see all of them again.
+    assert showing_all().get("CUDA_VISIBLE_DEVICES") == (visible or None)

@@ -160,7 +160,7 @@ class NativeEngine(TrlEngine):
         require_precision(self.precision)
         architecture = require_known(spec, self.files.path)
         device = self._device
-        self._team.in_step = self._is_sharded(architecture, device)
+        self.shares_base = self._team.in_step = self._is_sharded(architecture, device)
         self._weights = load_weights(
             architecture,
             self.files.path,

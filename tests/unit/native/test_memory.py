@@ -8,10 +8,12 @@ import pytest
 
 from grpo_core.engines.gradient_checkpointing import bytes_per_token
 from grpo_core.errors import JobFailure
-from grpo_core.estimates import ASIDE_BYTES, USABLE
+from grpo_core.estimates import ASIDE_BYTES, USABLE, shared_weight_bytes
 from grpo_core.spec import JobSpec, parse_spec
 from tests.lazy import lazy
 
+torch = lazy("torch")
+matrix_bytes = lazy("grpo_core.engines.native.weights", "matrix_bytes")
 Qwen2Config = lazy("transformers", "Qwen2Config")
 Architecture, of_config = lazy("grpo_core.engines.native.architecture", "Architecture of_config")
 memory_to_plan, plan_memory, require_room = lazy(
@@ -70,6 +72,33 @@ def test_the_bars_shape_is_drawn_at_once_and_trained_in_few_parts() -> None:
     cache, budget = plan_memory(job(200), seven(), memory=141 * GIB, held=HELD["16bit"], size=2)
     assert cache == 256 * 457
     assert budget > 10_000
+
+
+def test_a_part_of_a_base_has_room_where_the_whole_base_has_not() -> None:
+    """Qwen2.5-32B on 48 GB: refused alone, planned on two GPUs and more."""
+    large = of_config(
+        Qwen2Config(
+            hidden_size=5120,
+            intermediate_size=27648,
+            num_hidden_layers=64,
+            num_attention_heads=40,
+            num_key_value_heads=8,
+            vocab_size=152064,
+            tie_word_embeddings=False,
+        )
+    )
+
+    def held(ranks: int) -> int:
+        return matrix_bytes(large, ranks=ranks, dtype=torch.bfloat16, spare_rank=32)
+
+    with pytest.raises(JobFailure, match=r"The weights take 65\.\d GB of a GPU with 51\.5 GB") as caught:
+        require_room(job(200), large, memory=48 * GIB, held=held(1), ranks=1)
+    assert caught.value.report.code == "no_room_for_rollouts"
+    for ranks in (2, 4, 8):
+        require_room(job(200), large, memory=48 * GIB, held=held(ranks), ranks=ranks)
+        assert held(ranks) == pytest.approx(held(1) / ranks + 3.5e9, rel=0.02)
+        guess = shared_weight_bytes(32_000_000_000, "16bit", ranks)
+        assert guess == pytest.approx(held(ranks), rel=0.05)
 
 
 def test_a_completion_that_has_no_room_is_refused_with_the_figures() -> None:

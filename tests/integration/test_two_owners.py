@@ -49,9 +49,12 @@ ABSENT = {
     "file_id": "ds-01ARZ3NDEKTSV4RRFFQ69G5FAV",
     "group": "group-01ARZ3NDEKTSV4RRFFQ69G5FAV",
     "webhook_id": "webhook-01ARZ3NDEKTSV4RRFFQ69G5FAV",
+    "key": "key-01ARZ3NDEKTSV4RRFFQ69G5FAV",
 }
 BODIES = {"PATCH": {"priority": "low"}}
 """What requests need in their bodies to get as far as the id in their path."""
+OWN = {"x-request-id", "ratelimit"}
+"""Headers that differ from one request of the same owner to the next."""
 NO_IDS = {"name", "model"}
 """Names in paths that are no ids: of a worker, which belongs to no owner, and of a model, which has a separate test."""
 CHECKPOINT_STEP = 5
@@ -91,6 +94,7 @@ class Owners:
         self.ids = {"job_id": list(self.jobs.values()), "dataset_id": [self.dataset], "group": [self.group]}
         self.ids["webhook_id"] = [webhook.id]
         self.ids["file_id"] = [self.dataset]
+        self.ids["key"] = [record.id for record in service.keys.list(SECRET)]
         self.jobs |= {f"member {place}": record.id for place, record in enumerate(members)}
         self.calls: list[str] = []
 
@@ -148,7 +152,7 @@ class Owners:
         answer = self.send(owner, ask, named, body, **headers)
         return {
             "status": answer.status_code,
-            "headers": {k: v.replace(named, "ID") for k, v in answer.headers.items() if k != "x-request-id"},
+            "headers": {k: v.replace(named, "ID") for k, v in answer.headers.items() if k not in OWN},
             "body": _without(answer.text, named, answer.headers.get("x-request-id", "")),
             "calls": list(self.calls),
         }
@@ -214,6 +218,14 @@ def example(schema: dict[str, Any]) -> str:
     return plain.get(schema.get("type", "string"), "a")
 
 
+def value_of(parameter: dict[str, Any], kind: str) -> str:
+    """What is sent as a parameter beside an id of this kind, so that the request is refused for its id alone."""
+    if parameter["name"] == "fields" or (parameter["name"] == "cursor" and "pattern" not in parameter["schema"]):
+        return parameter["example"]
+    value = example(parameter["schema"])
+    return value if kind == "job_id" else value.replace("{id}", ABSENT["job_id"])
+
+
 def described() -> dict[str, list[Ask]]:
     """For each kind of id, every request of the OpenAPI document that has one in its path, in every form it takes."""
     app = create_app(FakeJobService())  # type: ignore[arg-type]
@@ -231,7 +243,7 @@ def described() -> dict[str, list[Ask]]:
                 types = {t for code, a in operation["responses"].items() if code < "300" for t in a.get("content", {})}
                 asks[kind] += [plain, *(Ask(plain.method, url, headers=(("Accept", t),)) for t in sorted(types))]
                 for parameter in (p for p in parameters if p["in"] in ("query", "header")):
-                    given = ((parameter["name"], example(parameter["schema"])),)
+                    given = ((parameter["name"], value_of(parameter, kind)),)
                     asks[kind].append(
                         Ask(plain.method, url, query=given)
                         if parameter["in"] == "query"

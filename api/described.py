@@ -433,6 +433,7 @@ EXAMPLES: Final[dict[str, Any]] = {
     "createChatCompletion.seed": 7,
     "submitGroup.grid": {"optimizer.learning_rate": [1e-5, 3e-5]},
     "submitGroup.repeat": 2,
+    "listEvents.cursor": "MQ",
     "listEvents.fields": "seq,type,data",
     "listMetrics.fields": "step,reward",
     "listCheckpoints.fields": "step,created_at",

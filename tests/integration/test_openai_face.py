@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -29,16 +27,8 @@ from jobs.settings import QueueSettings, StorageSettings
 from jobs.store.job_store import JobEvent
 from tests.clock import patience
 from tests.integration.openai_calls import EXACT, MULTI, rows
+from tests.integration.openai_packages import OLDER, older_package, run_calls
 from tests.integration.running import RunningApi
-
-CALLS = Path(__file__).with_name("openai_calls.py")
-ROOT = Path(__file__).resolve().parents[2]
-DISTRO = "distro==1.9.0 --hash=sha256:7bffd925d65168f85027d8da9af6bddab658135b840670a223589bc0c8ef02b2"
-OLDER = {
-    "2.54.0": "89089789197ccdb87f173a03145ed1598d00795220c93e96cf712b1cbf5e5f2b",
-    "1.109.1": "6bcaf57086cf59159b8e27447e4e7dd019db5d29a438072fbd49c290c7e65315",
-}
-"""Earlier majors with the hash of their wheel."""
 
 
 @pytest.fixture(scope="module")
@@ -58,34 +48,6 @@ def running(valkey: Any, seaweedfs: Any) -> Iterator[tuple[RunningApi, str]]:
     with api.run():
         api.service.check_storage()
         yield api, api.service.keys.create("ann")[0]
-
-
-def older_package(version: str, request: pytest.FixtureRequest) -> Path:
-    """The folder with an earlier major, installed once."""
-    folder = request.config.cache.mkdir(f"openai-{version}")
-    if (folder / "openai" / "__init__.py").is_file():
-        return folder
-    wanted = folder / "wanted.txt"
-    wanted.write_text(f"openai=={version} --hash=sha256:{OLDER[version]}\n{DISTRO}\n")
-    command = [
-        ROOT / ".venv/bin/uv",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--require-hashes",
-        "--only-binary=:all:",
-    ]
-    done = subprocess.run(
-        [*map(str, command), "--python", sys.executable, "--target", str(folder), "--requirement", str(wanted)],
-        capture_output=True,
-        text=True,
-        timeout=patience(60),
-        check=False,
-    )
-    if done.returncode:
-        pytest.skip(f"openai {version} cannot be fetched from PyPI: {done.stderr.strip()[-200:]}")
-    return folder
 
 
 def check(found: dict[str, Any], major: str) -> None:
@@ -131,17 +93,7 @@ def check(found: dict[str, Any], major: str) -> None:
 
 def call(running: tuple[RunningApi, str], which: str, folder: Path | None = None) -> dict[str, Any]:
     api, key = running
-    environment = {**os.environ, **({"PYTHONPATH": str(folder)} if folder else {})}
-    done = subprocess.run(
-        [sys.executable, str(CALLS), api.url, key, which],
-        capture_output=True,
-        text=True,
-        timeout=patience(200),
-        check=False,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return run_calls("openai_calls.py", api.url, key, which, folder=folder)
 
 
 def test_the_current_package_makes_every_call(running: tuple[RunningApi, str]) -> None:
@@ -197,7 +149,7 @@ def test_the_package_for_javascript_makes_its_calls(
     folder = node_package(request)
     api, key = running
     done = subprocess.run(
-        ["node", str(CALLS.with_suffix(".mjs")), str(folder), api.url, key],
+        ["node", str(Path(__file__).with_name("openai_calls.mjs")), str(folder), api.url, key],
         capture_output=True,
         text=True,
         timeout=patience(120),

@@ -34,6 +34,7 @@ from jobs.store.job import TERMINAL, JobRecord
 from tests.clock import patience
 from tests.conftest import SeaweedFSServer, ValkeyServer
 from tests.integration.children import MODELS
+from tests.integration.openai_packages import OLDER, older_package, run_calls
 from tests.integration.running import RunningApi, in_environment, wait_until
 from tests.lazy import lazy
 
@@ -268,6 +269,36 @@ def test_a_stream_has_the_same_text_and_its_usage(served: Stack) -> None:
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
 
 
+def check_calls(served: Stack, found: dict[str, Any], major: str) -> None:
+    """What every major of OpenAI's package must have read."""
+    expected = say(served, max_tokens=12)
+    assert found["version"].split(".")[0] == major
+    assert set(found["models"]) == {served.source, f"{served.source}:step-25", f"{served.source}:base"}
+    assert found["model"] == served.source
+    assert found["answer"] == expected
+    assert found["finish"] in ("stop", "length")
+    assert found["choices"] == 2
+    assert set(found["top"]) == {2}
+    assert found["streamed"] == [expected, found["usage"]]
+    assert found["async"] == [expected, expected]
+    assert found["refused"][0] == "BadRequestError"
+    assert found["refused"][2] == "temperature"
+    assert found["unknown"][0] == "NotFoundError"
+
+
+def test_the_current_package_reads_all_of_it(served: Stack) -> None:
+    found = run_calls("openai_chat.py", served.api.url, served.key, served.source)
+    check_calls(served, found, openai.__version__.split(".")[0])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("version", OLDER)
+def test_earlier_majors_read_all_of_it(served: Stack, request: pytest.FixtureRequest, version: str) -> None:
+    folder = older_package(version, request)
+    found = run_calls("openai_chat.py", served.api.url, served.key, served.source, folder=folder)
+    check_calls(served, found, version.split(".")[0])
+
+
 def test_the_same_seed_gives_the_same_choices(served: Stack) -> None:
     def texts(seed: int) -> list[str | None]:
         answer = served.client().chat.completions.create(
@@ -409,6 +440,7 @@ def run_grpo(stack: Stack, *words: str, lines: str = "") -> subprocess.Completed
     )
 
 
+@pytest.mark.long
 def test_the_terminal_prints_an_answer_and_remembers_a_conversation(served: Stack) -> None:
     answer = say(served)
     assert run_grpo(served, "chat", served.source, "--prompt", "3+4=").stdout == f"{answer}\n"
@@ -419,6 +451,7 @@ def test_the_terminal_prints_an_answer_and_remembers_a_conversation(served: Stac
     assert done.stdout == f"{answer}\n{answer}\n{say(served, messages=history)}\n"
 
 
+@pytest.mark.long
 def test_the_terminal_starts_a_session_where_none_serves(idle: Stack) -> None:
     done = run_grpo(idle, "chat", idle.source, "--step", "25", "--prompt", "3+4=")
     assert "starting a session" in done.stderr
@@ -437,12 +470,14 @@ def test_a_session_ends_for_a_job_that_waits(served: Stack) -> None:
         say(served)
 
 
+@pytest.mark.long
 def test_a_session_ends_when_nobody_asks(idle: Stack) -> None:
     session = idle.serve(idle_seconds=2)
     assert idle.wait_for_end(session).status == "succeeded"
     assert idle.reason(session) == "idle"
 
 
+@pytest.mark.long
 def test_a_session_ends_at_its_time_and_finishes_what_is_under_way(idle: Stack) -> None:
     session = idle.serve(ttl_seconds=5)
     idle.wait_until_served(session)
@@ -464,6 +499,7 @@ def test_a_session_ends_at_its_time_and_finishes_what_is_under_way(idle: Stack) 
     assert len(set(answers)) == 1
 
 
+@pytest.mark.long
 def test_a_stream_whose_worker_dies_ends_with_an_error_and_the_session_comes_back(served: Stack) -> None:
     stream = served.client().chat.completions.create(
         model=served.source, messages=QUESTION, stream=True, n=16, max_tokens=190, temperature=2, seed=3

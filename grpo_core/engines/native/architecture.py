@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 from transformers import AutoConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from grpo_core.engines.native import FAMILIES
 from grpo_core.errors import JobFailure
@@ -108,10 +108,22 @@ def of_config(config: Any) -> Architecture:
 
 def rotary_angles(architecture: Architecture, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """Cosines and sines of the positions, for half a head: in 32 bits, then rounded, as transformers does."""
-    rotary: Any = LlamaRotaryEmbedding(architecture.config)
-    turns = positions.float()[:, None] * rotary.inv_freq.to(positions.device, torch.float32)
-    scale = rotary.attention_scaling
+    frequencies, scale = rotary_frequencies(architecture.config)
+    turns = positions.float()[:, None] * frequencies.to(positions.device, torch.float32)
     return (turns.cos() * scale).to(dtype), (turns.sin() * scale).to(dtype)
+
+
+def rotary_frequencies(config: Any) -> tuple[torch.Tensor, float]:
+    """The turns a token of each pair of a head's values, and the scale of what is turned, as transformers has them.
+
+    The class that has them in transformers brings a whole model along: a second of each process's start.
+    """
+    kind: str = config.rope_parameters["rope_type"]
+    if kind != "default":
+        scaled: Any = ROPE_INIT_FUNCTIONS[kind]
+        return scaled(config, None)
+    head: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 1.0 / config.rope_parameters["rope_theta"] ** (torch.arange(0, head, 2, dtype=torch.float) / head), 1.0
 
 
 def require_window(architecture: Architecture, longest: int) -> None:

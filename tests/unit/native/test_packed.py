@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -279,3 +280,32 @@ def test_recomputing_a_layer_changes_no_gradient(tmp_path: Path) -> None:
         for leaf in twin.adapter.leaves:
             leaf.grad = None
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "default"},
+        {"rope_type": "linear", "factor": 4.0},
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    ],
+)
+@pytest.mark.parametrize("head", [None, 48])
+def test_the_rotary_frequencies_are_those_of_transformers(scaling: dict[str, Any], head: int | None) -> None:
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    from grpo_core.engines.native.architecture import rotary_frequencies
+
+    given: Any = {"hidden_size": 256, "num_attention_heads": 4, **({"head_dim": head} if head else {})}
+    config = LlamaConfig(**given, rope_parameters={"rope_theta": 500_000.0, **scaling})
+    expected: Any = LlamaRotaryEmbedding(config)
+    frequencies, scale = rotary_frequencies(config)
+    assert torch.equal(frequencies, expected.inv_freq)
+    assert scale == expected.attention_scaling

@@ -105,7 +105,8 @@ class Benchmark:
             "sampling": {
                 "prompts_per_step": shape.prompts,
                 "generations": shape.generations,
-                "gradient_accumulation": shape.parts,
+                # `native` splits a step by the memory that there is.
+                "gradient_accumulation": 1 if self.engine == "native" else shape.parts,
                 "max_prompt_tokens": 400,
                 "max_completion_tokens": options.completion,
             },

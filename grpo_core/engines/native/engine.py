@@ -25,7 +25,7 @@ from grpo_core.engines.native.architecture import Architecture
 from grpo_core.engines.native.decode import Decoder
 from grpo_core.engines.native.layout import Group, lay_out
 from grpo_core.engines.native.loop import Modes, NativeTrainer
-from grpo_core.engines.native.memory import memory_to_plan, plan_memory, require_room
+from grpo_core.engines.native.memory import memory_to_plan, plan_memory, require_room, spares_activations
 from grpo_core.engines.native.packed import Packed
 from grpo_core.engines.native.requirements import require_known, require_precision
 from grpo_core.engines.native.sampling import Filters
@@ -61,6 +61,8 @@ class NativeEngine(TrlEngine):
     _modes: Modes
     _sparing: bool
     """Whether the job requests gradient checkpointing."""
+    _may_spare: bool
+    """Whether it allows it."""
     _least_parts: int
     """Smallest number of parts of a step."""
 
@@ -131,7 +133,7 @@ class NativeEngine(TrlEngine):
 
     def _choose_checkpointing(self, hardware: Hardware) -> None:  # noqa: ARG002 - memory is planned for the card
         asked = self._spec.lora.gradient_checkpointing
-        self._sparing = asked in ("standard", "unsloth")
+        self._sparing, self._may_spare = asked in ("standard", "unsloth"), asked != "off"
         reason = "as requested" if self._sparing else "a step is split so that its activations fit"
         self.checkpointing = GradientCheckpointing("standard" if self._sparing else "off", reason)
         self._context.events.log(f"gradient checkpointing: {self.checkpointing.way} ({reason})")
@@ -239,11 +241,13 @@ class NativeEngine(TrlEngine):
         )
         each = -(-_step_tokens(spec) // self._least_parts)
         cache, budget = _plan(spec, weights)
-        if weights.shards is not None and budget < each // self._team.size:
-            # A pass gathers every layer twice, which takes longer than to compute its activations again.
+        shared = weights.shards is not None
+        if (shared or self._may_spare) and spares_activations(budget, each // self._team.size, shared=shared):
             cache, budget = _plan(spec, weights, sparing=True)
             self._sparing = True
-            self.checkpointing = GradientCheckpointing("standard", "fewer passes gather the layers of the base")
+            why = "fewer passes gather the layers of the base" if shared else "a step takes fewer and larger passes"
+            self.checkpointing = GradientCheckpointing("standard", why)
+            self._context.events.log(f"gradient checkpointing: standard ({why})")
         decoder = Decoder(
             weights,
             stops=[ends] if isinstance(ends, int) else ends,

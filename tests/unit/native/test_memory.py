@@ -16,8 +16,8 @@ torch = lazy("torch")
 matrix_bytes = lazy("grpo_core.engines.native.weights", "matrix_bytes")
 Qwen2Config = lazy("transformers", "Qwen2Config")
 Architecture, of_config = lazy("grpo_core.engines.native.architecture", "Architecture of_config")
-memory_to_plan, plan_memory, require_room = lazy(
-    "grpo_core.engines.native.memory", "memory_to_plan plan_memory require_room"
+memory_to_plan, plan_memory, require_room, spares_activations = lazy(
+    "grpo_core.engines.native.memory", "memory_to_plan plan_memory require_room spares_activations"
 )
 
 
@@ -110,3 +110,19 @@ def test_a_completion_that_has_no_room_is_refused_with_the_figures() -> None:
 def test_a_gpu_that_another_process_uses_is_planned_by_what_is_free() -> None:
     assert memory_to_plan(141 * GIB, 139 * GIB) == memory_to_plan(141 * GIB, 130 * GIB) == 141 * GIB
     assert memory_to_plan(141 * GIB, 24 * GIB) == 24 * GIB
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "precision", "spares"), [(24, "8bit", True), (48, "16bit", False), (80, "16bit", False)]
+)
+def test_a_gpu_that_is_too_small_for_full_passes_computes_activations_twice(
+    gigabytes: int, precision: str, spares: bool
+) -> None:
+    room = {"memory": gigabytes * GIB, "held": HELD[precision], "size": 2}
+    _, budget = plan_memory(job(200), seven(), **room)
+    tokens = 32 * (256 + 8 * 200)
+    assert spares_activations(budget, tokens, shared=False) == spares
+    assert not spares_activations(budget, min(budget, 200), shared=False), "all of it fits"
+    _, more = plan_memory(job(200), seven(), **room, sparing=True)
+    assert more > 10 * budget
+    assert not spares_activations(more, tokens, shared=False)

@@ -102,6 +102,9 @@ def test_the_service_answers_as_its_document_says(
         # Made-up ids are all unknown: of three, two are replaced by some that there are.
         if isinstance(given, str) and (place := zlib.crc32(given.encode("utf-8", "replace"))) % 3:
             case.path_parameters[name] = known[place % len(known)]
+    if case.operation.path == "/datasets/preview" and isinstance(case.body, dict):
+        # Not one of the hub, which is asked for seconds each time.
+        case.body["data"] = {"source": "upload", "dataset": ids["dataset_id"][0]}
     # With `fields`, an answer has only what was asked for, so it has not all that its schema requires.
     whole = not (case.query or {}).get("fields")
     checks = [check for check in CHECKS if whole or check is not response_schema_conformance]

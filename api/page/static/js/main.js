@@ -100,7 +100,8 @@ function title() {
 
 function markNavigation(path) {
   for (const link of app.querySelectorAll(".top nav a")) {
-    const isHere = link.getAttribute("href") === `#${path}` || (link.dataset.section === "team" && TEAM.has(path));
+    const section = link.getAttribute("data-section");
+    const isHere = link.getAttribute("href") === `#${path}` || (section === "team" && TEAM.has(path));
     if (isHere) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }

@@ -243,6 +243,11 @@ class WarningCode(Reason):
         "Memory ran out; each step continues in more parts, which changes nothing but the time",
         "内存或显存不足；此后每步分更多份训练，只影响耗时",
     )
+    SLOW_RANK = (
+        "slow_rank",
+        "One of the processes that train together is slower than the others, which wait for it",
+        "共同训练的进程中有一个比其他的慢，其余进程在等它",
+    )
     NOT_SAVED = (
         "not_saved",
         "A run that was to pause or to stop took too long to save",

@@ -80,7 +80,8 @@ class SharedTrainer(OwnSampler, RecordingTrainer):
         return totals[:, None].to(self.accelerator.device, torch.float32)
 
     def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
-        loss = super().training_step(*arguments, **options)
+        with self.team.working():
+            loss = super().training_step(*arguments, **options)
         if self.team.size > 1:
             if self.accelerator.sync_gradients:
                 self.team.sum_joined(self.gradients())

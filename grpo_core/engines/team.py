@@ -9,6 +9,7 @@ ranks only by the order of its additions.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -52,6 +53,9 @@ class Team:
         """Whether a rank without rows goes through the passes of the others."""
         self.directed = False
         """Whether rank 0 works alone, and the others do what it orders."""
+        self.worked: list[float] = []
+        """How long each rank computed between the last two agreements, in seconds."""
+        self._worked = 0.0
         if self.size == 1:
             return
         # Never by the host's name, which may not resolve, or to an address that other hosts cannot reach.
@@ -130,10 +134,11 @@ class Team:
         if self.size == 1:
             return flag
         bits = sum((leaf.detach().view(torch.int32).sum(dtype=torch.int64) for leaf in leaves), torch.zeros(()).long())
-        told = self.exchange(int(flag), int(bits))
-        if any(theirs != told[0][1] for _, theirs in told):
+        told = self.exchange(int(flag), int(bits), round(self._worked * 1e6))
+        self.worked, self._worked = [microseconds / 1e6 for *_, microseconds in told], 0.0
+        if any(theirs != told[0][1] for _, theirs, _ in told):
             raise fault(FailureCode.RANKS_DIFFER, "The ranks have learnt different adapters from the same completions.")
-        return any(asked for asked, _ in told)
+        return any(asked for asked, *_ in told)
 
     def draw(self, sampler: Sampler, requests: Sequence[Request], *, tokens: int, **options: Any) -> list[Drawn]:
         """Do as `Sampler.generate`, with a share of the requests on each rank; rows of one prompt stay together."""
@@ -143,7 +148,8 @@ class Team:
         sizes = [len(requests[group.start].prompt) + len(group) * tokens for group in groups]
         own = list(chain.from_iterable(groups[at] for at in self.share(sizes)))
         mine = [requests[row] for row in own]
-        drawn = sampler.generate(mine, tokens=tokens, **options) if own or self.in_step else []
+        with self.working():
+            drawn = sampler.generate(mine, tokens=tokens, **options) if own or self.in_step else []
         lengths = torch.zeros(len(requests), dtype=torch.int64)
         for row, one in zip(own, drawn, strict=True):
             lengths[row] = len(one.tokens)
@@ -156,6 +162,16 @@ class Team:
         self.sum(said, told)
         cut = zip(said.tolist(), told.tolist(), lengths.tolist(), strict=True)
         return [Drawn(tokens[:count], logprobs[:count]) for tokens, logprobs, count in cut]
+
+    @contextmanager
+    def working(self) -> Generator[None]:
+        """Count the time in this block as this rank's own work."""
+        began = time.perf_counter()
+        yield
+        if self.size > 1:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize()
+            self._worked += time.perf_counter() - began
 
     def leave(self) -> None:
         """Leave the group; rank 0 continues alone. All ranks must call it."""

@@ -59,6 +59,7 @@ from grpo_core.evaluation.generate import Answer
 from grpo_core.evaluation.held_out import HeldOutEvaluation
 from grpo_core.hardware.models import Hardware, ModelFiles, Precision, choose_precision
 from grpo_core.monitoring import trackers
+from grpo_core.monitoring.slow_rank import SlowRank
 from grpo_core.reasons import FailureCode, FinishReason, WarningCode
 from grpo_core.selftest.logprob_probes import LogprobProbe, LogProbs, token_logprobs
 from grpo_core.selftest.peft_reference import load_base
@@ -96,6 +97,7 @@ class TrlEngine:
         self._seconds = 0.0
         self._seconds_evaluating = 0.0
         self._held_out: HeldOutEvaluation | None = None
+        self._slow_rank = SlowRank()
         self._state: dict[str, Any] | None = None
 
     def load(self, files: ModelFiles, rows: Sequence[Row]) -> None:
@@ -349,6 +351,7 @@ class TrlEngine:
     def _after_step(self, step: int) -> bool:
         self._steps_done = step
         stops, held_out = self._agree(self._context.stop.is_set()), self._held_out
+        self._warn_of_a_slow_rank()
         is_best = False
         if held_out is not None and self._agree(self._is_evaluation_due(held_out, step)):
             stops |= self._evaluate(held_out, step)
@@ -356,6 +359,16 @@ class TrlEngine:
         if is_best or self._context.checkpoints.is_due(step) or self._agree(self._is_checkpoint_overdue()):
             self.save_checkpoint()
         return stops
+
+    def _warn_of_a_slow_rank(self) -> None:
+        slow = self._slow_rank.note(self._team.worked) if self._team.size > 1 else None
+        if slow is not None:
+            self._context.events.warning(
+                WarningCode.SLOW_RANK,
+                f"The others wait for rank {slow.rank} of {self._team.size}: it computes {slow.seconds:.3g} s a step, "
+                f"and half of the ranks at most {slow.usual:.3g} s. Look at its GPU's clock, temperature and other "
+                "processes.",
+            )
 
     def _is_checkpoint_overdue(self) -> bool:
         return self._context.rank.is_lead and self._context.checkpoints.is_overdue()

@@ -8,7 +8,7 @@ soon as it is there; a part that fails writes its error and the next one begins.
 
 - agreement: mean and largest difference of log-probabilities between the modes, in 16 and in 8 bits, and of gradients
 - one: seconds a step and completions a second at 32 x 8 in 16 bits, on one GPU
-- several: the same at 32 x 8 and 64 x 8 on all ranks: drawing shared, gradients summed
+- several: the same at 32 x 8 and, on N ranks, at 32 N x 8: drawing shared, gradients summed; how long each rank worked
 - eight: 32 x 8 in 8 bits, with the peak of memory
 - warm: seconds to import, to capture the first graph and to the first update, compiled before
 """
@@ -105,9 +105,10 @@ class Step:
         drawn = [one for at in own for one in self.drawn[at * 8 :][:8]]
         parts = parts_of(mine, drawn, self.weights.device, self.budget)
         self.weights.keep_step(len(parts), back=True)
-        for layout, tokens, targets, gains in parts:
-            logprobs, _ = self.packed.logprobs(layout, tokens, targets, self.adapter, sparing=self.sparing)
-            (-((logprobs - logprobs.detach()).exp() * gains).sum() / len(self.requests)).backward()
+        with self.team.working():
+            for layout, tokens, targets, gains in parts:
+                logprobs, _ = self.packed.logprobs(layout, tokens, targets, self.adapter, sparing=self.sparing)
+                (-((logprobs - logprobs.detach()).exp() * gains).sum() / len(self.requests)).backward()
         gradients = [leaf.grad for leaf in self.adapter.leaves if leaf.grad is not None]
         self.team.sum(*gradients)
         torch.nn.utils.clip_grad_norm_(self.adapter.leaves, 0.1, foreach=True)
@@ -136,6 +137,7 @@ def measure(step: Step, repeats: int) -> dict[str, Any]:
         "update_s": round(update, 3),
         "step_s": round(draw + update, 3),
         "completions_per_s": round(len(step.requests) / (draw + update), 1),
+        "worked_s": [round(value, 3) for value in step.team.worked],
         "first_s": [round(value, 1) for value in seconds[0]],
         "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1) if torch.cuda.is_available() else None,
     }
@@ -197,7 +199,7 @@ def run_part(options: argparse.Namespace) -> None:
     if options.part != "several":
         say(agreement=agreement(weights, adapter, team, options), bits=8 if eight else 16)
     packed = None
-    for prompts in (32, 64) if options.part == "several" else (32,):
+    for prompts in (32, 32 * rank.count) if options.part == "several" else (32,):
         step = Step(weights, adapter, team, 4 if options.cpu else prompts, options)
         packed = step.packed = packed or step.packed
         say(shape=f"{prompts}x8", ranks=rank.count, bits=8 if eight else 16, **measure(step, repeats))

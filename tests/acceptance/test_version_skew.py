@@ -151,18 +151,22 @@ def train(root: Path, spec: dict[str, Any], *, release: Path = ROOT, epoch: int 
     return Run(root, done.returncode)
 
 
-def completions_of(run: Run, *, after: int) -> list[str]:
-    return [row["completion"] for row in read_rollouts(run.folder.rollouts) if row["step"] > after]
+def prompts_of(run: Run, *, after: int) -> list[str]:
+    return [row["prompt"] for row in read_rollouts(run.folder.rollouts) if row["step"] > after]
 
 
 def test_a_run_resumes_across_releases(before: Path, tmp_path: Path) -> None:
-    """On the engine that trained so far; the old release knows one only, which takes over from the new one."""
+    """On the engine that trained so far; the old release knows one only, which takes over from the new one.
+
+    The questions continue. Completions are others, since each has a seed of its own now.
+    """
     spec = spec_with(data={"max_rows": 16}, training={"steps": 4, "checkpoint_every": 1, "save_steps": 1})
     old = train(tmp_path / "old", spec, release=before)
     shutil.copytree(old.folder.checkpoint(2), tmp_path / "new" / "inputs" / "resume")
     new = train(tmp_path / "new", spec, epoch=2)
     assert json.loads(new.folder.report.read_text("utf-8"))["engine"] == "trl"
-    assert completions_of(new, after=2) == completions_of(old, after=2)
+    assert prompts_of(new, after=2) == prompts_of(old, after=2)
+    assert [line["step"] for line in new.metrics] == [1, 2, 3, 4]
 
     native = train(tmp_path / "native", spec)
     assert json.loads(native.folder.report.read_text("utf-8"))["engine"] == "native"

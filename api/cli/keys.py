@@ -10,28 +10,16 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any
-
-from cyclopts import Parameter, validators
+from typing import TYPE_CHECKING, Any
 
 from api.cli.errors import service_errors
 from grpo_client.cli import keys as by_key
+from grpo_client.cli.keys import Days, Scopes
 from grpo_client.cli.output import EXIT_REFUSED, AsJson, CommandError, print_json, say
 
 if TYPE_CHECKING:
     from jobs.auth.api_keys import KeyRecord, KeyStore
     from jobs.store.audit_log import AuditLog
-
-Days = Annotated[float | None, Parameter(validator=validators.Number(gt=0, lte=36500))]
-Scopes = Annotated[
-    list[str] | None,
-    Parameter(
-        name="--scope",
-        negative="",
-        help="jobs:read, jobs:write, datasets:write, metrics:read, keys:write or operator; repeatable. The first three "
-        "by default.",
-    ),
-]
 
 
 def create(

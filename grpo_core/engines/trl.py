@@ -1,8 +1,8 @@
 """The `trl` engine: TRL's GRPOTrainer with a PEFT adapter, on a CPU or on GPUs, rollouts by vLLM or transformers.
 
 Owns loading the model and building the trainer; TRL owns the loop, `trl_trainer` the hooks, and `team` the exchange
-between ranks. Invariant: the KL reference
-is always the base model, also for a run that starts or resumes from a checkpoint.
+between ranks. Invariant: the KL reference is always the base model, also for a run that starts or resumes from a
+checkpoint.
 """
 
 from __future__ import annotations

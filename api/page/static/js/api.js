@@ -109,6 +109,17 @@ export class Asking {
   }
 }
 
+/** The first `pages` pages of a list, as one. */
+export async function pagesOf(path, values, pages) {
+  let answer = await get(`${path}${query(values)}`);
+  const data = [...answer.data];
+  for (let page = 1; page < pages && answer.next_cursor; page += 1) {
+    answer = await get(`${path}${query({ ...values, cursor: answer.next_cursor })}`);
+    data.push(...answer.data);
+  }
+  return { ...answer, data };
+}
+
 /** A query string of the values that are set. */
 export function query(values) {
   const pairs = new URLSearchParams();

@@ -1,10 +1,10 @@
 // Data sets: which there are, their rows, the jobs that use them; an upload that shows how far it is; and the end of one.
 
-import { Asking, Problem, get, query as queryString, request, upload } from "./api.js";
+import { Asking, Problem, get, pagesOf, query as queryString, request, upload } from "./api.js";
 import { TYPES, dropZone } from "./dropzone.js";
 import { fill, h, raw, redraw } from "./dom.js";
 import { bytes, number, percent, t, time } from "./i18n.js";
-import { badge, busy, confirmed, copyButton, empty, jobName, problemCard, tile, toast } from "./parts.js";
+import { badge, busy, confirmed, copyButton, empty, everyoneBox, jobName, problemCard, tile, toast } from "./parts.js";
 
 const PAGE = 25;
 const ROWS = 20;
@@ -43,24 +43,14 @@ export async function datasetsView(_parameters, query, holder) {
 
   function drawFilters() {
     if (!isOperator) return;
-    redraw(bar, h("label", { class: "everyone" }, h("input", { type: "checkbox", id: "everyone", checked: whose === "*", data: { focus: "everyone" }, onchange: (event) => (location.hash = `#/datasets${queryString({ owner: event.target.checked ? "*" : "" })}`) }), " ", t("usage.everyone")));
-  }
-
-  async function load() {
-    let answer = await get(`/datasets${queryString({ owner: whose, limit: PAGE })}`);
-    const data = [...answer.data];
-    for (let page = 1; page < pages && answer.next_cursor; page += 1) {
-      answer = await get(`/datasets${queryString({ owner: whose, limit: PAGE, cursor: answer.next_cursor })}`);
-      data.push(...answer.data);
-    }
-    return { data, more: answer.has_more };
+    redraw(bar, everyoneBox(whose === "*", (owner) => (location.hash = `#/datasets${queryString({ owner })}`)));
   }
 
   function refresh() {
-    asking.ask(load, { answered: draw, refused: (error) => fill(list, problemCard(error, { again: refresh })) });
+    asking.ask(() => pagesOf("/datasets", { owner: whose, limit: PAGE }, pages), { answered: draw, refused: (error) => fill(list, problemCard(error, { again: refresh })) });
   }
 
-  function draw({ data, more }) {
+  function draw({ data, has_more: more }) {
     if (!data.length) {
       fill(list, empty(t("datasets.none"), h("p", {}, t("datasets.none.hint"))));
       return;

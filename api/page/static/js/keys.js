@@ -1,9 +1,9 @@
 // API keys: which there are and when each was last used; a new one, shown once; and the end of one.
 
-import { Asking, get, post, request, query as queryString } from "./api.js";
+import { Asking, pagesOf, post, request, query as queryString } from "./api.js";
 import { fill, h, raw, redraw } from "./dom.js";
 import { t, time } from "./i18n.js";
-import { busy, confirmed, copyButton, empty, problemCard, toast } from "./parts.js";
+import { busy, confirmed, copyButton, empty, everyoneBox, problemCard, toast } from "./parts.js";
 import { teamTabs } from "./team.js";
 
 const PAGE = 50;
@@ -26,24 +26,14 @@ export async function keysView(_parameters, query, holder) {
 
   function drawFilters() {
     if (!isOperator) return;
-    redraw(bar, h("label", { class: "everyone" }, h("input", { type: "checkbox", id: "everyone", checked: whose === "*", data: { focus: "everyone" }, onchange: (event) => (location.hash = `#/keys${queryString({ owner: event.target.checked ? "*" : "" })}`) }), " ", t("usage.everyone")));
-  }
-
-  async function load() {
-    let answer = await get(`/keys${queryString({ owner: whose, limit: PAGE })}`);
-    const data = [...answer.data];
-    for (let page = 1; page < pages && answer.next_cursor; page += 1) {
-      answer = await get(`/keys${queryString({ owner: whose, limit: PAGE, cursor: answer.next_cursor })}`);
-      data.push(...answer.data);
-    }
-    return { data, more: answer.has_more };
+    redraw(bar, everyoneBox(whose === "*", (owner) => (location.hash = `#/keys${queryString({ owner })}`)));
   }
 
   function refresh() {
-    asking.ask(load, { answered: draw, refused: (error) => fill(list, problemCard(error, { again: refresh })) });
+    asking.ask(() => pagesOf("/keys", { owner: whose, limit: PAGE }, pages), { answered: draw, refused: (error) => fill(list, problemCard(error, { again: refresh })) });
   }
 
-  function draw({ data, more }) {
+  function draw({ data, has_more: more }) {
     if (!data.length) {
       fill(list, empty(t("keys.none")));
       return;

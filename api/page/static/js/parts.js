@@ -150,3 +150,8 @@ export function toast(message) {
 export function empty(title, ...rest) {
   return h("div", { class: "empty-state" }, h("p", { class: "strong" }, title), ...rest);
 }
+
+/** An operator's choice between their own rows and those of all owners; `choose` gets the filter's new value. */
+export function everyoneBox(checked, choose) {
+  return h("label", { class: "everyone" }, h("input", { type: "checkbox", id: "everyone", checked, data: { focus: "everyone" }, onchange: (event) => choose(event.target.checked ? "*" : "") }), " ", t("usage.everyone"));
+}

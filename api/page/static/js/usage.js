@@ -1,9 +1,9 @@
 // Who used what: limits with what is left, and GPU-hours by owner and kind of GPU, as a table and as CSV.
 
-import { Asking, get, query as queryString } from "./api.js";
+import { Asking, get, pagesOf, query as queryString } from "./api.js";
 import { fill, h, raw, redraw } from "./dom.js";
 import { bytes, fixed, number, t } from "./i18n.js";
-import { busy, empty, problemCard, tile } from "./parts.js";
+import { busy, empty, everyoneBox, problemCard, tile } from "./parts.js";
 import { teamTabs } from "./team.js";
 
 const PAGE = 200;
@@ -27,26 +27,15 @@ export async function usageView(_parameters, query, holder) {
       return h("label", {}, h("span", { class: "sub" }, t(`usage.${name}`)), " ", input);
     };
     const periods = h("select", { id: "by", class: "quiet", data: { focus: "by" }, "aria-label": t("usage.by"), onchange: () => go({ by: periods.value }) }, PERIODS.map((name) => h("option", { value: name, selected: name === filters.by }, t(`usage.by.${name}`))));
-    const everyone = isOperator ? h("label", { class: "everyone" }, h("input", { type: "checkbox", id: "everyone", checked: filters.owner === "*", data: { focus: "everyone" }, onchange: (event) => go({ owner: event.target.checked ? "*" : "" }) }), " ", t("usage.everyone")) : null;
+    const everyone = isOperator ? everyoneBox(filters.owner === "*", (owner) => go({ owner })) : null;
     const csv = h("a", { class: "button quiet", href: `/usage/gpu-hours${queryString({ ...filters, format: "csv" })}`, download: "" }, t("usage.csv"));
     redraw(bar, day("since"), day("until"), periods, everyone, csv);
   }
 
   async function load() {
     const isEveryone = isOperator && filters.owner === "*";
-    const [own, rows] = await Promise.all([isEveryone ? pagesOf("/usage/owners", { limit: 100 }) : get("/usage"), pagesOf("/usage/gpu-hours", { ...filters, limit: PAGE })]);
+    const [own, rows] = await Promise.all([isEveryone ? pagesOf("/usage/owners", { limit: 100 }, pages) : get("/usage"), pagesOf("/usage/gpu-hours", { ...filters, limit: PAGE }, pages)]);
     return { own, rows, isEveryone };
-  }
-
-  /** As many pages of a list as are shown, as one. */
-  async function pagesOf(path, values) {
-    let answer = await get(`${path}${queryString(values)}`);
-    const data = [...answer.data];
-    for (let page = 1; page < pages && answer.next_cursor; page += 1) {
-      answer = await get(`${path}${queryString({ ...values, cursor: answer.next_cursor })}`);
-      data.push(...answer.data);
-    }
-    return { ...answer, data };
   }
 
   function refresh() {

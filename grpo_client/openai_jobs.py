@@ -20,6 +20,8 @@ Place = tuple[str, ...]
 HYPERPARAMETERS: Final = "method.reinforcement.hyperparameters"
 GRADER: Final = "method.reinforcement.grader"
 FORMAT: Final = "method.reinforcement.response_format"
+PLAIN: Final = {"type": "text"}
+"""The response format that a job has without one."""
 EXTRA: Final = "grpo"
 """The field of a job, OpenAI's `extra_body`, with sections of a job spec."""
 
@@ -72,7 +74,12 @@ TABLE: Final = (
     ),
     FieldRow("method.type", "mapped", "", "`reinforcement` alone; others answer `unsupported_method`"),
     FieldRow(GRADER, "mapped", "rewards.graders", "unchanged, under its name; a `multi` may list its graders"),
-    FieldRow(FORMAT, "mapped", "sampling.response_format", "checked, not enforced"),
+    FieldRow(
+        FORMAT,
+        "mapped",
+        "sampling.response_format",
+        "checked, not enforced; name, schema and strict may also stand beside the type, as in Azure's examples",
+    ),
     FieldRow(f"{HYPERPARAMETERS}.batch_size", "mapped", "sampling.prompts_per_step"),
     FieldRow(f"{HYPERPARAMETERS}.n_epochs", "mapped", "training.steps", "rows × epochs / batch size, rounded up"),
     FieldRow(
@@ -96,7 +103,12 @@ TABLE: Final = (
     FieldRow("method.reinforcement.max_episode_steps", "refused", "", "Azure's; a completion is a single turn"),
     FieldRow("method.supervised", "refused", "", "GRPO alone is offered"),
     FieldRow("method.dpo", "refused", "", "GRPO alone is offered"),
-    FieldRow("hyperparameters", "refused", "", "the deprecated place; they belong to the method"),
+    FieldRow(
+        "hyperparameters",
+        "refused",
+        "",
+        "the deprecated place; they belong to the method. Of a job that was retrieved: ignored",
+    ),
     FieldRow("trainingType", "ignored", "", "Azure's; jobs run on the workers that the operator has"),
     FieldRow(EXTRA, "mapped", "every section", "sections of a job spec, sent as `extra_body`"),
 )
@@ -199,10 +211,17 @@ def is_openais_model(name: str) -> bool:
 
 def _unknown_fields(found: Mapped, job: Mapping[str, Any]) -> None:
     known = {row.param.partition(".")[0].partition("[")[0] for row in TABLE}
-    if job.get("object") == "fine_tuning.job":
+    if _was_retrieved(job):
         known |= _OF_ANSWERS
     for name in job.keys() - known:
-        found.refuse(name[:80], "unknown_parameter", "is not a field of a fine-tuning job", "Leave it out.")
+        if not _was_retrieved(job):
+            found.refuse(name[:80], "unknown_parameter", "is not a field of a fine-tuning job", "Leave it out.")
+        elif job[name] is not None:
+            found.note(name[:80], "ignored", "It is not a field that a job is created with, and is ignored.")
+
+
+def _was_retrieved(job: Mapping[str, Any]) -> bool:
+    return job.get("object") == "fine_tuning.job"
 
 
 def _common(found: Mapped, job: Mapping[str, Any]) -> None:
@@ -285,7 +304,11 @@ def _method(found: Mapped, job: Mapping[str, Any], method: Mapping[str, Any]) ->
     for name in method.keys() - {"type", "reinforcement", "supervised", "dpo"}:
         found.refuse(f"method.{name[:80]}", "unknown_parameter", "is not a field of a method", "Leave it out.")
     asked = job.get("hyperparameters")
-    if asked and (not isinstance(asked, dict) or any(map(_is_given, cast("Json", asked).values()))):
+    if not asked or (isinstance(asked, dict) and not any(map(_is_given, cast("Json", asked).values()))):
+        return
+    if _was_retrieved(job):
+        found.note("hyperparameters", "ignored", f"What the service chose is ignored; {HYPERPARAMETERS} is read.")
+    else:
         found.refuse("hyperparameters", "unsupported_method", "is not read", f"Put them into {HYPERPARAMETERS}.")
 
 
@@ -295,14 +318,18 @@ def _reinforcement(found: Mapped, given: Mapping[str, Any], *, has_own_rewards: 
         found.refuse(GRADER, "invalid_type", "is not an object", "Give a grader, such as a string_check.")
     elif grader is not None:
         whole = with_named_members(cast("Json", grader))
+        if "invalid_grade" in whole:  # in Azure's examples of a multi
+            whole = {name: value for name, value in whole.items() if name != "invalid_grade"}
+            message = "rewards.on_error decides what happens to completions that a grader fails to score."
+            found.note(f"{GRADER}.invalid_grade", "ignored", message)
         found.put(GRADER, ("rewards", "graders", grader_key(whole)), whole)
         for path in _image_tags(whole, GRADER):
             found.note(path, "ignored", "A python grader finds the modules of the worker, whatever its image_tag.")
     elif not has_own_rewards:
         remedy = "Give a grader, or rewards in extra_body: {'grpo': {'rewards': {...}}}."
         found.refuse(GRADER, "missing_required_parameter", "is required", remedy)
-    if given.get("response_format") is not None:
-        found.put(FORMAT, ("sampling", "response_format"), given["response_format"])
+    if given.get("response_format") not in (None, PLAIN):
+        found.put(FORMAT, ("sampling", "response_format"), _nested(found, given["response_format"]))
     for name in ("tools", "max_episode_steps"):
         if given.get(name):
             path = f"method.reinforcement.{name}"
@@ -313,6 +340,18 @@ def _reinforcement(found: Mapped, given: Mapping[str, Any], *, has_own_rewards: 
     for name in given.keys() - known:
         path = f"method.reinforcement.{name[:80]}"
         found.refuse(path, "unknown_parameter", "is not a field of the method", "Leave it out.")
+
+
+def _nested(found: Mapped, given: Any) -> Any:
+    """A response format with the schema in `json_schema`; Azure's examples have its fields beside the type."""
+    if not isinstance(given, dict) or "json_schema" in given or "schema" not in given:
+        return cast("Any", given)
+    form = dict(cast("Json", given))
+    kind = form.pop("type", None)
+    if kind != "json_schema":
+        return cast("Any", given)
+    found.note(FORMAT, "interpreted", f"The fields {', '.join(form)} are read as those of {FORMAT}.json_schema.")
+    return {"type": kind, "json_schema": form}
 
 
 def _has_rewards(job: Mapping[str, Any]) -> bool:
@@ -571,7 +610,7 @@ def differences(job: Mapping[str, Any], back: Mapping[str, Any]) -> list[str]:
 
 def _asked(job: Mapping[str, Any]) -> Json:
     """A job without what only tells of its past, nulls and what is left to the service."""
-    past = _OF_ANSWERS if job.get("object") == "fine_tuning.job" else frozenset[str]()
+    past = _OF_ANSWERS | {"hyperparameters"} if _was_retrieved(job) else frozenset[str]()
     found: Json = {name: value for name, value in job.items() if name not in past and name != EXTRA}
     if job.get("user_provided_suffix") and "suffix" not in found:
         found["suffix"] = job["user_provided_suffix"]
@@ -581,7 +620,7 @@ def _asked(job: Mapping[str, Any]) -> Json:
 def _without_open(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    kept = {name: _without_open(one) for name, one in cast("Json", value).items() if _is_given(one)}
+    kept = {name: _without_open(one) for name, one in cast("Json", value).items() if _is_given(one) and one != PLAIN}
     return {name: one for name, one in kept.items() if one not in ({}, [])}
 
 

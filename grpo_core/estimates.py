@@ -16,6 +16,7 @@ from grpo_core import cost
 from grpo_core.cost import ASIDE_BYTES, GIB, USABLE
 from grpo_core.errors import JobFailure
 from grpo_core.reasons import FailureCode
+from grpo_core.rewards.graders.templates import Template
 from grpo_core.schedule import fixed_interval, sample_size, spaced
 from grpo_core.spec import JobSpec, Problem
 
@@ -581,6 +582,18 @@ def _rewards_can_be_earned(spec: JobSpec) -> Iterator[SpecWarning]:
             )
 
 
+def _graders_read_what_is_there(spec: JobSpec) -> Iterator[SpecWarning]:
+    for name, grader in spec.rewards.graders.items():
+        for pointer, text in grader.templates:
+            if any(path.root == "sample" and path.parts[:1] == ("output_tools",) for path in Template(text).paths):
+                yield SpecWarning(
+                    pointer=f"/rewards/graders/{name}{pointer}",
+                    code="no_tool_calls",
+                    message="A completion is a single turn without tools, so that sample.output_tools is always empty: "
+                    "a template that reads a call scores 0.",
+                )
+
+
 def _gb(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
 
@@ -593,5 +606,6 @@ CHECKS: tuple[Callable[[JobSpec], Iterator[SpecWarning]], ...] = (
     _tokens_suffice,
     _loss_is_consistent,
     _rewards_can_be_earned,
+    _graders_read_what_is_there,
     _cpu_can_bear_the_model,
 )

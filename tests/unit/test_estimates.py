@@ -228,6 +228,11 @@ def found(data: dict[str, Any]) -> list[tuple[str, str]]:
     return [(warning.pointer, warning.code) for warning in result]
 
 
+def tool_grader(reference: str) -> dict[str, Any]:
+    check = {"type": "string_check", "input": "search", "reference": reference, "operation": "eq"}
+    return {"type": "multi", "graders": {"name": check}, "calculate_output": "name"}
+
+
 CPU: dict[str, Any] = {"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}}
 SMALL = {"name": "Qwen/Qwen2.5-1.5B"}
 
@@ -241,6 +246,11 @@ SMALL = {"name": "Qwen/Qwen2.5-1.5B"}
             ("/rewards/mode", "formats_exclude_each_other"),
         ),
         ({}, {"rewards": {"weights": {"integer": 0}}}, ("/rewards/weights/integer", "reward_ignored")),
+        (
+            {"rewards": {"graders": {"tools": tool_grader("{{sample}}")}}},
+            {"rewards": {"graders": {"tools": tool_grader("{{sample.output_tools[0].function.name}}")}}},
+            ("/rewards/graders/tools/graders/name/reference", "no_tool_calls"),
+        ),
         ({}, {"rewards": {"weights": {"integer": -0.1}}}, ("/rewards/weights/integer", "reward_inverted")),
         (
             {"training": {"steps": 25}},

@@ -58,6 +58,7 @@ from jobs.read.readiness import Readiness
 from jobs.read.rollout_query import RolloutQuery, decode_cursor, encode_cursor
 from jobs.read.rollouts import Rollout, RolloutStep, RolloutStore
 from jobs.read.telemetry import Telemetry, read_telemetry
+from jobs.sealing import SealingSettings
 from jobs.settings import QueueSettings, StorageSettings
 from jobs.store import object_keys
 from jobs.store.bucket import ObjectStore
@@ -188,6 +189,7 @@ class JobService:
         quotas: QuotaSettings | None = None,
         webhooks: WebhookSettings | None = None,
         prices: PriceSettings | None = None,
+        sealing: SealingSettings | None = None,
     ) -> None:
         self._settings = settings or ServiceSettings()
         self._queue_settings = queue
@@ -238,7 +240,7 @@ class JobService:
         )
         self._scrapers = ScraperKeys(self.keys, self.job_store, self._rates)
         self.workers = WorkerRegistry(self.job_store)
-        self.webhooks = WebhookService(self.store, self.job_store, webhooks)
+        self.webhooks = WebhookService(self.store, self.job_store, webhooks, sealing)
         self._fleet = Fleet(self.job_store, self.workers)
         self._serving = ServingStore(self.job_store)
         self._sweeper = Sweeper(
@@ -308,7 +310,7 @@ class JobService:
                 self._works = True
                 self._wakeups.start()
                 self._sweeper.start()
-                self.webhooks.courier.start()
+                self.webhooks.start()
         self.store.ping()
 
     def _require_servers(self) -> None:

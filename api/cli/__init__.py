@@ -27,6 +27,7 @@ SERVICE = CommandSet(
         Command("keys revoke", "api.cli.keys:revoke", "Revoke an API key permanently."),
         Command("admin retention", "api.cli.admin:retention", "Show what is past its retention."),
         Command("admin usage", "api.cli.admin:usage", "Show what every owner has used."),
+        Command("admin seal", "api.cli.admin:seal", "Seal the secrets of webhooks in storage, and count them."),
         Command("admin rebuild", "api.cli.admin:rebuild", "Restore from storage what Valkey has lost."),
     ),
 )

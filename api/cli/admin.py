@@ -1,4 +1,4 @@
-"""`grpo admin rebuild|retention|usage`: administration, directly in storage and Valkey, without an API key."""
+"""`grpo admin rebuild|retention|seal|usage`: administration, directly in storage and Valkey, without an API key."""
 
 from __future__ import annotations
 
@@ -55,6 +55,41 @@ def retention(*, json: AsJson = False) -> None:
     }
     for name, count in rows.items():
         say(f"  {name:<34}{count:>8}")
+
+
+def seal(*, dry_run: bool = False, json: AsJson = False) -> int:
+    """Seal the secrets of webhooks with the first of GRPO_SEALING_KEYS, and show how they are stored.
+
+    Parameters
+    ----------
+    dry_run
+        Only show it.
+    """
+    with service_errors("api"):
+        from jobs.sealing import SealingKeys
+        from jobs.settings import QueueSettings, StorageSettings
+        from jobs.store.bucket import ObjectStore
+        from jobs.store.job_store import JobStore
+        from jobs.webhooks.registry import Webhooks
+        from jobs.webhooks.settings import WebhookSettings
+
+        stores = ObjectStore(StorageSettings()), JobStore(QueueSettings())
+        report = Webhooks(*stores, WebhookSettings(), SealingKeys()).seal(dry_run=dry_run)
+    if json:
+        print_json(asdict(report))
+    else:
+        say(f"Keys: {', '.join(report.keys) or 'none; set GRPO_SEALING_KEYS'}. Webhooks:")
+        rows = {
+            "sealed with the first key": report.current,
+            f"{'to be ' if dry_run else ''}sealed with it now": report.sealed,
+            "stored as plain text": report.plain,
+            "unreadable": len(report.unreadable),
+        }
+        for name, count in rows.items():
+            say(f"  {name:<28}{count:>8}")
+        for webhook, reason in report.unreadable.items():
+            say(f"{webhook}: {reason}")
+    return EXIT_FAILED if report.unreadable or report.plain else 0
 
 
 def usage(*, json: AsJson = False) -> None:

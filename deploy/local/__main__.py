@@ -37,7 +37,7 @@ class Stack:
     def __init__(self, folder: Folder, config: Config) -> None:
         self._folder = folder
         self._config = config
-        self._secrets = folder.secrets()
+        self._secrets = folder.ensure_sealing_key()
         self._phase: Phase = "starting"
         self._supervisor = Supervisor(stack.waves(folder, config, self._secrets), self._report)
         for number in (signal.SIGTERM, signal.SIGINT):

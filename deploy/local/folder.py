@@ -58,6 +58,8 @@ class Secrets(_File):
     valkey_password: str = Field(default_factory=_token, repr=False)
     s3_access_key: str = Field(default_factory=lambda: secrets.token_hex(10), repr=False)
     s3_secret_key: str = Field(default_factory=_token, repr=False)
+    sealing_keys: str = Field(default="", repr=False)
+    """Value of `GRPO_SEALING_KEYS`. Empty only until the first start of this release."""
     api_key: str = Field(default="", repr=False)
     """Known only after the API's first start."""
 
@@ -139,6 +141,14 @@ class Folder:
         if not self._secrets.exists():
             self.save_secrets(Secrets())
         return Secrets.model_validate_json(self._secrets.read_bytes())
+
+    def ensure_sealing_key(self) -> Secrets:
+        """Make the key that a folder of an earlier release lacks. For the holder of the lock alone: it is made once."""
+        values = self.secrets()
+        if not values.sealing_keys:
+            values = values.model_copy(update={"sealing_keys": _token()})
+            self.save_secrets(values)
+        return values
 
     def save_secrets(self, values: Secrets) -> None:
         write_private(self._secrets, values.model_dump_json(indent=2))

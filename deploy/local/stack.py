@@ -36,7 +36,7 @@ _SLACK_S = 30.0
 _NOT_INHERITED = (
     # Another stack's or AWS's own: they would win over, or not fit, what is set here.
     *("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
-    *("S3_PUBLIC_ENDPOINT", "GRPO_QUEUES"),
+    *("S3_PUBLIC_ENDPOINT", "GRPO_QUEUES", "GRPO_SEALING_KEYS", "GRPO_SEALING_KEYS_FILE"),
     # The client's, of no use to the servers.
     *("GRPO_URL", "GRPO_API_KEY"),
 )
@@ -142,6 +142,7 @@ def client_variables(config: Config, secrets: Secrets) -> dict[str, str]:
         **storage,
         "AWS_ENDPOINT_URL_S3": storage["S3_ENDPOINT"],
         "REDIS_URL": _redis_url(config, secrets),
+        "GRPO_SEALING_KEYS": secrets.sealing_keys,  # for `grpo admin seal`
     }
 
 
@@ -182,7 +183,8 @@ def waves(folder: Folder, config: Config, secrets: Secrets) -> list[list[Service
     api = Service(
         name="api",
         argv=config.commands.api,
-        env=env,
+        # Not for the worker, which reads no sealed secret.
+        env={**env, "GRPO_SEALING_KEYS": secrets.sealing_keys},
         cwd=ROOT,
         log=folder.log("api"),
         probe=lambda: _not_ready(config.api_port),

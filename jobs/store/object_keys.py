@@ -160,7 +160,7 @@ def webhook_folder(owner: str, webhook_id: str) -> str:
 
 
 def webhook(owner: str, webhook_id: str) -> str:
-    """A webhook with its secret."""
+    """A webhook with its secret, sealed if the operator has set a key."""
     return f"{webhook_folder(owner, webhook_id)}webhook.json"
 
 

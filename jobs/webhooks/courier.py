@@ -7,9 +7,10 @@ Owns when an event is sent, again and no more. Four parts, each of which can be 
 - *send*: one attempt of each due delivery; a failed one is repeated after each of `GRPO_WEBHOOK_RETRY_SECONDS`.
 - *reconcile*: every end of the last day without a delivery gets one. Valkey's list of ended jobs, which a recovery
   corrects by the bucket, and the marks in the bucket decide, so this needs nothing that was forgotten.
-- *tidy*: marks older than three days are deleted.
+- *tidy*: marks older than three days are deleted, and webhooks sealed that are not, or with an older key.
 
-Invariant: an error in one webhook delays no other for longer than the time of one attempt.
+Invariants: an error in one webhook delays no other for longer than the time of one attempt; deliveries to a webhook
+whose secret this process cannot read wait, and another process is given the turn.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ RECOVERED = timedelta(hours=25)
 HOUR_SECONDS = 3600.0
 KEEP_MARKS = timedelta(days=3)
 GONE = 410
+UNREADABLE_SECONDS = 10.0
+"""How long nothing is sent to a webhook whose secret cannot be read."""
+UNREADABLE = "the service cannot read this webhook's secret: its operator has to set GRPO_SEALING_KEYS"
 
 
 class Courier:
@@ -79,6 +83,9 @@ class Courier:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="webhook")
         self._busy: dict[str, str] = {}
         """By webhook, the owner: attempts under way."""
+        self._unreadable: dict[str, float] = {}
+        """By webhook whose secret could not be read, when to try again, by the monotonic clock."""
+        self._lacks_key = threading.Event()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
@@ -105,6 +112,9 @@ class Courier:
                     self.report()
                     self.send()
                     self._reconcile_if_due()
+                    if self._lacks_key.is_set():
+                        self._lacks_key.clear()
+                        self._turns.pass_on()
             except Unavailable as error:
                 self._turns.pass_on()
                 log.warning("webhooks_failed", reason=str(error))
@@ -161,7 +171,12 @@ class Courier:
     def _take(self, owner: str, webhook_id: str) -> bool:
         with self._lock:
             owners = Counter(self._busy.values())
-            if webhook_id in self._busy or owners[owner] >= OWNER_THREADS or len(self._busy) >= THREADS:
+            if (
+                self._is_unreadable(webhook_id)
+                or webhook_id in self._busy
+                or owners[owner] >= OWNER_THREADS
+                or len(self._busy) >= THREADS
+            ):
                 return False
             self._busy[webhook_id] = owner
             return True
@@ -172,7 +187,7 @@ class Courier:
         try:
             while not self._stop.is_set() and (due := self._deliveries.begin(owner, webhook_id)) is not None:
                 self.deliver(due)
-                if time.monotonic() > until:
+                if time.monotonic() > until or self._is_unreadable(webhook_id):
                     break
         except Unavailable as error:
             log.warning("webhook_unrecorded", webhook=webhook_id, reason=str(error))
@@ -192,6 +207,9 @@ class Courier:
         if webhook.disabled_at is not None and delivery.type != TEST:
             self._deliveries.forget(due)  # once it is enabled, `reconcile` finds the ends of jobs again
             return
+        if webhook.fault is not None:
+            self._wait_for_key(webhook, due, delivery)
+            return
         status, error = self._post(webhook, due.event, delivery.body.encode())
         attempts = delivery.attempts + 1
         if status is not None and 200 <= status < 300:
@@ -203,6 +221,18 @@ class Courier:
             self._deliveries.retry(due, seconds=wait, attempts=attempts, status=status, error=error)
             return
         self._give_up(webhook, due, delivery, attempts, status, error)
+
+    def _is_unreadable(self, webhook_id: str) -> bool:
+        return self._unreadable.get(webhook_id, 0.0) > time.monotonic()
+
+    def _wait_for_key(self, webhook: Webhook, due: Due, delivery: Delivery) -> None:
+        """Keep a delivery, and count no attempt: another process has the key, or this one at its next start."""
+        self._unreadable[webhook.id] = time.monotonic() + UNREADABLE_SECONDS
+        self._lacks_key.set()
+        self._deliveries.retry(
+            due, seconds=UNREADABLE_SECONDS, attempts=delivery.attempts, status=None, error=UNREADABLE
+        )
+        log.error("webhook_unreadable", webhook=webhook.id, event_id=due.event, reason=webhook.fault)
 
     def _post(self, webhook: Webhook, event_id: str, body: bytes) -> tuple[int | None, str | None]:
         """Return the status, or None and what went wrong."""
@@ -266,6 +296,7 @@ class Courier:
         if is_full:
             self._next_full = now + HOUR_SECONDS
             self.tidy()
+            self._seal()
 
     def reconcile(self, window: timedelta) -> None:
         """Queue the ends of jobs of that age that no delivery was made for."""
@@ -308,3 +339,11 @@ class Courier:
                 for item in list(self._store.list(object_keys.sent_of(owner, webhook.id))):
                     if item.modified is not None and item.modified < oldest:
                         self._store.delete(item.key)
+
+    def _seal(self) -> None:
+        report = self._webhooks.seal()
+        if report.sealed:
+            log.info("webhooks_sealed", count=report.sealed, key=report.keys[0])
+        if report.unreadable:
+            (example, reason) = next(iter(report.unreadable.items()))
+            log.error("webhooks_unreadable", count=len(report.unreadable), example=example, reason=reason)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 
 from jobs.auth.rate_limit import RateLimiter
+from jobs.sealing import SealingKeys, SealingSettings
 from jobs.store.bucket import ObjectStore
 from jobs.store.job_store import JobStore
 from jobs.webhooks.courier import Courier
@@ -27,10 +28,16 @@ LEASE_TIMEOUTS = 4
 class WebhookService:
     """The webhooks of all owners."""
 
-    def __init__(self, store: ObjectStore, job_store: JobStore, settings: WebhookSettings | None = None) -> None:
-        """Raises `Misconfigured` for hosts that are none."""
+    def __init__(
+        self,
+        store: ObjectStore,
+        job_store: JobStore,
+        settings: WebhookSettings | None = None,
+        sealing: SealingSettings | None = None,
+    ) -> None:
+        """Raises `Misconfigured` for hosts or sealing keys that are none."""
         settings = settings or WebhookSettings()
-        self._webhooks = Webhooks(store, job_store, settings)
+        self._webhooks = Webhooks(store, job_store, settings, SealingKeys(sealing))
         self._deliveries = Deliveries(job_store, lease_seconds=LEASE_TIMEOUTS * settings.timeout_seconds)
         self.courier = Courier(store, job_store, self._webhooks, self._deliveries, settings)
         self._tests = RateLimiter(
@@ -39,6 +46,11 @@ class WebhookService:
             burst=TESTS_PER_MINUTE,
             refusal=f"You may test webhooks {TESTS_PER_MINUTE} times per minute, and have done so more often.",
         )
+
+    def start(self) -> None:
+        """Start to deliver, and warn the operator if secrets are stored as plain text."""
+        self._webhooks.warn()
+        self.courier.start()
 
     def create(self, owner: str, url: str, events: Iterable[str] | None = None) -> Webhook:
         """Register a webhook, for all events by default. Raises `Rejected`."""

@@ -28,6 +28,8 @@ from tests.clock import patience
 FAKE_API = """
     import http.server, os, signal, sys
 
+    open("{folder}/sealing-keys", "w").write(os.environ["GRPO_SEALING_KEYS"])
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200 if self.path == "/readyz" else 404)
@@ -140,6 +142,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
         patch.setenv("AWS_SESSION_TOKEN", "of another account")
         patch.setenv("GRPO_QUEUES", "big")
         patch.setenv("GRPO_API_KEY", "of another service")
+        patch.setenv("GRPO_SEALING_KEYS", "of another stack")
         patch.setenv("HF_HOME", "/models")
         try:
             running.up()
@@ -238,7 +241,7 @@ def test_env_file_can_be_sourced(running: Local) -> None:
     assert {name: sourced[name] for name in expected} == expected
     assert set(expected) == {
         *("GRPO_URL", "GRPO_API_KEY", "REDIS_URL", "S3_ENDPOINT", "S3_BUCKET", "S3_REGION"),
-        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3"),
+        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3", "GRPO_SEALING_KEYS"),
     }
 
 
@@ -246,11 +249,23 @@ def test_services_get_their_settings_and_nothing_misleading(running: Local) -> N
     eventually((running.folder / "worker-env").exists)
     env = json.loads((running.folder / "worker-env").read_text())
     client = stack.client_env(running.data)
-    shared = set(client) - {"GRPO_URL", "GRPO_API_KEY", "AWS_ENDPOINT_URL_S3"}
+    shared = set(client) - {"GRPO_URL", "GRPO_API_KEY", "AWS_ENDPOINT_URL_S3", "GRPO_SEALING_KEYS"}
     assert {name: env[name] for name in shared} == {name: client[name] for name in shared}
     assert env["HF_HOME"] == "/models"
     assert env["GRPO_WORK_DIR"] == str(running.data / "work")
-    assert not {"AWS_SESSION_TOKEN", "GRPO_QUEUES", "GRPO_API_KEY"} & set(env)
+    assert not {"AWS_SESSION_TOKEN", "GRPO_QUEUES", "GRPO_API_KEY", "GRPO_SEALING_KEYS"} & set(env)
+    assert (running.folder / "sealing-keys").read_text() == client["GRPO_SEALING_KEYS"]
+
+
+def test_a_folder_of_an_earlier_release_gets_a_sealing_key_once(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    before = folder.secrets()
+    assert before.sealing_keys == ""
+    made = folder.ensure_sealing_key()
+    assert len(made.sealing_keys) >= 32
+    assert made == before.model_copy(update={"sealing_keys": made.sealing_keys})
+    assert folder.ensure_sealing_key() == folder.secrets() == made
+    assert (tmp_path / "secrets.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_second_up_is_refused_with_the_url_of_the_first(running: Local) -> None:

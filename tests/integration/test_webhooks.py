@@ -26,18 +26,21 @@ from openai.types.webhooks import FineTuningJobSucceededWebhookEvent
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
+from api.cli import ALL
 from deploy.local.ports import pick_port
 from grpo_client.cli import main
 from grpo_core.spec import parse_spec
 from jobs.errors import NotFound, Rejected
 from jobs.lifecycle.outcomes import apply_outcome, write_outcome
 from jobs.lifecycle.rebuild import Rebuild
+from jobs.sealing import SealingKeys, SealingSettings
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
 from jobs.store import event_log, object_keys
 from jobs.store.job import JobStatus
 from jobs.store.job_store import JobEvent
-from jobs.webhooks.courier import RECOVERED
+from jobs.webhooks import signature
+from jobs.webhooks.courier import RECOVERED, UNREADABLE
 from jobs.webhooks.deliveries import Delivery
 from jobs.webhooks.events import WebhookEvent
 from jobs.webhooks.settings import WebhookSettings
@@ -46,6 +49,8 @@ from tests.integration.running import RunningApi, wait_until
 CPU = {"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}}
 SPEC = parse_spec({**CPU, "name": "sums", "metadata": {"team": "a"}})
 ENDS = ["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
+KEY, NEWER = "k" * 32, "n" * 40
+NAME, NEWER_NAME = (SealingKeys(SealingSettings.model_validate({"keys": key})).names[0] for key in (KEY, NEWER))
 WAITS = [0.05, 0.05, 0.05, 0.05]
 
 
@@ -122,9 +127,10 @@ def serve(storage_settings: StorageSettings, queue_settings: QueueSettings, owne
     """Makes services on the same servers, started unless asked not to be."""
     made: list[JobService] = []
 
-    def make(*, start: bool = True, **settings: Any) -> JobService:
+    def make(*, start: bool = True, sealing: str = "", **settings: Any) -> JobService:
         hooks = WebhookSettings.model_validate({"hosts": ["127.0.0.1"], "waits": WAITS, **settings})
-        service = JobService(storage_settings, queue_settings, webhooks=hooks)
+        keys = SealingSettings.model_validate({"keys": sealing})
+        service = JobService(storage_settings, queue_settings, webhooks=hooks, sealing=keys)
         service.check_storage()
         made.append(service)
         if start:
@@ -414,19 +420,186 @@ def test_a_silent_receiver_holds_up_no_other(serve: Serve, receiver: Receiver, o
         receiver.hang.set()
 
 
-def test_a_secret_is_in_the_bucket_alone(
+def test_no_secret_is_in_the_bucket_or_in_valkey(
     serve: Serve, receiver: Receiver, owner: str, queue_settings: QueueSettings, capfd: Any
 ) -> None:
-    service = serve()
+    """Everything that a reader of both gets, searched for everything that would give them a right."""
+    service = serve(sealing=KEY)
     webhook = service.webhooks.create(owner, receiver.url)
+    key, _ = service.keys.create(owner)
+    session = service.log_in(key, "127.0.0.1")
     assert webhook.secret.startswith("whsec_")
     assert webhook.secret not in repr(webhook)
+    assert session
+    receiver.statuses = [500]
     service.cancel(service.submit(SPEC, owner).id, owner)
-    wait_until(lambda: len(receiver.got) == 2)
-    assert webhook.secret not in capfd.readouterr().out
+    wait_until(lambda: len(receiver.got) == 3)
+    secrets = [webhook.secret.encode(), b"team=a", key.encode(), session.token.encode(), KEY.encode()]
+    assert all(secret.decode() not in capfd.readouterr().out for secret in secrets)
+    objects = [service.store.get(item.key) or b"" for item in service.store.list("")]
     with redis.Redis.from_url(queue_settings.redis_url.get_secret_value()) as plain:
-        for key in plain.scan_iter(f"{queue_settings.prefix}:*"):
-            assert webhook.secret.encode() not in (plain.dump(key) or b"")
+        copies = [plain.dump(one) or b"" for one in plain.scan_iter(f"{queue_settings.prefix}:*")]
+        names = list(plain.scan_iter(f"{queue_settings.prefix}:*"))
+    assert any(owner.encode() in body for body in objects)
+    assert any(owner.encode() in body for body in copies)
+    assert [secret for secret in secrets if any(secret in body for body in (*objects, *copies, *names))] == []
+
+
+def stored(service: JobService, owner: str, webhook: str) -> dict[str, Any]:
+    found = service.store.get_json(object_keys.webhook(owner, webhook))
+    assert found is not None
+    return found
+
+
+def test_a_sealed_webhook_shows_neither_its_secret_nor_its_path_in_the_bucket(
+    serve: Serve, receiver: Receiver, owner: str
+) -> None:
+    service = serve(sealing=KEY)
+    webhook = service.webhooks.create(owner, receiver.url, ENDS)
+    text = json.dumps(stored(service, owner, webhook.id))
+    assert webhook.secret not in text
+    assert "team=a" not in text
+    job = service.submit(SPEC, owner)
+    service.cancel(job.id, owner)
+    wait_until(lambda: only(service, owner, webhook.id).state == "delivered")
+    headers, body = receiver.got[0]
+    assert Verifier(webhook.secret).verify(body, headers)["data"]["id"] == job.id
+    assert service.webhooks.get(owner, webhook.id).url == receiver.url
+
+
+def test_an_earlier_release_signs_nothing_with_what_is_sealed(serve: Serve, receiver: Receiver, owner: str) -> None:
+    """It needs these fields, and its attempt ends as an error that is not counted: it is repeated."""
+    service = serve(start=False, sealing=KEY)
+    found = stored(service, owner, service.webhooks.create(owner, receiver.url, ENDS).id)
+    assert found.keys() >= {"id", "owner", "url", "events", "created_at", "secret", "disabled_at", "disabled_reason"}
+    assert found["url"] == f"http://127.0.0.1:{receiver.port}/"
+    with pytest.raises(ValueError, match="padding"):
+        signature.headers(found["secret"], "evt_1", 0, b"{}")
+
+
+def test_yesterdays_webhook_is_sealed_at_the_start_and_again_with_a_new_key(
+    serve: Serve, receiver: Receiver, owner: str
+) -> None:
+    plain = serve()
+    webhook = plain.webhooks.create(owner, receiver.url, ENDS)
+    body = stored(plain, owner, webhook.id)
+    assert body.pop("sealed") is None  # earlier releases wrote no such field
+    plain.store.put_json(object_keys.webhook(owner, webhook.id), body)
+    assert (body["url"], body["secret"]) == (receiver.url, webhook.secret)
+    plain.cancel(plain.submit(SPEC, owner).id, owner)
+    wait_until(lambda: len(receiver.got) == 1)
+    plain.close()
+    for keys, name in ((KEY, NAME), (f"{NEWER},{KEY}", NEWER_NAME)):
+        service = serve(sealing=keys)
+        wait_until(
+            lambda service=service, name=name: str(stored(service, owner, webhook.id).get("sealed"))[3:11] == name
+        )
+        service.cancel(service.submit(SPEC, owner).id, owner)
+        sent = len(receiver.got)
+        wait_until(lambda sent=sent: len(receiver.got) > sent)
+        assert Verifier(webhook.secret).verify(receiver.got[-1][1], receiver.got[-1][0])
+        service.close()
+    assert serve(start=False, sealing=NEWER).webhooks.get(owner, webhook.id).secret == webhook.secret
+
+
+@pytest.mark.parametrize(("keys", "has"), [("", "is not set"), ("w" * 32, "has only")])
+def test_without_the_key_deliveries_wait_and_go_to_who_has_it(
+    serve: Serve,
+    receiver: Receiver,
+    owner: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    keys: str,
+    has: str,
+) -> None:
+    monkeypatch.setattr("jobs.webhooks.courier.UNREADABLE_SECONDS", 0.2)
+    made = serve(start=False, sealing=KEY).webhooks.create(owner, receiver.url, ENDS)
+    blind = serve(sealing=keys)
+    job = blind.submit(SPEC, owner)
+    blind.cancel(job.id, owner)
+    wait_until(lambda: any(one.last_error for one in blind.webhooks.deliveries(owner, made.id, 10)))
+    (delivery,) = blind.webhooks.deliveries(owner, made.id, 10)
+    assert (delivery.state, delivery.attempts, delivery.last_error) == ("pending", 0, UNREADABLE)
+    assert re.search(rf"webhook_unreadable.*{NAME}.*GRPO_SEALING_KEYS {has}.*Add that key", capfd.readouterr().out)
+    seeing = serve(sealing=KEY)  # both run: the one without the key gives its turn away
+    wait_until(lambda: only(seeing, owner, made.id).state == "delivered")
+    assert Verifier(made.secret).verify(receiver.got[0][1], receiver.got[0][0])["data"]["id"] == job.id
+    assert len(receiver.got) == 1
+
+
+def test_without_the_key_a_webhook_is_shown_and_changed_as_far_as_it_can_be(
+    serve: Serve, receiver: Receiver, owner: str
+) -> None:
+    seeing, blind = serve(start=False, sealing=KEY), serve(start=False)
+    made = seeing.webhooks.create(owner, receiver.url, ENDS)
+    shown = blind.webhooks.get(owner, made.id)
+    assert (shown.url, shown.events) == (f"http://127.0.0.1:{receiver.port}/", ENDS)
+    registry = blind.webhooks._webhooks
+    registry.disable(shown, "a test")
+    assert seeing.webhooks.get(owner, made.id).disabled_reason == "a test"
+    registry.enable(blind.webhooks.get(owner, made.id))
+    registry.seal()
+    again = seeing.webhooks.get(owner, made.id)
+    assert (again.url, again.secret, again.disabled_at) == (made.url, made.secret, None)
+    blind.webhooks.delete(owner, made.id)
+    assert seeing.webhooks.all(owner) == []
+
+
+def test_a_sealed_webhook_of_another_owner_does_not_open(serve: Serve, receiver: Receiver, owner: str) -> None:
+    service = serve(start=False, sealing=KEY)
+    webhook = service.webhooks.create("bob", receiver.url)
+    service.store.put_json(
+        object_keys.webhook(owner, webhook.id), {**stored(service, "bob", webhook.id), "owner": owner}
+    )
+    copied = service.webhooks.get(owner, webhook.id)
+    assert copied.secret != webhook.secret
+    assert copied.fault
+    assert "another place" in copied.fault
+    service.webhooks.delete("bob", webhook.id)
+
+
+def test_what_an_operator_is_shown(
+    serve: Serve,
+    receiver: Receiver,
+    owner: str,
+    storage_settings: StorageSettings,
+    queue_settings: QueueSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    service = serve()
+    wait_until(lambda: "webhook_secrets_plain" in (text := capfd.readouterr().out) and "GRPO_SEALING_KEYS" in text)
+    service.close()
+    service.webhooks.create(owner, receiver.url)
+    for settings in (storage_settings, queue_settings):
+        for name, field in type(settings).model_fields.items():
+            alias = field.validation_alias
+            variable = alias if isinstance(alias, str) else alias.choices[0]  # type: ignore[union-attr]
+            value = getattr(settings, name)
+            monkeypatch.setenv(str(variable), str(getattr(value, "get_secret_value", lambda value=value: value)()))
+
+    def seal(*words: str) -> tuple[int, dict[str, Any]]:
+        with pytest.raises(SystemExit) as ended:
+            main(["admin", "seal", "--json", *words], sets=ALL)
+        return int(str(ended.value.code or 0)), json.loads(capfd.readouterr().out)
+
+    code, found = seal()
+    assert (code, found["keys"], found["plain"] > 0) == (1, [], True)
+    monkeypatch.setenv("GRPO_SEALING_KEYS", KEY)
+    code, before = seal("--dry-run")
+    assert (code, before["keys"], before["sealed"] > 0) == (0, [NAME], True)
+    assert stored(service, owner, service.webhooks.all(owner)[0].id)["sealed"] is None
+    assert seal() == (0, before)
+    assert seal() == (0, {**before, "current": before["sealed"] + before["current"], "sealed": 0})
+    monkeypatch.setenv("GRPO_SEALING_KEYS", NEWER)
+    code, found = seal()
+    assert code == 1
+    assert all("GRPO_SEALING_KEYS has only" in why for why in found["unreadable"].values())
+    monkeypatch.setenv("GRPO_SEALING_KEYS", "short")
+    with pytest.raises(SystemExit) as ended:
+        main(["admin", "seal"], sets=ALL)
+    assert ended.value.code == 2
+    assert "GRPO_SEALING_KEYS is a text with a key of 5 characters" in capfd.readouterr().err
 
 
 def test_a_deleted_webhook_leaves_nothing(serve: Serve, receiver: Receiver, owner: str) -> None:

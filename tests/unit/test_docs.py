@@ -20,6 +20,7 @@ from grpo_client.cli import make_app
 from grpo_core.reasons import FailureCode
 from jobs.lifecycle.retention import RetentionSettings
 from jobs.lifecycle.time_limit import TimeLimitSettings
+from jobs.sealing import SealingSettings
 from jobs.service import ServiceSettings
 from jobs.settings import QueueSettings, StorageSettings
 from jobs.store.audit_log import AuditSettings
@@ -55,7 +56,7 @@ def variables(settings: type[BaseSettings]) -> list[str]:
     [
         *(StorageSettings, QueueSettings, ServiceSettings, SourceSettings, ApiSettings, WorkerSettings),
         *(RetentionSettings, TimeLimitSettings, QuotaSettings, AuditSettings, ValkeySettings, WebhookSettings),
-        PriceSettings,
+        *(PriceSettings, SealingSettings),
     ],
 )
 def test_every_setting_is_in_the_page_of_settings(settings: type[BaseSettings]) -> None:

@@ -446,6 +446,7 @@ EXAMPLES: Final[dict[str, Any]] = {
     "listWebhookDeliveries.fields": "type,state",
     "listDatasets.fields": "id,rows",
     "listRows.fields": "row,values",
+    "listJobRows.fields": "row,sha256",
     "listDatasetJobs.fields": "id,status",
     "listKeys.fields": "id,name,status",
     "listGpuHours.fields": "owner,gpu_hours",

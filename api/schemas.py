@@ -23,6 +23,8 @@ from grpo_core.spec import JobSpec
 from jobs.auth.api_keys import KEY_ID, ListedKey
 from jobs.read.fleet import FleetWorker, WorkerState
 from jobs.read.groups import GroupSummary
+from jobs.read.job_rows import JobRow as FoundRow
+from jobs.read.job_rows import JobRowPage, Part
 from jobs.read.queue_position import QueuePosition as Place
 from jobs.read.queue_position import WaitReason
 from jobs.read.rollouts import RolloutStep
@@ -537,6 +539,54 @@ class RowList(Struct, frozen=True, kw_only=True):
     next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page", examples=["20-2480"])]
 
 
+class JobRow(Struct, frozen=True, kw_only=True):
+    """A row of a job's data set as the job asks it."""
+
+    row: Annotated[
+        int, Meta(ge=0, description="Its number in its data set, from 0; `prompt_id` of its completions", examples=[0])
+    ]
+    sha256: Annotated[
+        str,
+        Meta(
+            description="Of all its columns: while it is the same, so is the row",
+            examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
+        ),
+    ]
+    values: Annotated[
+        dict[str, Any],
+        Meta(description="Every column as it is stored", examples=[{"question": "6+6=?", "answer": "12"}]),
+    ]
+    messages: Annotated[
+        list[PreviewTurn],
+        Meta(description="The prompt as training builds it, before the model's chat template; empty: see `problem`"),
+    ]
+    answer: Annotated[
+        str, Meta(description="The answer that rewards compare with; empty: the row has none", examples=["12"])
+    ]
+    problem: Annotated[FieldProblem | None, Meta(description="Why the job cannot use the row")]
+
+
+class JobRowList(Struct, frozen=True, kw_only=True):
+    """Some rows of a job's data set, in their order; or why they cannot be shown."""
+
+    object: Literal["list"] = "list"
+    data: list[JobRow]
+    has_more: bool
+    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page", examples=["20-2480"])]
+    part: Annotated[Literal["train", "held_out"], Meta(description="Which rows these are")]
+    first_row: Annotated[int, Meta(ge=0, description="Number of the part's first row", examples=[0])]
+    rows: Annotated[
+        int | None,
+        Meta(description="How many rows the part has; null: not known here, as of a hub data set", examples=[7473]),
+    ]
+    unavailable: Annotated[
+        FieldProblem | None,
+        Meta(
+            description="Why no row can be shown: the data set was deleted, or only workers read it; null: not so"
+        ),
+    ]
+
+
 class DatasetList(Struct, frozen=True, kw_only=True):
     """Some of your data sets, newest first."""
 
@@ -739,6 +789,14 @@ class RowScore(Struct, frozen=True, kw_only=True):
     ]
     errors: Annotated[dict[str, ScoreError], Meta(description="By grader; a member of a `multi` is name.member")]
     details: Annotated[dict[str, dict[str, Any]], Meta(description="By grader, such as the members of a `multi`")]
+    missing_columns: Annotated[
+        dict[str, list[str]],
+        Meta(
+            description="Columns that a grader names and `item` lacks, by grader: its score says nothing of a row that "
+            "has them",
+            examples=[{"near": ["tolerance"]}],
+        ),
+    ]
 
 
 class UnavailableGrader(Struct, frozen=True, kw_only=True):
@@ -1067,6 +1125,32 @@ def preview_of(spec: JobSpec, records: Sequence[Mapping[str, Any]], rows: int) -
     return DatasetPreview(
         columns=[PreviewColumn(name=one.name, holds=one.holds) for one in preview_columns(records)],
         data=[_preview_row(one) for one in preview_rows(spec, records[:rows])],
+    )
+
+
+def job_rows_of(found: JobRowPage, part: Part, cursor: str | None) -> JobRowList:
+    """The public form of rows of a job's data set."""
+    why = found.unavailable
+    return JobRowList(
+        data=[_job_row(one) for one in found.rows],
+        has_more=cursor is not None,
+        next_cursor=cursor,
+        part=part,
+        first_row=found.first,
+        rows=found.count,
+        unavailable=why and FieldProblem(pointer=why.pointer, code=why.code, detail=why.detail, remedy=why.remedy),
+    )
+
+
+def _job_row(found: FoundRow) -> JobRow:
+    row = _preview_row(found.prompt)
+    return JobRow(
+        row=row.row,
+        sha256=found.sha256,
+        values=row.values,
+        messages=row.messages,
+        answer=row.answer,
+        problem=row.problem,
     )
 
 

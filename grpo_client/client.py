@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Self, TypedDict, Unpack
+from typing import Any, BinaryIO, Literal, Self, TypedDict, Unpack
 from urllib.parse import quote
 
 import httpx
@@ -358,6 +358,21 @@ class GrpoClient:
         """A page of a data set's rows as they are stored; its `next_cursor` leads to the next."""
         params = _given(limit=limit, cursor=cursor)
         return results.RowList(self._connection.json("GET", _dataset(dataset_id, "rows"), params=params))
+
+    def job_rows(
+        self,
+        job_id: str,
+        *,
+        part: Literal["train", "held_out"] = "train",
+        first: int | None = None,
+        search: str | None = None,
+        limit: int = 20,
+        cursor: str | None = None,
+    ) -> results.JobRowList:
+        """A page of the rows of a job's data set as its prompts, from the row `first` on; `unavailable` says why there
+        are none."""
+        params = _given(part=part, first=first, search=search, limit=limit, cursor=cursor)
+        return results.JobRowList(self._connection.json("GET", _job(job_id, "rows"), params=params))
 
     def dataset_jobs(self, dataset_id: str, *, limit: int = 20, cursor: str | None = None) -> results.JobList:
         """A page of the jobs that use a data set, newest first; its `next_cursor` leads to the next."""

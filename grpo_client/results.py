@@ -486,6 +486,41 @@ class JobList(JsonObject):
     """Send it as `cursor` for the next page."""
 
 
+class JobRow(JsonObject):
+    """A row of a job's data set as the job asks it."""
+
+    row: int
+    """Its number in its data set, from 0; `prompt_id` of its completions."""
+    sha256: str
+    """Of all its columns: while it is the same, so is the row."""
+    values: dict[str, Any]
+    """Every column as it is stored."""
+    messages: list[PreviewTurn]
+    """The prompt as training builds it, before the model's chat template; empty: see `problem`."""
+    answer: str
+    """The answer that rewards compare with; empty: the row has none."""
+    problem: FieldProblem | None
+    """Why the job cannot use the row."""
+
+
+class JobRowList(JsonObject):
+    """Some rows of a job's data set, in their order; or why they cannot be shown."""
+
+    object: str
+    data: list[JobRow]
+    has_more: bool
+    next_cursor: str | None
+    """Send it as `cursor` for the next page."""
+    part: str
+    """Which rows these are. One of `train`, `held_out`."""
+    first_row: int
+    """Number of the part's first row."""
+    rows: int | None
+    """How many rows the part has; None: not known here, as of a hub data set."""
+    unavailable: FieldProblem | None
+    """Why no row can be shown: the data set was deleted, or only workers read it; None: not so."""
+
+
 class JobUsage(JsonObject):
     """Jobs that are queued, running or paused."""
 
@@ -669,6 +704,8 @@ class RowScore(JsonObject):
     """By grader; a member of a `multi` is name.member."""
     details: dict[str, dict[str, Any]]
     """By grader, such as the members of a `multi`."""
+    missing_columns: dict[str, list[str]]
+    """Columns that a grader names and `item` lacks, by grader: its score says nothing of a row that has them."""
 
 
 class RowScores(JsonObject):

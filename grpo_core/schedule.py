@@ -64,6 +64,12 @@ def automatic_questions(rows: int, wanted: int = QUESTIONS) -> int:
     return count if count >= LEAST_AUTOMATIC else 0
 
 
+def last_held_out(spec: JobSpec, rows: int) -> int:
+    """How many of the last of its data set's `rows` a job holds out; 0 where its questions are from elsewhere."""
+    wanted = spec.held_out_rows
+    return automatic_questions(rows, wanted) if wanted and spec.evaluation.automatic else wanted
+
+
 def with_evaluation(spec: JobSpec, rows: int | None) -> JobSpec:
     """The job with held-out questions, unless it says how many or has too few rows; `rows` is None if not known.
 

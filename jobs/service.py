@@ -53,6 +53,7 @@ from jobs.read.fleet import Fleet, FleetWorker
 from jobs.read.groups import GroupSummary, summarise
 from jobs.read.hub_look import hub_records
 from jobs.read.job_order import JobOrder
+from jobs.read.job_rows import JobRowPage, JobRows, RowQuery
 from jobs.read.queue_position import QueuePosition, WaitReason, queue_position_of, workers_for
 from jobs.read.readiness import Readiness
 from jobs.read.rollout_query import RolloutQuery, decode_cursor, encode_cursor
@@ -64,12 +65,13 @@ from jobs.store import object_keys
 from jobs.store.bucket import ObjectStore
 from jobs.store.checkpoints import list_checkpoints
 from jobs.store.commits import RolloutFile, listed_rollouts, live_rollouts
-from jobs.store.datasets import DatasetRecord, DatasetStore, RowPage, new_dataset_id
-from jobs.store.datasets import Place as RowPlace
+from jobs.store.datasets import DatasetRecord, DatasetStore, new_dataset_id
 from jobs.store.drains import DrainMode
 from jobs.store.job import TERMINAL, JobRecord, JobStatus, Priority
 from jobs.store.job_store import JobEvent, JobStore
 from jobs.store.retired import Retired
+from jobs.store.row_files import Place as RowPlace
+from jobs.store.row_files import RowPage
 from jobs.store.s3_datasets import S3Datasets, SourceSettings
 from jobs.store.serving import ServedModels, ServingStore
 from jobs.store.valkey_checks import ValkeyWatch
@@ -202,6 +204,7 @@ class JobService:
         self.keys = KeyStore(self.store, self.job_store)
         self._sessions = SessionStore(self.job_store, self.keys, hours=self._settings.session_hours)
         self.datasets = DatasetStore(self.store, S3Datasets(storage, sources))
+        self._job_rows = JobRows(self.datasets.row_file)
         self._deletion = Deletion(self.job_store, self.store)
         self._retired = Retired(self.write_once)
         self._wakeups = WakeupPublisher(WakeupSender(queue), self.job_store)
@@ -840,6 +843,11 @@ class JobService:
     def dataset_rows(self, dataset_id: str, owner: str, *, limit: int, place: RowPlace | None = None) -> RowPage:
         """Return some rows of an upload as they are stored. Raises `NotFound` and `BadCursor`."""
         return self.datasets.rows(self.datasets.get(dataset_id, owner), limit, place)
+
+    def job_rows(self, job_id: str, owner: str, query: RowQuery) -> JobRowPage:
+        """Return rows of a job's data set as its prompts, or why they cannot be shown. Raises `NotFound` and
+        `BadCursor`."""
+        return self._job_rows.page(self.get(job_id, owner).spec, owner, query)
 
     def dataset_jobs(self, dataset_id: str, owner: str, *, limit: int, cursor: str | None = None) -> Page[JobRecord]:
         """Return a page of the owner's jobs that train or evaluate on an upload, newest first. Raises `NotFound`."""

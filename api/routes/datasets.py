@@ -37,7 +37,7 @@ from api.schemas import (
 )
 from grpo_core.spec import DATASET_ID, JOB_ID, JobSpec
 from jobs.errors import BadCursor, NotFound
-from jobs.store.datasets import Place
+from jobs.store.row_files import Place
 
 DatasetId = Annotated[str, PathParameter(description="One of your data sets", schema_extra={"pattern": DATASET_ID})]
 Spec = NamedDependency[SkipValidation[JobSpec]]
@@ -205,17 +205,23 @@ def list_rows(
     fields: Fields = None,
 ) -> Response[RowList]:
     """Some rows of an upload in their order, with every column."""
-    place = None if cursor is None else _place(cursor)
+    place = None if cursor is None else place_of(cursor)
     found = service.dataset_rows(dataset_id, owner, limit=limit, place=place)
     page = RowList(
         data=[DatasetRow(row=one.row, values=one.values) for one in found.rows],
         has_more=found.next is not None,
-        next_cursor=None if found.next is None else f"{found.next.row}-{found.next.byte}",
+        next_cursor=cursor_of(found.next),
     )
     return encoded(answer(request, page, fields, DatasetRow))
 
 
-def _place(cursor: str) -> Place:
+def cursor_of(place: Place | None) -> str | None:
+    """The cursor of a list of rows that leads to this place."""
+    return None if place is None else f"{place.row}-{place.byte}"
+
+
+def place_of(cursor: str) -> Place:
+    """Where a cursor of a list of rows leads. Raises `BadCursor`."""
     parts = re.fullmatch(r"(\d{1,12})-(\d{1,15})", cursor, re.ASCII)
     if parts is None:
         raise BadCursor("is not of a list of rows")

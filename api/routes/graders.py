@@ -33,6 +33,7 @@ from api.schemas import (
     ValidatedGrader,
 )
 from grpo_core.reasons import FailureCode
+from grpo_core.rewards.graders.columns import missing_columns
 from grpo_core.rewards.graders.models import LabelModel, ScoreModel, members_of
 from grpo_core.rewards.graders.operator import calls_servers, unregistered
 from grpo_core.scoring.process import score_apart
@@ -154,8 +155,9 @@ def score_rows(request_: Request_, owner: Owner, key_id: KeyId, runs: Runs, serv
                 reward_total=row["total"],
                 errors={name: ScoreError(**error) for name, error in row["errors"].items()},
                 details=row["details"],
+                missing_columns=missing_columns(request_.spec.rewards.graders, given.item),
             )
-            for row in found["rows"]
+            for row, given in zip(found["rows"], request_.rows, strict=True)
         ],
         unavailable=[UnavailableGrader(**one) for one in found["unavailable"]],
         seconds=found["seconds"],

@@ -65,13 +65,13 @@ def preview_columns(records: Sequence[Mapping[str, Any]]) -> list[PreviewedColum
 
 def preview_rows(spec: JobSpec, records: Sequence[Mapping[str, Any]]) -> list[PreviewedRow]:
     """Return each record with the prompt that a job would make from it."""
-    reader = RowReader(spec.data, Needs(answer=False))
-    return [_preview(spec.data, reader, number, record) for number, record in enumerate(records)]
+    return [preview_row(spec.data, number, record) for number, record in enumerate(records)]
 
 
-def _preview(data: DataSection, reader: RowReader, number: int, record: Mapping[str, Any]) -> PreviewedRow:
+def preview_row(data: DataSection, number: int, record: Mapping[str, Any]) -> PreviewedRow:
+    """Return a record with the prompt that a job would make from it; `number` is its place among the rows."""
     try:
-        row = reader.row(number, record)
+        row = RowReader(data, Needs(answer=False)).row(number, record)
     except UnusableRow as problem:
         return PreviewedRow(row=number, values=record, problem=problem)
     return PreviewedRow(row=number, values=record, messages=messages_for(row, data), answer=row.answer)

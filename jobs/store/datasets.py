@@ -15,19 +15,17 @@ from typing import Any, BinaryIO, Final
 
 from ulid import ULID
 
-from grpo_core import strict_json
 from grpo_core.datasets import DatasetSummary
 from grpo_core.spec import DataSection
-from jobs.errors import BadCursor, NotFound
+from jobs.errors import NotFound
 from jobs.settings import StorageSettings
 from jobs.store import object_keys
 from jobs.store.bucket import ObjectStore
+from jobs.store.row_files import Place, RowFile, RowPage, read_page
 from jobs.store.s3_datasets import S3Datasets, first_lines
 
 LOOKED_AT_BYTES: Final = 512 * 1024
 """Number of bytes of the rows that a dry run reads."""
-ROWS_BYTES: Final = 1024 * 1024
-"""Bytes of rows after which a page ends."""
 _READ_AT_ONCE = 16
 
 
@@ -56,30 +54,6 @@ class DatasetShape:
     """Columns of any type that every row has."""
     chats: list[str]
     """Columns with a chat that ends with the user's turn in every row."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a page of rows starts in the file."""
-
-    row: int
-    byte: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredRow:
-    """One row as it is stored."""
-
-    row: int
-    values: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowPage:
-    """Some rows, and where the next ones start; None at the end."""
-
-    rows: list[StoredRow]
-    next: Place | None
 
 
 def _record_of(body: dict[str, Any]) -> DatasetRecord:
@@ -174,25 +148,16 @@ class DatasetStore:
         return [object_keys.unquoted(name) for name in self._store.folders(object_keys.DATASETS_OF)]
 
     def rows(self, record: DatasetRecord, limit: int, place: Place | None = None) -> RowPage:
-        """Return the next rows of an upload from a place on, as far as `ROWS_BYTES` reach. Raises `NotFound`."""
-        place = place or Place(row=0, byte=0)
-        found: list[StoredRow] = []
+        """Return the next rows of an upload from a place on, as far as a page reaches. Raises `NotFound`."""
         with self.open(record) as file:
-            # Together with the end of the row before: a place that was made up may lie within a row.
-            file.seek(max(0, place.byte - 1))
-            if place.byte and file.read(1) != b"\n":
-                raise BadCursor("is not of this data set")
-            at, row = place.byte, place.row
-            while len(found) < limit and at < place.byte + ROWS_BYTES:
-                line = file.readline()
-                if not line:
-                    return RowPage(rows=found, next=None)
-                at += len(line)
-                if line.strip():
-                    found.append(StoredRow(row=row, values=strict_json.loads(line)))
-                    row += 1
-            is_last = not file.read(1)
-        return RowPage(rows=found, next=None if is_last else Place(row=row, byte=at))
+            return read_page(file, limit, place)
+
+    def row_file(self, data: DataSection, owner: str) -> RowFile:
+        """Return the rows of a job's data set, to be read from any row on. Raises `NotFound` and `DatasetError`."""
+        if data.source == "s3":
+            return self.sources.row_file(data.dataset)
+        record = self.get(data.dataset, owner)
+        return RowFile(name=record.id, open=lambda: self.open(record), rows=record.rows)
 
     def list_of(
         self, owner: str, *, limit: int, before: str | None = None, oldest_first: bool = False

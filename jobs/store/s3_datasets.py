@@ -19,6 +19,7 @@ from grpo_core.spec import S3_URL, Problem
 from jobs.errors import Denied
 from jobs.settings import CommaSeparated, StorageSettings
 from jobs.store.bucket import ObjectStore
+from jobs.store.row_files import RowFile
 
 OWN_PREFIX = "data/"
 """Prefix of the operator's data sets in the service's bucket; the service writes nothing there."""
@@ -95,6 +96,27 @@ class S3Datasets:
             return first_lines(self._bucket(bucket), key, most)
         except Denied:
             return b""
+
+    def row_file(self, url: str) -> RowFile:
+        """Return the rows of an object with JSON lines. Raises `DatasetError` if they cannot be read here."""
+        bucket, key = _parts(url)
+        if not self._may_read(bucket, key):
+            raise DatasetError([self._refusal(url)])
+        if kind_of(key) is not None:
+            detail = f"{url} is no file of JSON lines, and only workers read others"
+            raise DatasetError([_problem("not_readable_here", detail, "Upload the file to see its rows.")])
+        store = self._bucket(bucket)
+        try:
+            head = store.head(key)
+            if head is None:
+                raise DatasetError([_problem("no_such_dataset", f"{url} does not exist any more", "Was it deleted?")])
+        except Denied as error:
+            remedy = "Give this service's credentials s3:GetObject on it."
+            raise DatasetError([_problem("access_denied", f"{url} cannot be read here ({error})", remedy)]) from error
+        if head.size > MAX_BYTES:
+            raise DatasetTooLargeError([_too_large(url, head.size)])
+        version = f"{url} {head.size} {head.modified.isoformat()}"
+        return RowFile(name=version, open=lambda: store.open(key), rows=None)
 
     def _may_read(self, bucket: str, key: str) -> bool:
         if bucket == self._storage.bucket:  # also if the operator lists it

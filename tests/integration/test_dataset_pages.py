@@ -15,7 +15,7 @@ from grpo_core.spec import parse_spec
 from jobs.auth.api_keys import OPERATOR, OWNER_SCOPES
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
-from jobs.store import datasets
+from jobs.store import row_files
 from tests.integration.running import RunningApi
 
 
@@ -62,7 +62,7 @@ def test_rows_come_in_pages_each_once(api: RunningApi, tmp_path: Path, monkeypat
         pages = all_rows(ann, made.id, 20)
         assert pages == [list(range(20)), list(range(20, 40)), list(range(40, 45))]
         assert all_rows(ann, made.id, 45) == [list(range(45))], "the last page says so"
-        monkeypatch.setattr(datasets, "ROWS_BYTES", 2000)
+        monkeypatch.setattr(row_files, "ROWS_BYTES", 2000)
         pages = all_rows(ann, made.id, 20)
         assert [row for page in pages for row in page] == list(range(45))
         assert len(pages) > 10, "long rows make short pages"

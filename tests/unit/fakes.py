@@ -20,7 +20,7 @@ from grpo_core import strict_json
 from grpo_core.datasets import DatasetSummary
 from grpo_core.datasets.preview import records_of
 from grpo_core.estimates import SpecWarning, estimate
-from grpo_core.spec import SPEC_FORMAT, JobSpec, Problem
+from grpo_core.spec import SPEC_FORMAT, DataSection, JobSpec, Problem
 from jobs.auth.api_keys import OPERATOR, SCOPES, KeyRecord, ListedKey, granted
 from jobs.auth.rate_limit import RateLimited
 from jobs.auth.sessions import Session, TooManyAttempts
@@ -31,15 +31,17 @@ from jobs.read.events import EventPage
 from jobs.read.fleet import FleetWorker, WorkerState
 from jobs.read.groups import GroupSummary, summarise
 from jobs.read.job_order import JobOrder
+from jobs.read.job_rows import JobRowPage, JobRows, RowQuery
 from jobs.read.queue_position import QueuePosition, WaitReason
 from jobs.read.rollout_query import RolloutQuery, decode_cursor
 from jobs.read.rollouts import Rollout, RolloutStep
 from jobs.read.telemetry import QueueState, Telemetry
 from jobs.service import Artifact, JobFilter, LinkedCheckpoint, Page, Preview
-from jobs.store.datasets import DatasetRecord, RowPage, StoredRow
-from jobs.store.datasets import Place as RowPlace
+from jobs.store.datasets import DatasetRecord
 from jobs.store.drains import Drain, DrainMode
 from jobs.store.job import TERMINAL, JobRecord, JobStatus, Priority, member_ids, new_group_id, new_job_id
+from jobs.store.row_files import Place as RowPlace
+from jobs.store.row_files import RowFile, RowPage, StoredRow
 from jobs.store.serving import ServedModels
 from jobs.usage.prices import Prices, PriceSettings
 from jobs.usage.quotas import Usage
@@ -432,6 +434,14 @@ class FakeJobService:
         found = [StoredRow(row=first + at, values=one) for at, one in enumerate(lines[first : first + limit])]
         more = RowPlace(row=first + limit, byte=0) if len(lines) > first + limit else None
         return RowPage(rows=found, next=more)
+
+    def job_rows(self, job_id: str, owner: str, query: RowQuery) -> JobRowPage:
+        def row_file(data: DataSection, of: str) -> RowFile:
+            self.get_dataset(data.dataset, of)
+            body = self.uploads[data.dataset][1]
+            return RowFile(name=data.dataset, open=lambda: BytesIO(body), rows=None)
+
+        return JobRows(row_file).page(self.get(job_id, owner).spec, owner, query)
 
     def dataset_jobs(self, dataset_id: str, owner: str, *, limit: int, cursor: str | None = None) -> Page[JobRecord]:
         self.get_dataset(dataset_id, owner)

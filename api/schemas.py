@@ -581,9 +581,7 @@ class JobRowList(Struct, frozen=True, kw_only=True):
     ]
     unavailable: Annotated[
         FieldProblem | None,
-        Meta(
-            description="Why no row can be shown: the data set was deleted, or only workers read it; null: not so"
-        ),
+        Meta(description="Why no row can be shown: the data set was deleted, or only workers read it; null: not so"),
     ]
 
 

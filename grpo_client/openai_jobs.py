@@ -107,7 +107,7 @@ TABLE: Final = (
         "hyperparameters",
         "refused",
         "",
-        "the deprecated place; they belong to the method. Of a job that was retrieved: ignored",
+        "the deprecated place; they belong to the method, and are ignored in a job that was retrieved",
     ),
     FieldRow("trainingType", "ignored", "", "Azure's; jobs run on the workers that the operator has"),
     FieldRow(EXTRA, "mapped", "every section", "sections of a job spec, sent as `extra_body`"),

@@ -20,7 +20,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from grpo_client.cli.text import BLOCKS, OVER, OnEvent, evaluated, number_at, printable, sparkline, thin, verdicts
+from grpo_client.cli.text import (
+    BLOCKS,
+    OVER,
+    SHOWN,
+    OnEvent,
+    evaluated,
+    number_at,
+    printable,
+    sparkline,
+    thin,
+    verdicts,
+)
 from grpo_client.results import Event, Job
 from grpo_client.words import METRICS
 
@@ -72,6 +83,10 @@ class Seen:
                 self._note("evaluation", evaluated(data))
             case "log" if data.get("code") == "stopped_early":
                 self._note("stopped", str(data.get("message", "")))
+            case "log" if data.get("code") in SHOWN:
+                # Only the last one: each says how far the export is.
+                self.notes = [note for note in self.notes if note[0] != "export"]
+                self._note("export", str(data.get("message", "")))
             case "evaluation" if "paired" in data:
                 for verdict in verdicts(data):
                     self._note("result", verdict)
@@ -133,6 +148,7 @@ def draw(seen: Seen, width: int) -> RenderableType:
         "over": "dim",
         "evaluation": "cyan",
         "stopped": "cyan",
+        "export": "cyan",
     }
     parts += [Text(text, style=styles[kind]) for kind, text in seen.notes[-WARNINGS_SHOWN:]]
     title = Text(printable(f"{seen.job.id}  {seen.job.name or ''}".rstrip()))

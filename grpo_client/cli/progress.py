@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import IO
 
-from grpo_client.cli.text import OVER, OnEvent, count, evaluated, printable, verdicts
+from grpo_client.cli.text import OVER, SHOWN, OnEvent, count, evaluated, printable, verdicts
 from grpo_client.results import Event, Job
 from grpo_client.words import METRICS
 
@@ -113,7 +113,7 @@ def describe(event: Event, total: int) -> str:
             return f"checkpoint at step {event.step}"
         case "evaluation" if data.get("stage") == "during":
             return printable(evaluated(data))
-        case "log" if data.get("code") == "stopped_early":
+        case "log" if data.get("code") in SHOWN:
             return printable(str(data.get("message", "")))
         case "evaluation" if "paired" in data:
             return printable(" ".join(verdicts(data)))

@@ -13,6 +13,8 @@ SPARK_WIDTH = 32
 
 OVER = "audit_over"
 """The code of a log event: what an audit warned of is past."""
+SHOWN = ("stopped_early", "export_progress", "export")
+"""Codes of log events whose message is for who follows the job."""
 
 OnEvent = Callable[[Event], None]
 

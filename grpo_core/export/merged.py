@@ -7,7 +7,7 @@ the base and its merged copy, never the model; and every matrix of the adapter i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -56,7 +56,9 @@ class MergedWeights:
     Raises a `user_config` failure if a file cannot be read or the adapter does not fit the base.
     """
 
-    def __init__(self, base: Path, adapter: Path) -> None:
+    def __init__(self, base: Path, adapter: Path, on_tensor: Callable[[int], None] = lambda _: None) -> None:
+        """`on_tensor` is called with the number of parameters of each tensor that was read."""
+        self._on_tensor = on_tensor
         try:
             self._files = _tensor_files(base)
             self._config = _read_config(adapter)
@@ -96,6 +98,7 @@ class MergedWeights:
     def tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """One tensor. It is merged in 32 bits and rounded once."""
         stored = self._read(name)
+        self._on_tensor(stored.numel())
         module = name.removesuffix(".weight")
         if module not in self._lora:
             return stored.to(dtype)

@@ -14,6 +14,7 @@ from grpo_core import hub, strict_json
 from grpo_core.adapters import LocalAdapter, read_index
 from grpo_core.checkpoints.model_card import CardFacts
 from grpo_core.errors import EXIT_DONE, JobFailure
+from grpo_core.export.progress import CODE, Progress
 from grpo_core.export.run import Exported, Source, export
 from grpo_core.hardware.models import find_model
 from grpo_core.kinds import KindRun
@@ -30,7 +31,8 @@ def run_export(run: KindRun) -> int:
     hub.turn_off()
     run.events.phase(Phase.EXPORTING)
     source = _source(run.folder.source, run.spec, adapter)
-    exported = export(run.spec.export, source, files, run.folder.export)
+    progress = Progress(lambda message: run.events.log(message, code=CODE))
+    exported = export(run.spec.export, source, files, run.folder.export, progress)
     _tell(run, exported)
     return EXIT_DONE
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +27,6 @@ MODEL_DIR_VARIABLE: Final = "GRPO_MODEL_DIR"
 _HUB_FILES: Final = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "README.md", "LICENSE*", "NOTICE*"]
 _NOT_OF_A_BASE: Final = ["adapter_config.json", "*/adapter_config.json"]
 """Names another model, which transformers would load in place of this one."""
-_LICENCE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,60}")
 _MAX_HEADER: Final = 100 * 2**20
 
 
@@ -42,6 +40,11 @@ class ModelFiles:
     source: Literal["folder", "hub"]
     path: Path
     parameters: int
+
+    @property
+    def is_public(self) -> bool:
+        """Whether others find it by its name: at the hub, or in a folder that is named after its repository there."""
+        return self.source == "hub" or "/" in self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +107,6 @@ def count_parameters(folder: Path) -> int:
     if not files:
         raise FileNotFoundError("no *.safetensors file")
     return sum(math.prod(entry["shape"]) for file in files for entry in _header(file).values())
-
-
-def licence_in(folder: Path) -> str | None:
-    """The licence that a model's own card names; None if it has no card, or names none."""
-    import yaml
-    from huggingface_hub import metadata_load
-
-    try:
-        named: dict[str, Any] = metadata_load(folder / "README.md") or {}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return None
-    licence = named.get("license_name") if named.get("license") == "other" else named.get("license")
-    return licence if isinstance(licence, str) and _LICENCE.fullmatch(licence) else None
 
 
 def choose_precision(section: ModelSection, parameters: int, hardware: Hardware, *, has_4bit: bool = True) -> Precision:

@@ -20,6 +20,7 @@ from typing import Any, Final, get_args
 
 import grpo_core
 from grpo_core import hub, strict_json
+from grpo_core.checkpoints.licence import licence_in
 from grpo_core.checkpoints.manifest import SavedRun, open_saved_run, unreadable
 from grpo_core.checkpoints.model_card import CardFacts, model_card
 from grpo_core.datasets import Row
@@ -29,7 +30,7 @@ from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_DONE, EXIT_RANK_LOST, JobFa
 from grpo_core.evaluation.held_out import HeldOutEvaluation, SplitRows, load_split
 from grpo_core.grading import Grading
 from grpo_core.hardware.gpus import find_gpus, show_gpus
-from grpo_core.hardware.models import ModelFiles, find_model, licence_in
+from grpo_core.hardware.models import ModelFiles, find_model
 from grpo_core.monitoring.step_recorder import StepRecorder
 from grpo_core.monitoring.trackers import require_packages
 from grpo_core.ranks import ALONE, Rank
@@ -188,7 +189,13 @@ def _run(spec: JobSpec, records: _Records, stop: StopRequest, resume: Path | Non
 
     # A job whose adapter is refused still tells what it learnt.
     write_report(None)
-    facts = CardFacts(steps=steps, rewards=rewards, evaluation=evaluation, licence=licence_in(files.path))
+    facts = CardFacts(
+        steps=steps,
+        rewards=rewards,
+        evaluation=evaluation,
+        licence=licence_in(files.path),
+        is_public=files.is_public,
+    )
     write_text(records.folder.adapter / "README.md", model_card(spec, facts))
     write_report(_test_adapter(context, engine, rows.train))
     return EXIT_DONE

@@ -121,7 +121,7 @@ def test_a_trained_model_is_taken_away_in_every_form(
     )
     for card in (folder / "README.md", tmp_path / "trained" / "adapter" / "README.md"):
         text = card.read_text("utf-8")
-        assert "base_model: tiny-arithmetic" in text
+        assert "`tiny-arithmetic`, a folder of models of the service" in text
         assert "licence unknown: see the base model" in text
         assert "95 % interval" in text
         assert "16 questions that were not trained on" in text

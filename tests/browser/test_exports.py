@@ -34,8 +34,10 @@ def test_an_export_is_a_job(visit: Visit, stack: Stack) -> None:
     visitor.log_in(f"/jobs/{job}")
     page.get_by_role("button", name="Export").click()
     dialog = page.get_by_role("dialog", name="Export the trained model")
-    assert dialog.get_by_label("Weights").is_disabled()
+    offered = dialog.get_by_label("Weights").get_by_role("option")
+    assert [one.get_attribute("value") for one in offered.all()] == ["auto", "bf16", "f16"]
     dialog.get_by_label("Form").select_option("gguf")
+    assert [one.get_attribute("value") for one in offered.all()] == ["f16", "bf16", "q8_0"]
     dialog.get_by_label("Weights").select_option("q8_0")
     dialog.get_by_role("button", name="Export").click()
     page.wait_for_url(lambda address: "#/jobs/" in address and job not in address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 
 from grpo_core.checkpoints.model_card import CardFacts
 from grpo_core.errors import JobFailure
+from grpo_core.export.progress import Progress
 from grpo_core.hardware.models import ModelFiles
 from grpo_core.spec import JobSpec, parse_spec
 from grpo_core.spec.sections import ExportSection
@@ -238,9 +240,9 @@ class Exporting:
         self.adapter = write_adapter(folder / "adapter", MODEL, std=0.05)
         self.out = folder / "export"
 
-    def __call__(self, **asked: Any) -> Any:
+    def __call__(self, progress: Progress | None = None, **asked: Any) -> Any:
         source = export_run.Source(adapter=self.adapter, spec=SPEC, facts=CardFacts(steps=3))
-        return export_run.export(ExportSection(**asked), source, self.files, self.out)
+        return export_run.export(ExportSection(**asked), source, self.files, self.out, progress)
 
 
 @pytest.fixture
@@ -261,6 +263,37 @@ def test_a_merged_model_is_whole_and_tells_how_the_check_went(exporting: Exporti
     assert "library_name: transformers" in card
     assert "licence unknown: see the base model" in card
     assert json.loads((exporting.out / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_an_export_says_how_far_it_is(exporting: Exporting, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("grpo_core.export.progress.EVERY_SECONDS", 0.0)
+    exporting(Progress(said.append), format="gguf", type="q8_0")
+    shares = [int(line.partition("%")[0]) for line in said if "% of the weights" in line]
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
+    assert "PARAMETER repeat_penalty 1.0" in (exporting.out / "Modelfile").read_text().splitlines()
+    stages = [line for line in said if "% of the weights" not in line]
+    assert [line.partition(" ")[0] for line in stages] == ["Writing", "Written;", "Reading", "Asking"]
+
+
+def test_progress_is_told_now_and_then() -> None:
+    said: list[str] = []
+    now = iter([0.0, 0.0, 3.0, 11.0, 11.0, 12.0, 25.0, 25.0])
+    progress = Progress(said.append, lambda: next(now))
+    progress.writing("Writing", 100)
+    for _ in range(4):
+        progress.wrote(25)
+    assert said == ["Writing", "50% of the weights are written", "100% of the weights are written"]
+
+
+def test_a_full_disk_is_found_before_the_work(exporting: Exporting, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(exporting.out.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000_000))
+    with pytest.raises(JobFailure, match=r"takes 0\.0 GB, and the worker's scratch disk has 0\.1 GB left") as failure:
+        exporting(format="merged")
+    assert failure.value.report.code == "disk_full"
+    assert not exporting.out.exists()
 
 
 def test_shards_have_an_index(tmp_path: Path) -> None:

@@ -77,7 +77,9 @@ class WritableHub(Recorder):
             self.commit(self.repos[name], [json.loads(line) for line in raw.splitlines() if line])
             self.respond({"commitUrl": f"{self.base}/{name}/commit/1", "commitOid": "1" * 40, "pullRequestUrl": None})
         elif path == "/api/validate-yaml":
-            self.respond({"warnings": [], "errors": []})
+            wrong = "license: made-up" in json.loads(raw)["content"]
+            errors = [{"message": '"license" must be one of [apache-2.0, mit, ...]'}] if wrong else []
+            self.respond({"warnings": [], "errors": errors}, 400 if wrong else 200)
         else:
             self.respond({"error": f"{self.command} {path}"}, 404)
 
@@ -156,10 +158,45 @@ def test_a_public_repository_gets_nothing_that_is_to_be_private(repos: dict[str,
     assert "README.md" in repos[NAME].files
 
 
+@pytest.mark.parametrize(
+    ("there", "pushed", "refused"),
+    [
+        ("model.safetensors", "adapter_model.safetensors", True),
+        ("adapter_model.safetensors", "model.safetensors", True),
+        ("model-00001-of-00002.safetensors", "model.safetensors", True),
+        ("model-q8_0.gguf", "model.safetensors", True),
+        ("model.safetensors", "model-q8_0.gguf", True),
+        ("model-f16.gguf", "model-q8_0.gguf", False),
+        ("model.safetensors", "model.safetensors", False),
+        (".gitattributes", "model.safetensors", False),
+    ],
+)
+def test_no_repository_gets_two_models(
+    repos: dict[str, Stored], tmp_path: Path, there: str, pushed: str, refused: bool
+) -> None:
+    repos[NAME] = Stored(private=True, files={there: b"1"})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / pushed).write_bytes(b"2")
+    if refused:
+        with pytest.raises(PushError, match=f"has another model, {there}, .* Name another repository"):
+            push(connect(), tmp_path / "out", NAME, private=True, message="Upload")
+        assert repos[NAME].files == {there: b"1"}
+    else:
+        push(connect(), tmp_path / "out", NAME, private=True, message="Upload")
+        assert repos[NAME].files[pushed] == b"2"
+
+
+def test_a_card_that_the_hub_does_not_take_is_an_answer(repos: dict[str, Stored], folder: Path) -> None:
+    (folder / "README.md").write_text("---\nlicense: made-up\n---\n\n# It\n")
+    with pytest.raises(PushError, match=r'does not take the files for ann/my-model: .*"license" must be one of'):
+        push(connect(), folder, NAME, private=True, message="Upload")
+    assert "adapter_model.safetensors" not in repos[NAME].files
+
+
 def test_a_hub_that_refuses_says_why(
     repos: dict[str, Stored], folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(PushError, match=r"403 for other/model\. Check that your token may write there"):
+    with pytest.raises(PushError, match=r"403 for other/model.* Check that your token may write there"):
         push(connect(), folder, "other/model", private=True, message="Upload")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(PushError, match="401"):

@@ -5,11 +5,14 @@ import { fill, h } from "./dom.js";
 import { number, t } from "./i18n.js";
 import { problemCard, toast } from "./parts.js";
 
+/** Of the weights, by form; the first one is what most want. */
+const TYPES = { merged: ["auto", "bf16", "f16"], gguf: ["f16", "bf16", "q8_0"] };
+
 export async function exportDialog(job) {
   const key = crypto.randomUUID?.() ?? String(Math.random());
   const trouble = h("div", { class: "notes" });
   const format = select("export-format", [["merged", t("export.merged")], ["gguf", t("export.gguf")]]);
-  const type = select("export-type", [["auto", t("export.type.auto")], ["q8_0", t("export.type.q8_0")]]);
+  const type = select("export-type", []);
   const step = select("export-step", [["", t("export.step.main")]]);
   const start = h("button", { type: "submit", class: "primary" }, t("export.start"));
   const form = h(
@@ -24,10 +27,7 @@ export async function exportDialog(job) {
     h("div", { class: "actions" }, h("button", { type: "button", onclick: () => dialog.close() }, t("confirm.no")), start),
   );
   const dialog = h("dialog", { class: "confirm", "aria-labelledby": "export-title" }, form);
-  const allow = () => {
-    type.disabled = format.value !== "gguf";
-    if (type.disabled) type.value = "auto";
-  };
+  const allow = () => fill(type, options(TYPES[format.value].map((name) => [name, t(`export.type.${name}`)])));
   format.addEventListener("change", allow);
   form.addEventListener("submit", submit);
   dialog.addEventListener("close", () => dialog.remove());
@@ -64,9 +64,13 @@ export async function exportDialog(job) {
 }
 
 /** @returns {HTMLSelectElement} */
-function select(id, options) {
-  const made = h("select", { id }, options.map(([value, text]) => h("option", { value }, text)));
+function select(id, choices) {
+  const made = h("select", { id }, options(choices));
   return /** @type {HTMLSelectElement} */ (made);
+}
+
+function options(choices) {
+  return choices.map(([value, text]) => h("option", { value }, text));
 }
 
 function field(text, control) {

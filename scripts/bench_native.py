@@ -87,14 +87,19 @@ def make_weights(
     weights = empty_weights(
         architecture, biases, device=device, dtype=dtype, spare_rank=spare, eight_bits=eight_bits, peers=peers
     )
-    generator = torch.Generator(device).manual_seed(0)
+    fill(weights)
+    return weights
+
+
+def fill(weights: Weights) -> None:
+    """Give weights random values, by their shape alone; every rank makes each matrix, and keeps its part."""
+    generator = torch.Generator(weights.device).manual_seed(0)
     for name, place in weights.places().items():
         if "norm" in name:
             place.tensor.fill_(1)
         else:
-            shape = place.tensor.shape
-            weights.fill(place, torch.empty(shape, device=device, dtype=dtype).normal_(0, 0.02, generator=generator))
-    return weights
+            values = torch.empty(place.tensor.shape, device=weights.device, dtype=weights.dtype)
+            weights.fill(place, values.normal_(0, 0.02, generator=generator))
 
 
 def make_adapter(architecture: Architecture, device: torch.device) -> Adapter:

@@ -46,11 +46,14 @@ class SharedTrainer(OwnSampler, RecordingTrainer):
                 sampler,
                 requests,
                 tokens=tokens,
+                logprobs=(compares := sampler.is_apart and self.compares()),
                 temperature=self.temperature,
                 penalty=self.repetition_penalty,
             )
-        logprobs = [one.logprobs for one in drawn] if sampler.is_apart else None
-        return [one.tokens for one in drawn], logprobs
+        return [one.tokens for one in drawn], [one.logprobs for one in drawn] if compares else None
+
+    def texts(self, rows: Sequence[Sequence[int]], decode: Callable[[Sequence[Sequence[int]]], list[str]]) -> list[str]:
+        return self.team.texts(rows, decode)
 
     def gradients(self) -> list[torch.Tensor]:
         """Return the gradients that the ranks sum; equal shapes in an equal order on every rank."""
@@ -70,7 +73,8 @@ class SharedTrainer(OwnSampler, RecordingTrainer):
         # Only rank 0 calls graders, because they may cost money, or answer differently a second time.
         totals = torch.zeros(len(completions), dtype=torch.float64)
         if team.is_lead:
-            compute()
+            with team.apart():
+                compute()
             totals = torch.tensor([payment.total for payment in self._tap.paid], dtype=torch.float64)
         team.sum(totals)
         if not team.is_lead:

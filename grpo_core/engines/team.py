@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from enum import IntEnum
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, Final
 
 import torch
@@ -56,6 +56,9 @@ class Team:
         self.worked: list[float] = []
         """How long each rank computed between the last two agreements, in seconds."""
         self._worked = 0.0
+        self._apart = 0.0
+        """Time so far in which this rank waited for others, or did what the others do not, in seconds."""
+        self._works = False
         if self.size == 1:
             return
         # Never by the host's name, which may not resolve, or to an address that other hosts cannot reach.
@@ -140,8 +143,13 @@ class Team:
             raise fault(FailureCode.RANKS_DIFFER, "The ranks have learnt different adapters from the same completions.")
         return any(asked for asked, *_ in told)
 
-    def draw(self, sampler: Sampler, requests: Sequence[Request], *, tokens: int, **options: Any) -> list[Drawn]:
-        """Do as `Sampler.generate`, with a share of the requests on each rank; rows of one prompt stay together."""
+    def draw(
+        self, sampler: Sampler, requests: Sequence[Request], *, tokens: int, logprobs: bool = True, **options: Any
+    ) -> list[Drawn]:
+        """Do as `Sampler.generate`, with a share of the requests on each rank; rows of one prompt stay together.
+
+        `logprobs`: whether the ranks need each other's log-probabilities; if not, there may be none.
+        """
         if self.size == 1 or self.directed:
             return sampler.generate(requests, tokens=tokens, **options)
         groups = runs_of([tuple(request.prompt) for request in requests], self.size)
@@ -154,24 +162,65 @@ class Team:
         for row, one in zip(own, drawn, strict=True):
             lengths[row] = len(one.tokens)
         self.sum(lengths)
-        said = torch.zeros(len(requests), int(lengths.max()), dtype=torch.int64)
-        told = torch.zeros(said.shape, dtype=torch.float64)
-        for row, one in zip(own, drawn, strict=True):
-            said[row, : len(one.tokens)] = torch.tensor(one.tokens)
-            told[row, : len(one.tokens)] = torch.tensor(one.logprobs, dtype=torch.float64)
-        self.sum(said, told)
-        cut = zip(said.tolist(), told.tolist(), lengths.tolist(), strict=True)
-        return [Drawn(tokens[:count], logprobs[:count]) for tokens, logprobs, count in cut]
+        width = int(lengths.max())
+        said = self._rows_of_all(own, [one.tokens for one in drawn], len(requests), width, torch.int64)
+        told = [[0.0]] * len(requests)
+        if logprobs:
+            told = self._rows_of_all(own, [one.logprobs for one in drawn], len(requests), width, torch.float64)
+        cut = zip(said, told, lengths.tolist(), strict=True)
+        return [Drawn(tokens[:count], values[:count] if logprobs else []) for tokens, values, count in cut]
+
+    def texts(self, rows: Sequence[Sequence[int]], decode: Callable[[Sequence[Sequence[int]]], list[str]]) -> list[str]:
+        """Return the text of each row of tokens, of which every rank decodes a share."""
+        if self.size == 1:
+            return decode(rows)
+        own = range(self.number, len(rows), self.size)
+        # Surrogates, which have no UTF-8, must get to the others as they are.
+        mine = [text.encode("utf-8", "surrogatepass") for text in (decode([rows[row] for row in own]) if own else [])]
+        lengths = torch.zeros(len(rows), dtype=torch.int64)
+        lengths[own.start :: self.size] = torch.tensor([len(raw) for raw in mine], dtype=torch.int64)
+        self.sum(lengths)
+        ends = list(accumulate(lengths.tolist()))
+        whole = bytearray(ends[-1])
+        for row, raw in zip(own, mine, strict=True):
+            whole[ends[row] - len(raw) : ends[row]] = raw
+        if whole:
+            self.sum(torch.frombuffer(whole, dtype=torch.uint8))
+        return [whole[begin:end].decode("utf-8", "surrogatepass") for begin, end in zip([0, *ends], ends, strict=False)]
+
+    def _rows_of_all(
+        self, own: Sequence[int], rows: Sequence[Sequence[Any]], count: int, width: int, dtype: torch.dtype
+    ) -> list[list[Any]]:
+        """Return every rank's rows, padded to `width`, in order; `own` are the numbers of this rank's `rows`."""
+        told = torch.zeros(count, width, dtype=dtype)
+        for number, row in zip(own, rows, strict=True):
+            told[number, : len(row)] = torch.tensor(row, dtype=dtype)
+        self.sum(told)
+        return told.tolist()
 
     @contextmanager
     def working(self) -> Generator[None]:
-        """Count the time in this block as this rank's own work."""
-        began = time.perf_counter()
-        yield
-        if self.size > 1:
+        """Count the time in this block as this rank's own work, without what it waits for others."""
+        if self.size == 1 or self._works:  # the outer block counts it
+            yield
+            return
+        began, apart, self._works = time.perf_counter(), self._apart, True
+        try:
+            yield
             if self._device.type == "cuda":
                 torch.cuda.synchronize()
-            self._worked += time.perf_counter() - began
+        finally:
+            self._works = False
+            self._worked += time.perf_counter() - began - (self._apart - apart)
+
+    @contextmanager
+    def apart(self) -> Generator[None]:
+        """Do not count the time in this block as work: the other ranks wait in it, or do nothing like it."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._apart += time.perf_counter() - began
 
     def leave(self) -> None:
         """Leave the group; rank 0 continues alone. All ranks must call it."""
@@ -186,11 +235,8 @@ class Team:
     def _waiting(self) -> Generator[None]:
         """Report every error while waiting for the others as the loss of a rank."""
         try:
-            if self._rank.pulse is None:
+            with self.apart(), nullcontext() if self._rank.pulse is None else self._rank.pulse.waiting():
                 yield
-            else:
-                with self._rank.pulse.waiting():
-                    yield
         except (RuntimeError, OSError) as error:
             first = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             raise lost(f"Rank {self.number} of {self._rank.count} lost another: {first}") from error

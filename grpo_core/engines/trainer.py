@@ -215,6 +215,11 @@ class RecordingTrainer(HookedTrainer):
         )
         self.logprob_difference = self._compare(batch)
 
+    def compares(self) -> bool:
+        """Whether this step compares the sampler's log-probabilities with the trainer's."""
+        step = self.state.global_step + 1
+        return step == 1 or step % DIFFERENCE_EVERY == 0
+
     def _compare(self, batch: Mapping[str, Any]) -> tuple[float, float] | None:
         """Return mean and largest difference of the sampler's and the trainer's log-probabilities, for some
         completions.
@@ -222,7 +227,7 @@ class RecordingTrainer(HookedTrainer):
         The tensors in `batch` are completions × tokens.
         """
         told, step, group = batch.get(SAMPLER_LOGPROBS), self.state.global_step + 1, self.num_generations or 1
-        if told is None or (step > 1 and step % DIFFERENCE_EVERY):
+        if told is None or not self.compares():
             return None
         first = step % (len(told) // group) * group
         rows = slice(first, first + min(group, DIFFERENCE_ROWS))
@@ -258,7 +263,7 @@ class RecordingTrainer(HookedTrainer):
                 advantage=advantages[index],
                 prompt_tokens=prompt_tokens[index],
                 completion_tokens=len(ids),
-                finish_reason=FinishReason.of(bool(ids) and ids[-1] in self.stop_tokens),
+                finish_reason=FinishReason.of(len(ids) > 0 and ids[-1] in self.stop_tokens),
                 adapter_version=self.state.global_step,
                 skipped=paid.skipped,
                 grader_errors={name: error.as_dict() for name, error in paid.errors.items()},

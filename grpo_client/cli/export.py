@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 from cyclopts import Parameter
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
     from grpo_client.client import GrpoClient
-    from grpo_client.results import ArtifactFile
+    from grpo_client.results import ArtifactFile, JobDetail
 
 Flag = Annotated[bool, Parameter(negative="")]
-ADAPTER = "adapter"
-EXPORT = "export"
+ADAPTER: Final = "adapter"
+EXPORT: Final = "export"
 
 
 def export(
@@ -64,19 +64,23 @@ def export(
         Where to write; default a folder named after the job.
     push
         Upload to this repository, owner/name, of the Hugging Face hub with your own token; private unless --public.
+        Without --merge or --gguf: the adapter, or what an export job has made.
     public
         Let everybody see the repository.
     no_wait
         Only submit the export; its files are below export/ once it has succeeded.
     """
     _check(merge=merge, gguf=gguf, step=step, push=push, no_wait=no_wait)
-    repository = None if push is None else _hub(push)
-    form = "merged" if merge else "gguf" if gguf else ADAPTER
-    folder = to or Path(f"{Path(job_id).name}-{form}")
-    check_place(folder)
+    form: hub.Form = "merged" if merge else "gguf" if gguf else ADAPTER
     with connected() as client:
         source, wanted = job_id, ADAPTER
-        if form != ADAPTER:
+        made = None if merge or gguf else _made_by(client.get(job_id))
+        if made is not None:
+            form, wanted = made, EXPORT
+        folder = to or Path(f"{Path(job_id).name}-{form}")
+        check_place(folder)
+        repository = None if push is None else _hub(push, form, public=public)
+        if merge or gguf:
             job = client.export(job_id, step=step, format=form, type=type)
             if no_wait:
                 print_json(job) if json else say(f"{job.id}: {job.status}")
@@ -88,7 +92,9 @@ def export(
                 return EXIT_CODES[ended.status]
             source, wanted = ended.id, EXPORT
         files = _fetch(client, source, folder, [wanted], as_json=json)
-    address = None if repository is None or push is None else _push(repository, folder / wanted, push, public=public)
+    address = None
+    if repository is not None and push is not None:
+        address = _push(repository, folder / wanted, push, source, public=public)
     _tell(source, folder / wanted, files, address, as_json=json)
     return 0
 
@@ -97,18 +103,30 @@ def _check(*, merge: bool, gguf: bool, step: int | None, push: str | None, no_wa
     if merge and gguf:
         raise CommandError("Give --merge or --gguf, not both: each is a separate job.", EXIT_REFUSED)
     if not (merge or gguf or push):
-        raise CommandError("Say what to do: --merge, --gguf, or --push owner/name for the adapter.", EXIT_REFUSED)
+        raise CommandError("Say what to do: --merge, --gguf, or --push owner/name for what the job has.", EXIT_REFUSED)
     if step is not None and not (merge or gguf):
         raise CommandError("--step needs --merge or --gguf: checkpoints have no model card.", EXIT_REFUSED)
     if no_wait and (push or not (merge or gguf)):
         raise CommandError("--no-wait is for --merge and --gguf without --push.", EXIT_REFUSED)
 
 
-def _hub(name: str) -> HfApi:
-    """The hub, asked for before a worker does anything in vain."""
+def _made_by(job: JobDetail) -> hub.Form | None:
+    """The form of what an export job has made, so that its files are fetched and no worker does it again."""
+    spec = job.spec
+    if spec.get("kind") != "export":
+        return None
+    if job.status != "succeeded":
+        raise CommandError(f"{job.id} is {job.status} and has made nothing yet. Follow it: grpo watch {job.id}")
+    return cast("hub.Form", spec["export"]["format"])
+
+
+def _hub(name: str, form: hub.Form, *, public: bool) -> HfApi:
+    """The hub, asked before a worker does anything in vain."""
     try:
         hub.check_repository(name)
-        return hub.connect()
+        api = hub.connect()
+        hub.check_access(api, name, form, private=not public)
+        return api
     except PushError as error:
         raise CommandError(str(error), EXIT_REFUSED) from error
 
@@ -123,11 +141,12 @@ def _fetch(
             raise CommandError(f"{folder} cannot be written: {error.strerror or error}.") from error
 
 
-def _push(api: HfApi, folder: Path, name: str, *, public: bool) -> str:
+def _push(api: HfApi, folder: Path, name: str, job_id: str, *, public: bool) -> str:
     try:
         return hub.push(api, folder, name, private=not public, message="Upload from grpo-jobs")
     except PushError as error:
-        raise CommandError(f"{error} The files are in {folder}.") from error
+        again = f"grpo export {job_id} --push {name} --to {folder.parent}{' --public' if public else ''}"
+        raise CommandError(f"{error} The files are in {folder}; try again with: {again}") from error
 
 
 def _tell(job_id: str, folder: Path, files: list[ArtifactFile], address: str | None, *, as_json: bool) -> None:

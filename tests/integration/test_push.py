@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from grpo_client.errors import PushError
-from grpo_client.push import check_repository, connect, push
+from grpo_client.push import Form, check_access, check_repository, connect, push
 from tests.hub_server import Recorder
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the library's own upload
@@ -49,6 +49,8 @@ class WritableHub(Recorder):
             self.respond(b"")
         elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self.respond({"error": "Invalid username or password."}, 401)
+        elif path == "/api/whoami-v2":
+            self.respond({"type": "user", "name": "ann", "orgs": [{"name": "team"}], "auth": {"type": "access_token"}})
         elif path == "/api/repos/create":
             self.create(json.loads(raw))
         else:
@@ -184,6 +186,31 @@ def test_no_repository_gets_two_models(
     else:
         push(connect(), tmp_path / "out", NAME, private=True, message="Upload")
         assert repos[NAME].files[pushed] == b"2"
+
+
+def test_what_can_be_known_is_known_before_there_are_files(
+    repos: dict[str, Stored], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repos["ann/public"] = Stored(private=False)
+    repos["ann/adapter"] = Stored(private=True, files={"adapter_model.safetensors": b"1"})
+    repos["ann/merged"] = Stored(private=True, files={"model-00001-of-00002.safetensors": b"1", "README.md": b"2"})
+    hub = connect()
+    for name in (NAME, "team/model", "ann/merged"):
+        check_access(hub, name, "merged", private=True)
+    check_access(hub, "ann/public", "gguf", private=False)
+    check_access(hub, "ann/adapter", "adapter", private=True)
+    with pytest.raises(PushError, match=r"token is of ann, and other/model would be other's\. Use ann/NAME"):
+        check_access(hub, "other/model", "gguf", private=True)
+    with pytest.raises(PushError, match="is public"):
+        check_access(hub, "ann/public", "gguf", private=True)
+    others: list[tuple[str, Form]] = [("ann/adapter", "merged"), ("ann/merged", "adapter"), ("ann/merged", "gguf")]
+    for name, form in others:
+        with pytest.raises(PushError, match="has another model"):
+            check_access(hub, name, form, private=True)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(PushError, match="401"):
+        check_access(connect(), NAME, "gguf", private=True)
+    assert NAME not in repos  # nothing was made
 
 
 def test_a_card_that_the_hub_does_not_take_is_an_answer(repos: dict[str, Stored], folder: Path) -> None:

@@ -24,6 +24,7 @@ from grpo_client import GrpoClient
 from grpo_client.cli import main
 from grpo_client.cli.output import CommandError, confirm
 from grpo_client.cli.text import BLOCKS, count, sparkline
+from grpo_client.errors import PushError
 from grpo_client.results import JobDetail
 from grpo_core.evaluation.paired_stats import wilson_interval
 from grpo_core.spec import JobSpec, parse_spec
@@ -339,6 +340,101 @@ def test_download(run: Run, online: FakeJobService, tmp_path: Path) -> None:
     failed = run("download", record.id, str(tmp_path / "other"))
     assert failed.code == 1
     assert "not what the service announced" in failed.err
+
+
+class FakeHub:
+    """Notes what is pushed; `refuses` says why something is not."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pushed: list[tuple[str, str, list[str]]] = []
+        self.asked: list[tuple[str, str]] = []
+        self.no_access = self.breaks_off = ""
+        for name in ("connect", "check_access", "push"):
+            monkeypatch.setattr(f"grpo_client.push.{name}", getattr(self, name))
+
+    def connect(self) -> FakeHub:
+        return self
+
+    def check_access(self, _hub: Any, name: str, form: str, *, private: bool) -> None:
+        assert private
+        self.asked.append((name, form))
+        if self.no_access:
+            raise PushError(self.no_access)
+
+    def push(self, _hub: Any, folder: Path, name: str, **_: Any) -> str:
+        if self.breaks_off:
+            raise PushError(self.breaks_off)
+        self.pushed.append((name, folder.name, sorted(file.name for file in folder.iterdir())))
+        return f"https://hub.test/{name}"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    return FakeHub(monkeypatch)
+
+
+def exported(online: FakeJobService, status: JobStatus = JobStatus.SUCCEEDED) -> str:
+    """A job that exports, with its files once it has succeeded."""
+    source = online.put(make_record(), status=JobStatus.SUCCEEDED).id
+    spec = {"kind": "export", "export": {"job": source, "format": "gguf", "type": "q8_0"}}
+    record = online.put(make_record(spec=parse_spec(spec)), status=status)
+    if status is JobStatus.SUCCEEDED:
+        online.add_artifact(record.id, "export/model-q8_0.gguf", b"model")
+        online.add_artifact(record.id, "report.json", b"{}")
+        online.contents["/export/model-q8_0.gguf"] = b"model"  # type: ignore[attr-defined]
+    return record.id
+
+
+def test_what_an_export_has_made_is_pushed_without_another_one(
+    run: Run, online: FakeJobService, hub: FakeHub, tmp_path: Path
+) -> None:
+    job = exported(online)
+    before = set(online.jobs)
+    result = run("export", job, "--push", "ann/model", "--to", str(tmp_path / "out"))
+    assert (result.code, result.err) == (0, "")
+    assert hub.asked == [("ann/model", "gguf")]
+    assert hub.pushed == [("ann/model", "export", ["model-q8_0.gguf"])]
+    assert set(online.jobs) == before
+
+
+def test_a_push_that_breaks_off_says_how_to_go_on(
+    run: Run, online: FakeJobService, hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.breaks_off = "The hub broke off."
+    job, folder = exported(online), tmp_path / "out"
+    result = run("export", job, "--push", "ann/model", "--to", str(folder))
+    assert result.code == 1
+    assert f"try again with: grpo export {job} --push ann/model --to {folder}\n" in result.err
+
+
+def test_a_push_that_the_hub_will_refuse_costs_no_export(
+    run: Run, online: FakeJobService, hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.no_access = "Your token is of bob."
+    source = online.put(make_record(), status=JobStatus.SUCCEEDED).id
+    result = run("export", source, "--merge", "--push", "ann/model", "--to", str(tmp_path / "out"))
+    assert (result.code, set(online.jobs)) == (2, {source})
+    assert "Your token is of bob." in result.err
+
+
+def test_an_export_that_has_not_succeeded_has_nothing_to_push(
+    run: Run, online: FakeJobService, hub: FakeHub, tmp_path: Path
+) -> None:
+    job = exported(online, JobStatus.RUNNING)
+    result = run("export", job, "--push", "ann/model", "--to", str(tmp_path / "out"))
+    assert (result.code, hub.asked) == (1, [])
+    assert f"{job} is running and has made nothing yet" in result.err
+
+
+def test_following_an_export_shows_how_far_it_is(run: Run, online: FakeJobService) -> None:
+    job = exported(online)
+    for code, message in (("export_progress", "50% of the weights"), ("export", "8 of 8"), ("other", "not this")):
+        online.add_event(job, "log", code=code, message=message)
+    shown = run("watch", job).out.splitlines()
+    assert [line for line in shown if line in ("50% of the weights", "8 of 8", "not this")] == [
+        "50% of the weights",
+        "8 of 8",
+    ]
 
 
 def test_report_is_saved_where_it_is_asked_for(run: Run, online: FakeJobService, tmp_path: Path) -> None:

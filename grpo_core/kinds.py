@@ -3,8 +3,8 @@
 Owns what these runs have in common: the run folder, events, phases, and what an error becomes. Invariant: as for
 training, the exit code and the last event say how it ended, and nothing that a job can cause is raised.
 
-**How to add a kind.** A runner is a function of a `KindRun` that returns an exit code: 0 when done, and 75
-(`EXIT_CHECKPOINTED`) when `stop` was set and a later run must do the rest. It finds the base model with
+**How to add a kind.** A runner is a function of a `KindRun` (`run_dir.kind_run`) that returns an exit code: 0 if
+done, and 75 (`EXIT_CHECKPOINTED`) when `stop` was set and a later run must do the rest. It finds the base model with
 `hardware.models.find_model(run.spec.model, run.events.warning)`, and the adapters with
 `adapters.read_index(run.folder.adapters)`: the worker has put them there with checked SHA-256 (`main`, and `step-N` for
 each step that the spec names). Whatever a runner writes into `run.folder.export` is uploaded when the run has ended and
@@ -14,32 +14,19 @@ the fields are those of the kind's section in `spec.sections`, and the worker's 
 
 from __future__ import annotations
 
-import importlib
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from grpo_core.errors import EXIT_CHECKPOINTED, JobFailure
 from grpo_core.reasons import FailureCode, Phase
+from grpo_core.run_dir.kind_run import KindRun
 from grpo_core.run_dir.layout import RunFolder
 from grpo_core.run_dir.records import EventWriter
 from grpo_core.signals import StoppedEarly, StopRequest
 from grpo_core.spec import JobSpec
 from grpo_core.training.classify_error import failure_of
-
-
-@dataclass(frozen=True, slots=True)
-class KindRun:
-    """What a runner is given."""
-
-    spec: JobSpec
-    folder: RunFolder
-    events: EventWriter
-    epoch: int
-    stop: StopRequest
-
 
 Runner = Callable[[KindRun], int]
 
@@ -68,9 +55,13 @@ def run(spec: JobSpec, folder: RunFolder, *, epoch: int, stop: StopRequest) -> i
 def _runner(spec: JobSpec) -> Runner:
     """The kind's runner, imported here, because it brings torch with it."""
     if spec.kind == "serving":
-        return importlib.import_module("grpo_core.serving.run").run
+        from grpo_core.serving.run import run as serve
+
+        return serve
     if spec.kind == "export":
-        return importlib.import_module("grpo_core.export.runner").run_export
+        from grpo_core.export.runner import run_export
+
+        return run_export
     raise JobFailure(
         FailureCode.ENGINE_NOT_AVAILABLE,
         f"This release cannot run a job of kind {spec.kind}.",

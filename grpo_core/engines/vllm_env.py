@@ -1,7 +1,7 @@
-"""The environment variables that vLLM and its compilers read, for an engine inside the training process.
+"""The environment variables that vLLM and its compilers read, for an engine inside this process: it trains or serves.
 
-Owns the defaults. Variables that the operator has set are kept. Invariant: compiled files are stored below the cache
-folders, so that the next job on this host finds them.
+Owns the defaults; `unsloth_env` adds those of Unsloth. What the operator has set is kept. Invariant: compiled files are
+stored below the cache folders, so that the next job on this host finds them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,14 @@ _DEFAULTS: Final = {
     "VLLM_LORA_ENABLE_DUAL_STREAM": "1",
 }
 _IN_PROCESS: Final = {
-    # The engine shares its process with the trainer, and each rank's is alone on its host.
+    # The engine shares this process with the trainer, or with the loop that serves, and is alone on its host.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_HOST_IP": "127.0.0.1",
+}
+_ALONE: Final = {
+    # The process group of one rank listens to nobody but this host. Ranks of a job may be on several.
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
 }
 
 
@@ -31,6 +36,12 @@ def prepare(environment: MutableMapping[str, str]) -> None:
     environment.update({**environment_defaults(environment), **_IN_PROCESS})
     # TRL would set it to ERROR; vLLM reports how long each part of its start takes at INFO.
     environment.setdefault("VLLM_LOGGING_LEVEL", "INFO")
+
+
+def prepare_to_serve(environment: MutableMapping[str, str]) -> None:
+    """Add what an engine needs that has no other ranks beside it."""
+    prepare(environment)
+    environment.update(_ALONE)
 
 
 def environment_defaults(environment: Mapping[str, str]) -> dict[str, str]:

@@ -17,8 +17,8 @@ from grpo_core.errors import EXIT_DONE, JobFailure
 from grpo_core.export.progress import CODE, Progress
 from grpo_core.export.run import Exported, Source, export
 from grpo_core.hardware.models import find_model
-from grpo_core.kinds import KindRun
 from grpo_core.reasons import EventType, FailureCode, Phase, WarningCode
+from grpo_core.run_dir.kind_run import KindRun
 from grpo_core.run_dir.layout import write_json
 from grpo_core.run_dir.records import RECORD_VERSION
 from grpo_core.spec import JobSpec, SpecError, parse_spec

@@ -7,21 +7,21 @@ Owns the choice of engine and the loop; the worker decides when a session is ove
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from grpo_core import hub
 from grpo_core.adapters import LocalAdapter, read_index
-from grpo_core.engines import choose_engine
+from grpo_core.engines import choose_engine, vllm_env
 from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_DONE, JobFailure
 from grpo_core.hardware.gpus import Gpu, find_gpus, show_gpus
 from grpo_core.hardware.models import Hardware, ModelFiles, choose_precision, find_model
-from grpo_core.kinds import KindRun
 from grpo_core.reasons import EventType, FailureCode, Phase
+from grpo_core.run_dir.kind_run import KindRun
 from grpo_core.serving.asked import Desk
 from grpo_core.serving.batch import Batch
 from grpo_core.serving.channel import Channel
@@ -79,7 +79,7 @@ def load(spec: JobSpec, files: ModelFiles, adapters: Sequence[LocalAdapter], fol
     engine = choose_serving_engine(spec, gpus, files)
     if engine == "vllm":
         # Before anything imports vLLM or opens a socket.
-        import_module("grpo_core.serving.vllm_engine").prepare_environment()
+        vllm_env.prepare_to_serve(os.environ)
     import torch
     import transformers
 

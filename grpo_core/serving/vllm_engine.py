@@ -17,8 +17,8 @@ from typing import Any, Final
 from grpo_core import strict_json
 from grpo_core.adapters import WEIGHTS, LocalAdapter
 from grpo_core.compat import vllm as compat
+from grpo_core.engines import vllm_env
 from grpo_core.engines.settings import adapter_settings
-from grpo_core.engines.unsloth_env import environment_defaults
 from grpo_core.errors import JobFailure
 from grpo_core.hardware.models import ModelFiles, Precision
 from grpo_core.reasons import FailureCode
@@ -33,18 +33,6 @@ RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
 GRAPHS: Final = (1, 2, 4, 8, 16, 32, 64, 96, GPU_ROWS)
 """Numbers of rows for which a CUDA graph is captured."""
 _QUANTIZATION: Final = {"8bit": "fp8", "4bit": "bitsandbytes"}
-_ENVIRONMENT: Final = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # It is alone, and its libraries listen to nobody but this host.
-    "VLLM_HOST_IP": "127.0.0.1",
-    "GLOO_SOCKET_IFNAME": "lo",
-    "NCCL_SOCKET_IFNAME": "lo",
-}
-
-
-def prepare_environment() -> None:
-    """Set the variables that vLLM and its libraries read when they are imported."""
-    os.environ.update(environment_defaults(os.environ) | _ENVIRONMENT)
 
 
 def architectures_in(folder: Path) -> set[str]:
@@ -57,7 +45,7 @@ def architectures_in(folder: Path) -> set[str]:
 
 def known_architectures() -> set[str]:
     """The classes of models that vLLM has; it is imported."""
-    prepare_environment()
+    vllm_env.prepare_to_serve(os.environ)
     from vllm import ModelRegistry  # pyright: ignore[reportMissingImports]
 
     registry: Any = ModelRegistry
@@ -95,7 +83,7 @@ class VllmEngine:
         folder: Path,
     ) -> VllmEngine:
         """Load the base model and the adapters; `folder` is for files that the engine reads. Call
-        `prepare_environment` before."""
+        `vllm_env.prepare_to_serve` before."""
         parts = compat.serving_parts()
         _join_alone(folder / "vllm-group")
         engine = parts.engine.from_engine_args(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from grpo_core.engines import choose_engine, unsloth_env
+from grpo_core.engines import choose_engine, unsloth_env, vllm_env
 from grpo_core.errors import JobFailure
 from grpo_core.hardware.gpus import Gpu
 from grpo_core.spec import parse_spec
@@ -59,6 +59,35 @@ def test_nobody_is_told_and_nothing_is_asked_of_the_hub() -> None:
     assert added["VLLM_NO_USAGE_STATS"] == added["UNSLOTH_DISABLE_STATISTICS"] == "1"
     assert "VLLM_USE_FLASHINFER_SAMPLER" not in added, "the operator's choice stands"
     assert not [name for name in added if name.startswith("HF_")], "whether the hub is used is the operator's choice"
+
+
+VLLM = {
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "VLLM_LORA_ENABLE_DUAL_STREAM": "1",
+    "TORCHINDUCTOR_CACHE_DIR": "/c/inductor",
+    "TRITON_CACHE_DIR": "/c/triton",
+    "VLLM_CACHE_ROOT": "/c/vllm",
+}
+
+
+def test_each_engine_gets_its_own_variables_and_no_others() -> None:
+    before = {"XDG_CACHE_HOME": "/c"}
+    trainer, server = dict(before), dict(before)
+    vllm_env.prepare(trainer)
+    vllm_env.prepare_to_serve(server)
+    in_process = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_HOST_IP": "127.0.0.1", "VLLM_LOGGING_LEVEL": "INFO"}
+    assert trainer == {**before, **VLLM, **in_process}
+    assert server == {**trainer, "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    unsloth = {
+        "UNSLOTH_DISABLE_STATISTICS": "1",
+        "UNSLOTH_VLLM_MERGED_ROLLOUT": "0",
+        "UNSLOTH_VLLM_STANDBY": "0",
+        "UNSLOTH_COMPILE_LOCATION": "/c/unsloth/unsloth_compiled_cache",
+        "UNSLOTH_MEGA_CACHE_DIR": "/c/unsloth/mega_cache",
+    }
+    assert unsloth_env.environment_defaults(before) == {**VLLM, **unsloth}
 
 
 def test_this_process_is_as_old_as_it_is() -> None:

@@ -18,6 +18,7 @@ import pytest
 from grpo_core.adapters import LocalAdapter
 from grpo_core.compat import LibraryChanged
 from grpo_core.compat import vllm as compat
+from grpo_core.engines import vllm_env
 from grpo_core.errors import JobFailure
 from grpo_core.hardware.models import Precision
 from grpo_core.spec import parse_spec
@@ -276,10 +277,12 @@ def test_the_engine_is_told_to_stay_alone_and_to_compile_nothing(batch: Any) -> 
     assert given.max_model_len == batch.context <= 8192
 
 
-def test_its_environment_keeps_it_in_this_process_and_on_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = dict[str, str]()
-    monkeypatch.setattr("grpo_core.serving.vllm_engine.os.environ", environment)
-    engine_module.prepare_environment()
+def test_its_environment_keeps_it_in_this_process_and_on_this_host() -> None:
+    environment = {"HOME": "/root", "VLLM_LORA_ENABLE_DUAL_STREAM": "0"}
+    vllm_env.prepare_to_serve(environment)
+    assert environment["VLLM_LORA_ENABLE_DUAL_STREAM"] == "0", "the operator's choice stands"
+    assert environment["VLLM_CACHE_ROOT"] == "/root/.cache/vllm"
+    assert not [name for name in environment if name.startswith("UNSLOTH")], "only vLLM runs"
     assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert environment["VLLM_HOST_IP"] == "127.0.0.1"
     assert environment["GLOO_SOCKET_IFNAME"] == environment["NCCL_SOCKET_IFNAME"] == "lo"
@@ -382,7 +385,7 @@ def test_the_engine_is_the_one_that_was_asked_for_or_the_fastest(
     (tmp_path / "model.safetensors").symlink_to(ours.FOLDER / "model.safetensors")
     files = ModelFiles("x", None, "folder", tmp_path, 1000)
     monkeypatch.setattr(run.importlib.util, "find_spec", {"vllm": object() if installed else None}.get)
-    monkeypatch.setattr("grpo_core.serving.vllm_engine.prepare_environment", nothing)
+    monkeypatch.setattr("grpo_core.engines.vllm_env.prepare_to_serve", nothing)
     cards = [Gpu("x", 80 * 2**30, (9, 0))] * gpus
     given = {"kind": "serving", "serving": {"engine": asked}, "model": {"name": "x"}, "resources": {"gpus": gpus}}
     spec = parse_spec(given)

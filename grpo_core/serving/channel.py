@@ -17,7 +17,7 @@ from typing import Any
 from grpo_core import strict_json
 from grpo_core.errors import JobFailure
 from grpo_core.reasons import FailureCode
-from grpo_core.serving.wire import MAX_LINE_BYTES, SOCKET_VARIABLE
+from grpo_core.serving.wire import SOCKET_VARIABLE, messages
 
 
 class Channel:
@@ -57,8 +57,6 @@ class Channel:
 
     def _read(self) -> None:
         with suppress(OSError, ValueError), self._socket.makefile("rb") as lines:
-            while line := lines.readline(MAX_LINE_BYTES + 1):
-                if not line.endswith(b"\n"):
-                    break
-                self._orders.put(strict_json.loads(line))
+            for order in messages(lines):
+                self._orders.put(order)
         self._orders.put(None)

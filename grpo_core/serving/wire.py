@@ -7,10 +7,12 @@ exactly one `done` or one `error`, and its pieces are numbered from 1 without a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
+from grpo_core import strict_json
 from grpo_core.adapters import NAME
 
 BASE: Final = "base"
@@ -76,3 +78,21 @@ class ChatRequest:
 def error(code: str, message: str, param: str | None = None) -> dict[str, Any]:
     """The `error` of a piece."""
     return {"code": code, "message": message, "param": param}
+
+
+def messages(lines: BinaryIO) -> Iterator[Any]:
+    """Yield the messages of the other side until it ends. Raises `ValueError` for anything else.
+
+    Unlike what clients send, they may hold NUL, because a model writes every character.
+    """
+    while line := lines.readline(MAX_LINE_BYTES + 1):
+        if len(line) > MAX_LINE_BYTES:
+            raise ValueError("it is too long")
+        if not line.endswith(b"\n"):
+            return
+        try:
+            message = json.loads(line)
+        except RecursionError:
+            raise ValueError("it is nested too deep") from None
+        strict_json.dumps(message).encode()  # refuses NaN and halves of surrogate pairs
+        yield message

@@ -14,6 +14,7 @@ or outlives its expiry.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -156,7 +157,8 @@ class ServingStore:
             return after, []
         entries = cast("list[tuple[str, dict[str, str]]]", next(iter(found))[1])
         guarded(lambda: self._client.xdel(key, *(entry for entry, _ in entries)))
-        return entries[-1][0], [strict_json.loads(body["d"]) for _, body in entries]
+        # Not strict_json: the service wrote them, and an answer may hold NUL.
+        return entries[-1][0], [json.loads(body["d"]) for _, body in entries]
 
     def _session(self, session: str) -> str:
         return f"{self._prefix}:serving:{session}"

@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 import structlog
 
 from grpo_core import strict_json
-from grpo_core.serving.wire import MAX_LINE_BYTES, SOCKET_VARIABLE, Piece, error
+from grpo_core.serving.wire import SOCKET_VARIABLE, Piece, error, messages
 from grpo_core.spec import JobSpec
 from jobs.errors import Unavailable
 from jobs.store.job import JobRecord
@@ -59,7 +59,7 @@ class ServingSession:
         self._served: ServedModels | None = None
         self._heard = self._asked_at = self._ready_at = time.monotonic()
         self._announced = self._looked = 0.0
-        self._ended = ""
+        self._ended = self._wrong = ""
         self._closed = threading.Event()
         self._threads = [
             threading.Thread(target=target, name=f"serving-{name}", daemon=True)
@@ -100,7 +100,9 @@ class ServingSession:
             log.warning("serving_not_announced", job_id=self._record.id, reason=str(fault))
 
     def stalled(self) -> str | None:
-        """Return why the process counts as hung, or None."""
+        """Return why the process counts as hung, or as not to be understood; or None."""
+        if self._wrong:
+            return self._wrong
         silent = time.monotonic() - self._heard
         return f"The serving process was silent for {silent:.0f} s." if silent > SILENT_SECONDS else None
 
@@ -177,13 +179,13 @@ class ServingSession:
 
     def _bring_back(self) -> None:
         """Read the process's messages and send its pieces to their readers, until it ends or writes something else."""
-        wrong = (ValueError, KeyError, TypeError, AttributeError)
-        with contextlib.suppress(OSError, *wrong), self._socket.makefile("rb") as lines:
-            while line := lines.readline(MAX_LINE_BYTES + 1):
-                if not line.endswith(b"\n"):
-                    break
-                self._heard = time.monotonic()
-                self._hear(strict_json.loads(line))
+        try:
+            with contextlib.suppress(OSError), self._socket.makefile("rb") as lines:
+                for message in messages(lines):
+                    self._heard = time.monotonic()
+                    self._hear(message)
+        except (ValueError, KeyError, TypeError, AttributeError) as fault:
+            self._wrong = f"The serving process sent what is no message of a session: {fault!r:.200}"
 
     def _hear(self, message: Any) -> None:
         if not isinstance(message, dict):

@@ -334,6 +334,13 @@ def test_an_answer_ends_before_a_stop_text(served: Stack) -> None:
     assert chunks[-1].choices[0].finish_reason == "stop"
 
 
+def test_a_nul_that_the_model_writes_is_passed_on(served: Stack) -> None:
+    """Every byte is a token of its own, and the worker's strict JSON refused this one: the session hung for all."""
+    options: Any = {"model": served.source, "messages": QUESTION, "temperature": 2, "n": 16, "max_tokens": 150}
+    told = [served.client().chat.completions.create(**options, seed=seed) for seed in range(4)]
+    assert any("\0" in (choice.message.content or "") for answer in told for choice in answer.choices)
+
+
 def test_a_system_message_replaces_the_jobs_prompt(served: Stack) -> None:
     def prompt_tokens(messages: Any) -> int:
         answer = served.client().chat.completions.create(model=served.source, messages=messages, max_tokens=1)

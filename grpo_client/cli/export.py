@@ -138,7 +138,9 @@ def _fetch(
         try:
             return client.download(job_id, folder, on_bytes, only=only)
         except OSError as error:
-            raise CommandError(f"{folder} cannot be written: {error.strerror or error}.") from error
+            again = " ".join(["grpo download", job_id, "FOLDER", *(f"--only {name}" for name in only)])
+            message = f"{folder} cannot be written: {error.strerror or error}. The service keeps the files: {again}"
+            raise CommandError(message) from error
 
 
 def _push(api: HfApi, folder: Path, name: str, job_id: str, *, public: bool) -> str:

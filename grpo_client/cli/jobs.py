@@ -258,14 +258,15 @@ def say_job(job: JobDetail) -> None:
         "name": job.name,
         "status": job.status + (f" ({job.phase})" if job.phase else ""),
         "waits": waits_for(job),
-        "step": _steps(job),
+        "exports": _exports(job),
+        "step": _steps(job) if job.total_steps else None,
         "saved": f"step {job.checkpoint_step}" if job.checkpoint_step else None,
         "best": f"step {job.best_step} (its checkpoint is kept)" if job.best_step else None,
         "stopped": job.stopped,
         "reward": _reward(job),
         "group": job.raw.get("group"),
         "model": job.spec["model"]["name"],
-        "data": job.spec["data"]["dataset"],
+        "data": job.spec["data"]["dataset"] if job.total_steps else None,
         "created": job["created_at"],
         "started": job["started_at"],
         "finished": job["finished_at"],
@@ -278,6 +279,17 @@ def say_job(job: JobDetail) -> None:
         say_failure(job.error)
     if job.result is not None:
         say_trial(job.result, job.id)
+
+
+def _exports(job: JobDetail) -> str | None:
+    """What an export job makes, and how to fetch it once it is made."""
+    if job.spec.get("kind") != "export":
+        return None
+    asked = job.spec["export"]
+    step = f" at step {asked['step']}" if asked.get("step") else ""
+    form = asked["format"] if asked["type"] == "auto" else f"{asked['format']} in {asked['type']}"
+    fetch = f"; fetch it with: grpo download {job.id} FOLDER --only export" if job.status == "succeeded" else ""
+    return f"{asked['job']}{step} as {form}{fetch}"
 
 
 def _use(job: JobDetail) -> str | None:

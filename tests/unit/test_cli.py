@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
@@ -377,7 +379,7 @@ def exported(online: FakeJobService, status: JobStatus = JobStatus.SUCCEEDED) ->
     """A job that exports, with its files once it has succeeded."""
     source = online.put(make_record(), status=JobStatus.SUCCEEDED).id
     spec = {"kind": "export", "export": {"job": source, "format": "gguf", "type": "q8_0"}}
-    record = online.put(make_record(spec=parse_spec(spec)), status=status)
+    record = online.put(make_record(spec=parse_spec(spec), total_steps=0), status=status)
     if status is JobStatus.SUCCEEDED:
         online.add_artifact(record.id, "export/model-q8_0.gguf", b"model")
         online.add_artifact(record.id, "report.json", b"{}")
@@ -424,6 +426,32 @@ def test_an_export_that_has_not_succeeded_has_nothing_to_push(
     result = run("export", job, "--push", "ann/model", "--to", str(tmp_path / "out"))
     assert (result.code, hub.asked) == (1, [])
     assert f"{job} is running and has made nothing yet" in result.err
+
+
+def test_files_that_find_no_room_are_fetched_again(
+    run: Run, online: FakeJobService, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    job = exported(online)
+    monkeypatch.setattr(GrpoClient, "download", full)
+    result = run("export", job, "--push", "ann/model", "--to", str(tmp_path / "out"))
+    assert result.code == 1
+    assert (
+        f"No space left on device. The service keeps the files: grpo download {job} FOLDER --only export" in result.err
+    )
+    assert not hub.pushed
+
+
+def test_an_export_is_shown_as_one(run: Run, online: FakeJobService) -> None:
+    done, running = exported(online), exported(online, JobStatus.RUNNING)
+    source = online.jobs[done].spec["export"]["job"]
+    shown = run("show", done).out
+    assert f"exports   {source} as gguf in q8_0; fetch it with: grpo download {done} FOLDER --only export\n" in shown
+    assert not re.search("^(step|data) ", shown, re.MULTILINE)
+    assert re.search("exports   job-.* as gguf in q8_0$", run("show", running).out, re.MULTILINE)
+    assert re.search("^step ", run("show", source).out, re.MULTILINE)
 
 
 def test_following_an_export_shows_how_far_it_is(run: Run, online: FakeJobService) -> None:

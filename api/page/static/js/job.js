@@ -141,6 +141,7 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
     const after = feed.events.findLast((event) => event.type === "evaluation" && event.data.paired);
     if (shownTab === "curves" && job.status === "succeeded" && after) cards.push(...verdictCards(after.data, id));
     if (shownTab === "curves" && job.result) cards.push(trialCard(job.result, id));
+    if (shownTab === "curves" && job.spec.kind === "export") cards.push(...exportCards(feed));
     const latest = new Map(feed.events.filter((event) => event.type === "warning").map((event) => [event.data.code, event]));
     const isOverview = shownTab === "curves";
     for (const event of isOverview ? [...latest.values()].slice(-3) : []) cards.push(warningCard(event, id, overBy(event, feed.events)));
@@ -208,6 +209,15 @@ export async function jobView({ id, tab = "curves" }, query, holder) {
       feed.close();
     },
   };
+}
+
+/** How far an export is, or how its check went; and where its files are. */
+function exportCards({ job, events, id }) {
+  const told = events.findLast((event) => event.type === "log" && ["export_progress", "export"].includes(event.data.code));
+  if (!told) return [];
+  const isDone = job.status === "succeeded";
+  const files = isDone ? h("p", {}, h("a", { href: `#/jobs/${id}/files` }, t("tab.files"))) : null;
+  return [h("div", { class: isDone ? "card good" : "card" }, h("p", {}, raw(told.data.message ?? "", { lang: "en" })), files)];
 }
 
 /** Whether it has trained to its end. */

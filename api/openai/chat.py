@@ -63,8 +63,8 @@ def get_model(
     model: Annotated[str, PathParameter(description="Its `id`")], owner: Owner, service: Service
 ) -> ServedModel:
     """One of the served models."""
-    session, adapter = names.find(service, owner, name := str(model).removeprefix("/"))
-    return next(one for one in names.models_of(session) if one.id == name and adapter in session.models)
+    session, adapter = names.find(service, owner, str(model).removeprefix("/"))
+    return names.model_of(session, adapter)
 
 
 @post(
@@ -112,7 +112,7 @@ class _Answer:
 
     def as_object(self, request_id: str, kind: str, **fields: Any) -> dict[str, Any]:
         common = {"id": request_id, "object": kind, "created": self.created, "model": self.asked.model}
-        return {**common, "system_fingerprint": self.engine, **fields}
+        return {**common, "system_fingerprint": self.engine, "service_tier": "default", **fields}
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
         index = piece["index"]

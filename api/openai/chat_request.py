@@ -18,20 +18,31 @@ from grpo_core.serving.wire import MAX_CHOICES, MAX_STOPS, MAX_TOP_LOGPROBS, Cha
 
 MAX_MESSAGES: Final = 1000
 MAX_TOKENS: Final = 131_072
-_NO_EFFECT: Final = ("user", "metadata", "safety_identifier", "prompt_cache_key", "store", "service_tier")
+_NO_EFFECT: Final[dict[str, type]] = {
+    "user": str,
+    "metadata": dict,
+    "safety_identifier": str,
+    "prompt_cache_key": str,
+    "prompt_cache_retention": str,
+    "service_tier": str,
+}
 _ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
     "response_format": ({"type": "text"},),
+    "store": (False,),
     "tools": ([],),
+    "parallel_tool_calls": (True, False),
     "tool_choice": ("none",),
     "functions": ([],),
     "function_call": ("none",),
     "modalities": (["text"],),
 }
 """Values of parameters that are not served with which they have no effect."""
+_LEAST_TOP_P: Final = 1e-6
+"""With it, as with 0, the likeliest token alone is left."""
 _SEED_MASK: Final = (1 << 63) - 1
 
 
@@ -54,8 +65,10 @@ def parse(body: Any) -> Asked:
         )
     fields = _Fields({name: value for name, value in cast("dict[str, Any]", body).items() if value is not None})
     asked = _read(fields)
+    for name, kind in _NO_EFFECT.items():
+        fields.take(name, lambda value, kind=kind: isinstance(value, kind), "Send a text; metadata is an object.")
     for name, value in fields.left.items():
-        if name in _NO_EFFECT or any(value == neutral for neutral in _NEUTRAL.get(name, ())):
+        if any(value == neutral for neutral in _NEUTRAL.get(name, ())):
             continue
         fields.refuse(name, "unsupported_parameter", "is not supported by served models", "Leave it out.")
     if fields.problems:
@@ -85,7 +98,7 @@ def _read(fields: _Fields) -> Asked:
             n=fields.number("n", 1, MAX_CHOICES) or 1,
             seed=secrets.randbits(63) if seed is None else seed & _SEED_MASK,
             temperature=fields.real("temperature", 0, 2, 1.0),
-            top_p=fields.real("top_p", 1e-6, 1, 1.0),
+            top_p=max(fields.real("top_p", 0, 1, 1.0), _LEAST_TOP_P),
             max_tokens=given[0] if given else None,
             stop=tuple(_stops(fields)),
             logprobs=(top or 0) if wants else None,
@@ -182,15 +195,17 @@ def _stops(fields: _Fields) -> list[str]:
 
 def _include_usage(fields: _Fields, *, stream: bool) -> bool:
     def is_right(value: Any) -> bool:
-        flags = cast("dict[str, Any]", value) if isinstance(value, dict) else None
-        return (
-            flags is not None and set(flags) <= {"include_usage"} and all(isinstance(v, bool) for v in flags.values())
-        )
+        flags = cast("dict[str, Any]", value) if isinstance(value, dict) else {"": None}
+        return set(flags) <= {"include_usage", "include_obfuscation"} and all(type(v) is bool for v in flags.values())
 
-    given = fields.take("stream_options", is_right, 'Send {"include_usage": true}.')
-    if given is not None and not stream:
+    given = fields.take("stream_options", is_right, 'Send {"include_usage": true}.') or {}
+    if given and not stream:
         fields.refuse("stream_options", "bad_value", "needs stream", "Set stream to true.")
-    return bool((given or {}).get("include_usage"))
+    if given.get("include_obfuscation"):
+        fields.refuse(
+            "stream_options.include_obfuscation", "unsupported_parameter", "is not supported", "Set it to false."
+        )
+    return bool(given.get("include_usage"))
 
 
 def _problem(name: str, code: str, detail: str, remedy: str) -> FieldProblem:

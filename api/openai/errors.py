@@ -123,7 +123,7 @@ def _message(problem: ApiError) -> str:
 
 def _line(problem: FieldProblem) -> str:
     detail = problem.detail if problem.parameter else ": ".join(filter(None, (param_of(problem), problem.detail)))
-    return f"{detail.rstrip('.')}. {problem.remedy}"
+    return f"{detail.rstrip('.')}. {problem.remedy}".rstrip()
 
 
 def refusal(param: str, code: str, detail: str, remedy: str) -> ApiError:

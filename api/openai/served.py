@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Final
 
 from api.openai.errors import refusals
 from api.problems import ApiError
@@ -15,32 +16,40 @@ from api.schemas import FieldProblem, ServedModel
 from grpo_core.adapters import MAIN
 from grpo_core.serving.wire import BASE
 from grpo_core.spec import JOB_ID
+from jobs.errors import NotFound
 from jobs.service import JobService
 from jobs.store.serving import ServedModels
 
-_OF_A_JOB = re.compile(rf"({JOB_ID[1:-1]})(?::(base|step-[1-9]\d{{0,6}}))?")
+_NAMES: Final = "GET /v1/models lists what is served; a job's are named JOB, JOB:step-50 and JOB:base."
+_OF_A_JOB: Final = re.compile(rf"({JOB_ID[1:-1]})(?::(base|step-[1-9]\d{{0,6}}))?")
 
 
 def models_of(served: ServedModels) -> Iterator[ServedModel]:
     """Yield the models of one session."""
-    for adapter in served.models:
-        yield ServedModel(
-            id=_name_of(served, adapter),
-            created=int(served.ready_at),
-            owned_by=served.owner,
-            session=served.session,
-            step=served.steps.get(adapter),
-            ends_at=int(served.ends_at),
-            context=served.context,
-            engine=served.engine,
-        )
+    return (model_of(served, adapter) for adapter in served.models)
+
+
+def model_of(served: ServedModels, adapter: str) -> ServedModel:
+    """One model of a session."""
+    return ServedModel(
+        id=_name_of(served, adapter),
+        created=int(served.ready_at),
+        owned_by=served.owner,
+        session=served.session,
+        step=served.steps.get(adapter),
+        ends_at=int(served.ends_at),
+        context=served.context,
+        engine=served.engine,
+    )
 
 
 def find(service: JobService, owner: str, name: str) -> tuple[ServedModels, str]:
     """Return the session of a model and the adapter's name in it: the session with the fewest open requests.
 
-    Raises `not_serving` for a job of the caller that nothing serves, and `NotFound` or `not_found` for other names.
+    As OpenAI's, a name may begin with `ft:`. Raises `not_serving` for a job of the caller that nothing serves, and
+    `not_found` for other names.
     """
+    name = name.removeprefix("ft:")
     sessions = service.sessions(owner)
     found = [
         (len(served.active), place, adapter)
@@ -52,14 +61,12 @@ def find(service: JobService, owner: str, name: str) -> tuple[ServedModels, str]
         _, place, adapter = min(found)
         return sessions[place], adapter
     match = _OF_A_JOB.fullmatch(name)
-    if match is None:
-        raise ApiError(
-            "not_found",
-            "There is no such model. GET /v1/models lists what is served; a job's are named JOB, JOB:step-50 and "
-            "JOB:base.",
-        )
-    service.get(match[1], owner)  # raises for a job of somebody else
-    raise _not_serving(match[1], (match[2] or "").removeprefix("step-"))
+    try:
+        if match is not None and service.get(match[1], owner):
+            raise _not_serving(match[1], (match[2] or "").removeprefix("step-"))
+    except NotFound:
+        pass  # it is somebody else's, or nobody's
+    raise _refusal("not_found", "model_not_found", "There is no such model", _NAMES)
 
 
 def _name_of(served: ServedModels, adapter: str) -> str:
@@ -70,11 +77,16 @@ def _name_of(served: ServedModels, adapter: str) -> str:
 
 def _not_serving(job: str, step: str) -> ApiError:
     steps, option = (f', "steps": [{step}]', f" --steps {step}") if step not in ("", BASE) else ("", "")
-    detail = (
-        f'Nothing serves this model now. Start it with POST /serving {{"job": "{job}"{steps}}}, or grpo serve {job}'
-        f"{option}, and repeat when GET /v1/models lists it."
+    remedy = (
+        f'Start it with POST /serving {{"job": "{job}"{steps}}}, or grpo serve {job}{option}, and repeat when '
+        "GET /v1/models lists it."
     )
-    return ApiError("not_serving", detail)
+    return _refusal("not_serving", "not_serving", "Nothing serves this model now", remedy)
+
+
+def _refusal(code: str, field_code: str, detail: str, remedy: str) -> ApiError:
+    problem = FieldProblem(pointer="", parameter="model", code=field_code, detail=detail, remedy=remedy)
+    return ApiError(code, f"{detail}. {remedy}", errors=[problem])
 
 
 def refusal_of(fault: dict[str, object]) -> ApiError:

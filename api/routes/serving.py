@@ -6,7 +6,9 @@ body that was sent.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, cast
 
@@ -20,8 +22,9 @@ from api.dependencies import Owner, Service
 from api.idempotency import REPLAYED, SUBMISSION_ERRORS, Once, created_headers, submission_key
 from api.problems import responses
 from api.schemas import SubmittedJob, submitted_job
-from grpo_core.spec import JobSpec, Problem, SpecError, parse_spec
-from jobs.errors import Rejected
+from grpo_core.estimates import SpecWarning
+from grpo_core.spec import JOB_ID, JobSpec, Problem, SpecError, parse_spec
+from jobs.errors import Rejected, Unavailable
 
 _OWN: Final = ("job", "steps", "ttl_seconds", "idle_seconds", "engine")
 _SPEC: Final = ("name", "metadata", "resources", "data")
@@ -30,7 +33,8 @@ _EXPECTED: Final = 'What to serve is expected in the body: {"job": "JOB", "steps
 
 def parse(body: Any) -> JobSpec:
     """The spec of the session that a body asks for."""
-    given = cast("dict[str, Any]", body) if isinstance(body, dict) else {}
+    fields = cast("dict[str, Any]", body) if isinstance(body, dict) else {}
+    given = {name: value for name, value in fields.items() if value is not None}
     if ("job" in given) == ("model" in given):
         detail = "needs either job or model" if given else "is empty or no object"
         raise SpecError([Problem(pointer="", code="missing_field", detail=detail, remedy=_EXPECTED)])
@@ -39,6 +43,11 @@ def parse(body: Any) -> JobSpec:
             remedy = f"Use {', '.join((*_OWN, 'model', *_SPEC))}."
             raise SpecError([Problem(pointer=f"/{name}", code="unknown_field", detail="is not a field", remedy=remedy)])
     model = given.get("model")
+    if isinstance(model, str) and re.match(JOB_ID[:-1], model):
+        remedy = "Send the job as job, and its checkpoints in steps."
+        raise SpecError(
+            [Problem(pointer="/model", code="bad_value", detail="is a job, not a base model", remedy=remedy)]
+        )
     spec: dict[str, Any] = {name: given[name] for name in _SPEC if name in given}
     if "model" in given:
         spec["model"] = {"name": model} if isinstance(model, str) else model
@@ -73,10 +82,12 @@ def serve(
     (`model`). It ends after `ttl_seconds`, after `idle_seconds` without a request, or when a job waits for its worker;
     cancel it to end it now."""
     try:
-        warnings = service.warnings(spec)
         record, replayed = service.submit_once(spec, owner, once) if once else (service.submit(spec, owner), False)
     except Rejected as error:
         raise Rejected(*_as_sent(error.problems)) from None
+    warnings: list[SpecWarning] = []
+    with suppress(Unavailable):  # the session is accepted
+        warnings = service.warnings(parse_spec(record.spec))  # with what it takes over from its job, as its GPUs
     job = submitted_job(record, warnings)
     headers = {"Location": job.links.self, **(REPLAYED if replayed else {})}
     return Response(job, status_code=201, headers=headers)

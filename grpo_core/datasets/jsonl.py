@@ -94,7 +94,8 @@ class JsonlChecker:
         if not self._rows:
             raise error("empty", "the file has no rows", _LINE_REMEDY)
         if not self._columns and not self._chats:
-            raise error("no_columns", self._why_no_columns(), "Give every line a question, as text or as a chat.")
+            remedy = "Give every line a question: a text, or a chat that ends with the user's turn."
+            raise error("no_columns", self._why_no_columns(), remedy)
         return DatasetSummary(
             rows=self._rows,
             bytes=self._bytes,

@@ -383,14 +383,27 @@ def test_what_is_not_served_is_refused_by_its_name(served: Stack, change: dict[s
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "tiny-arithmetic", "job-x", "job-01:../..", ""])
 def test_a_name_that_is_not_listed_reaches_nothing(served: Stack, name: str) -> None:
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError) as error:
         served.client().chat.completions.create(model=name, messages=QUESTION)
+    assert (error.value.code, error.value.param) == ("model_not_found", "model")
+
+
+def test_a_name_may_begin_as_those_of_openais_tuned_models(served: Stack) -> None:
+    assert say(served, f"ft:{served.source}") == say(served)
+    assert served.client().models.retrieve(f"ft:{served.source}:step-25").id == f"{served.source}:step-25"
+
+
+def test_a_session_is_warned_of_what_its_job_needs(served: Stack) -> None:
+    """Not of the recipe's GPU: the job, and so its session, runs on a CPU."""
+    session = served.http("POST", "/serving", json={"job": served.source}).json()
+    served.service.cancel(session["id"], "ann")
+    assert session["warnings"] == []
 
 
 def test_a_model_that_nothing_serves_says_how_to_serve_it(served: Stack) -> None:
     with pytest.raises(openai.ConflictError) as error:
         say(served, f"{served.source}:step-50")
-    assert error.value.code == "not_serving"
+    assert (error.value.code, error.value.param) == ("not_serving", "model")
     assert "grpo serve" in error.value.message
     assert "--steps 50" in error.value.message
 

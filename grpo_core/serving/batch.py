@@ -7,7 +7,7 @@ tokens before it begins.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,16 +71,14 @@ class Batch:
         return pieces
 
     def _admit(self) -> list[Asked[_Row]]:
-        """The next requests, all for one adapter, whose rows have places and room."""
+        """The next requests whose rows have places and room."""
         admitted: list[Asked[_Row]] = []
         rows, tokens = sum(len(asked.choices) for asked in self._active), 0
         while self._waiting:
             asked = self._waiting[0]
             rows, tokens = rows + asked.request.n, tokens + len(asked.prompt)
             has_others = bool(self._active or admitted)
-            if admitted and (
-                tokens > self._model.prompt_tokens or asked.request.adapter != admitted[0].request.adapter
-            ):
+            if admitted and tokens > self._model.prompt_tokens:
                 break
             if (has_others and rows > self._model.rows) or not self._reserve(asked):
                 break
@@ -107,8 +105,9 @@ class Batch:
         if not admitted:
             return
         self._active += admitted
-        prompts = [(asked.prompt, asked.choices[0].cache) for asked in admitted]
-        logits = self._model.prefill(admitted[0].request.adapter, prompts)
+        logits = self._model.prefill(
+            [(asked.request.adapter, asked.prompt, asked.choices[0].cache) for asked in admitted]
+        )
         rows = [(asked, row) for asked in admitted for row in asked.choices]
         for asked in admitted:
             for row in asked.choices[1:]:
@@ -117,14 +116,10 @@ class Batch:
         yield from self._draw(logits[of] if len(of) > len(admitted) else logits, rows)
 
     def _advance(self, rows: Sequence[tuple[Asked[_Row], _Row]]) -> list[Piece]:
-        by_adapter: defaultdict[str, list[tuple[Asked[_Row], _Row]]] = defaultdict(list)
-        for asked, row in rows:
-            by_adapter[asked.request.adapter].append((asked, row))
-        pieces: list[Piece] = []
-        for adapter, some in by_adapter.items():
-            logits = self._model.step(adapter, [(row.next, row.cache) for _, row in some])
-            pieces += self._draw(logits, some)
-        return pieces
+        if not rows:
+            return []
+        logits = self._model.step([(asked.request.adapter, row.next, row.cache) for asked, row in rows])
+        return self._draw(logits, rows)
 
     def _draw(self, logits: Any, rows: Sequence[tuple[Asked[_Row], _Row]]) -> list[Piece]:
         tokens = sample(

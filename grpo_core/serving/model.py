@@ -41,16 +41,18 @@ class Model(Protocol):
         """Give a cache's room back."""
         ...
 
-    def prefill(self, adapter: str, prompts: Sequence[tuple[Sequence[int], Any]]) -> torch.Tensor:
-        """Read each prompt into its empty cache. Returns the logits (prompts × vocabulary) of the next tokens."""
+    def prefill(self, prompts: Sequence[tuple[str, Sequence[int], Any]]) -> torch.Tensor:
+        """Read each prompt, given as adapter, tokens and empty cache. Returns the logits (prompts × vocabulary) of the
+        next tokens."""
         ...
 
     def copy(self, cache: Any, into: Any) -> None:
         """Fill an empty cache with what another has read, for another answer to the same prompt."""
         ...
 
-    def step(self, adapter: str, rows: Sequence[tuple[int, Any]]) -> torch.Tensor:
-        """Add a token to each row's cache. Returns the logits (rows × vocabulary) of the next ones."""
+    def step(self, rows: Sequence[tuple[str, int, Any]]) -> torch.Tensor:
+        """Add a token to each row, given as adapter, token and cache. Returns the logits (rows × vocabulary) of the
+        next ones."""
         ...
 
 

@@ -1,9 +1,9 @@
-"""The `native` engine's model for serving: one matrix product for all rows of an adapter.
+"""The `native` engine's model for serving: one matrix product for all rows, whatever their adapters (`stack`).
 
-Owns the caches and the adapters' matrices. On a GPU the caches share one pool, and a step of all rows is one CUDA graph
-(`pool`); on a CPU each row has its own tensors and its attention is computed alone, with the arithmetic of the engine's
-decoder: there a greedy answer is the one that an evaluation of the same checkpoint gave. Invariant: a cache belongs to
-one row and has room for all of its tokens from the start.
+Owns the caches. On a GPU they share one pool, and a step of all rows is one CUDA graph (`pool`); on a CPU each row has
+its own tensors and its attention is computed alone, with the arithmetic of the engine's decoder: there a greedy answer
+is the one that an evaluation of the same checkpoint gave. Invariant: a cache belongs to one row and has room for all of
+its tokens from the start.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from grpo_core.adapters import LocalAdapter
 from grpo_core.engines.native.adapter import Adapter, Pairs
 from grpo_core.engines.native.architecture import Architecture, rotary_angles
 from grpo_core.engines.native.layout import Group, lay_out
-from grpo_core.engines.native.model import NO_PAIRS, hidden
+from grpo_core.engines.native.model import Attend, hidden
 from grpo_core.engines.native.packed import attention_for
 from grpo_core.engines.native.weights import Weights
 from grpo_core.errors import JobFailure
 from grpo_core.reasons import FailureCode
 from grpo_core.serving.pool import GraphStep, Pool, can_pool
-from grpo_core.serving.wire import BASE, CPU_ROWS, GPU_ROWS
+from grpo_core.serving.stack import Stack
+from grpo_core.serving.wire import CPU_ROWS, GPU_ROWS
 from grpo_core.spec import JobSpec
 
 MAX_CONTEXT: Final = 8192
@@ -58,9 +59,7 @@ class NativeModel:
         a = weights.architecture
         longest: int = getattr(a.config, "max_position_embeddings", MAX_CONTEXT)
         self.context = min(MAX_CONTEXT, longest, a.window or MAX_CONTEXT)
-        self._pairs: dict[str, list[Pairs]] = {BASE: [NO_PAIRS for _ in weights.layers]}
-        for adapter in adapters:
-            self._pairs[adapter.name] = _pairs_of(adapter, spec, weights)
+        self._stack = Stack(weights, {adapter.name: _pairs_of(adapter, spec, weights) for adapter in adapters})
         positions = torch.arange(self.context, device=weights.device)
         self._angles = rotary_angles(a, positions, weights.dtype)
         self._attention = attention_for(weights.device, weights.dtype, a.heads // a.kv_heads)
@@ -73,7 +72,7 @@ class NativeModel:
     def _use(self, pool: Pool) -> None:
         self._pool, self.cache_tokens = pool, pool.tokens
         self.rows, self.prompt_tokens = GPU_ROWS, PROMPT_TOKENS
-        self._graphs = GraphStep(self._weights, self._pairs, self._angles, pool, self.rows)
+        self._graphs = GraphStep(self._weights, self._stack, self._angles, pool, self.rows)
 
     def reserve(self, tokens: int) -> RowCache | None:
         """Return an empty cache, or None."""
@@ -90,25 +89,33 @@ class NativeModel:
             self._pool.give(cache.begin)
 
     @torch.no_grad()
-    def prefill(self, adapter: str, prompts: Sequence[tuple[Sequence[int], RowCache]]) -> torch.Tensor:
+    def prefill(self, prompts: Sequence[tuple[str, Sequence[int], RowCache]]) -> torch.Tensor:
         """Read each prompt."""
         weights = self._weights
-        layout = lay_out([Group(len(ids), ()) for ids, _ in prompts]).to(weights.device)
-        ends = list(accumulate(len(ids) for ids, _ in prompts))
+        layout = lay_out([Group(len(ids), ()) for _, ids, _ in prompts]).to(weights.device)
+        ends = list(accumulate(len(ids) for _, ids, _ in prompts))
 
         def attend(number: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-            for end, (ids, cache) in zip(ends, prompts, strict=True):
+            for end, (_, ids, cache) in zip(ends, prompts, strict=True):
                 cache.values[number, : len(ids)] = kv[end - len(ids) : end]
             k, v = kv.unbind(1)
             return self._attention(q, k, v, layout).flatten(1)
 
-        given = torch.tensor([token for ids, _ in prompts for token in ids], device=weights.device)
-        places = torch.tensor([at for ids, _ in prompts for at in range(len(ids))], device=weights.device)
-        angles = tuple(half[places] for half in self._angles)
-        x = hidden(weights, weights.embedding[given], angles, self._pairs[adapter].__getitem__, attend)
-        for ids, cache in prompts:
+        number = self._stack.number
+        given = [(token, place, number(name)) for name, ids, _ in prompts for place, token in enumerate(ids)]
+        x = self._hidden(torch.tensor(given, device=weights.device), attend)
+        for _, ids, cache in prompts:
             cache.length = len(ids)
         return functional.linear(x[[end - 1 for end in ends]], weights.head)
+
+    def _hidden(self, given: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """The normed output of the last layer for each token, given as token, position and adapter's number."""
+        weights = self._weights
+        tokens, places, numbers = given.unbind(1)
+        angles = tuple(half[places] for half in self._angles)
+        return hidden(
+            weights, weights.embedding[tokens], angles, self._stack.pairs, attend, self._stack.halves(numbers)
+        )
 
     def copy(self, cache: RowCache, into: RowCache) -> None:
         """Copy a cache."""
@@ -116,29 +123,26 @@ class NativeModel:
         into.length = cache.length
 
     @torch.no_grad()
-    def step(self, adapter: str, rows: Sequence[tuple[int, RowCache]]) -> torch.Tensor:
+    def step(self, rows: Sequence[tuple[str, int, RowCache]]) -> torch.Tensor:
         """Add a token to each row."""
         if self._pool is None:
-            logits = self._step(adapter, rows)
+            logits = self._step(rows)
         else:
-            logits = self._graphs(adapter, [(token, cache.begin, cache.length) for token, cache in rows])
-        for _, cache in rows:
+            number = self._stack.number
+            logits = self._graphs([(number(name), token, cache.begin, cache.length) for name, token, cache in rows])
+        for _, _, cache in rows:
             cache.length += 1
         return logits
 
-    def _step(self, adapter: str, rows: Sequence[tuple[int, RowCache]]) -> torch.Tensor:
+    def _step(self, rows: Sequence[tuple[str, int, RowCache]]) -> torch.Tensor:
         weights, a = self._weights, self._weights.architecture
-        device = weights.device
-        caches = [cache for _, cache in rows]
-        places = torch.tensor([cache.length for cache in caches], device=device)
+        caches = [cache for _, _, cache in rows]
 
         def attend(number: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
             return torch.cat([_attend_row(cache, number, q[at], kv[at], a) for at, cache in enumerate(caches)])
 
-        embedded = weights.embedding[torch.tensor([token for token, _ in rows], device=device)]
-        angles = tuple(half[places] for half in self._angles)
-        x = hidden(weights, embedded, angles, self._pairs[adapter].__getitem__, attend)
-        return functional.linear(x, weights.head)
+        given = [(token, cache.length, self._stack.number(name)) for name, token, cache in rows]
+        return functional.linear(self._hidden(torch.tensor(given, device=weights.device), attend), weights.head)
 
 
 def _attend_row(cache: RowCache, number: int, q: torch.Tensor, kv: torch.Tensor, a: Architecture) -> torch.Tensor:

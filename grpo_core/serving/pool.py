@@ -1,23 +1,25 @@
-"""Keys and values of all rows in one tensor, and a step of all rows of an adapter as one CUDA graph.
+"""Keys and values of all rows in one tensor, and a step of all rows as one CUDA graph.
 
-Owns which tokens of the pool belong to which row, and the graphs: one for each adapter and number of rows, captured
-when it is first needed. Attention is the decoder's kernel, or the same in plain torch where there is no GPU.
+Owns which tokens of the pool belong to which row, and the graphs: one for each number of rows, captured when it is
+first needed. Attention is the decoder's kernel, or the same in plain torch where there is no GPU.
 Invariants: two rows never share a token of the pool; the rows that fill a graph up write to the spare token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
 from torch.nn import functional
 
-from grpo_core.engines.native.adapter import Pairs
 from grpo_core.engines.native.decode import COUNT, OWN_AT, TOKEN
 from grpo_core.engines.native.model import hidden
 from grpo_core.engines.native.weights import Weights
+from grpo_core.serving.stack import Stack
 
+ADAPTER: Final = 7
+"""The column of a row's state that has the number of its adapter; the decoder leaves it empty."""
 BUCKETS: Final = (1, 4, 16, 32, 64, 128)
 """Numbers of rows for which a graph is captured."""
 POOL_TOKENS: Final = 2**18
@@ -71,47 +73,40 @@ class Pool:
 
 
 class GraphStep:
-    """The step of rows in a pool. `angles` are those of all positions; `pairs` the adapters' matrices by name."""
+    """The step of rows in a pool. `angles` are those of all positions."""
 
-    def __init__(
-        self,
-        weights: Weights,
-        pairs: Mapping[str, Sequence[Pairs]],
-        angles: tuple[torch.Tensor, ...],
-        pool: Pool,
-        rows: int,
-    ) -> None:
-        self._weights, self._pairs, self._angles, self._pool = weights, pairs, angles, pool
+    def __init__(self, weights: Weights, stack: Stack, angles: tuple[torch.Tensor, ...], pool: Pool, rows: int) -> None:
+        self._weights, self._stack, self._angles, self._pool = weights, stack, angles, pool
         self._state = torch.zeros(rows, 8, dtype=torch.long, device=weights.device)
         """As the decoder's, without a prompt apart: key `j` of a row is at `OWN_AT + j`."""
-        self._steps: dict[tuple[str, int], Callable[[], torch.Tensor]] = {}
+        self._steps: dict[int, Callable[[], torch.Tensor]] = {}
         self._graph_memory = torch.cuda.graph_pool_handle() if weights.device.type == "cuda" else None
 
-    def __call__(self, adapter: str, rows: Sequence[tuple[int, int, int]]) -> torch.Tensor:
-        """Return the logits (rows × vocabulary) after each row's token, given as token, beginning and length; they are
-        overwritten by the next step."""
+    def __call__(self, rows: Sequence[tuple[int, int, int, int]]) -> torch.Tensor:
+        """Return the logits (rows × vocabulary) after each row's token, given as adapter's number, token, beginning and
+        length; they are overwritten by the next step."""
         size = next(size for size in BUCKETS if size >= len(rows))
         state = torch.zeros(size, 8, dtype=torch.long)
         state[:, OWN_AT] = self._pool.tokens
-        state[: len(rows), [TOKEN, OWN_AT, COUNT]] = torch.tensor(rows)
+        state[: len(rows), [ADAPTER, TOKEN, OWN_AT, COUNT]] = torch.tensor(rows)
         self._state[:size] = state.to(self._state.device)
-        if (adapter, size) not in self._steps:
-            self._steps[adapter, size] = self._prepare(adapter, size)
-        return self._steps[adapter, size]()[: len(rows)]
+        if size not in self._steps:
+            self._steps[size] = self._prepare(size)
+        return self._steps[size]()[: len(rows)]
 
-    def _prepare(self, adapter: str, size: int) -> Callable[[], torch.Tensor]:
+    def _prepare(self, size: int) -> Callable[[], torch.Tensor]:
         if self._weights.device.type == "cpu":
-            return lambda: self._compute(adapter, size)
+            return lambda: self._compute(size)
         # Run before it is captured, so that kernels are compiled; this writes what the graph will write again.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):
-                self._compute(adapter, size)
+                self._compute(size)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._graph_memory):
-            logits = self._compute(adapter, size)
+            logits = self._compute(size)
 
         def replay() -> torch.Tensor:
             graph.replay()
@@ -119,7 +114,7 @@ class GraphStep:
 
         return replay
 
-    def _compute(self, adapter: str, size: int) -> torch.Tensor:
+    def _compute(self, size: int) -> torch.Tensor:
         weights, state = self._weights, self._state[:size]
         places = state[:, COUNT]
         attention = self._attention()
@@ -130,7 +125,8 @@ class GraphStep:
             return attention(q.flatten(1).contiguous(), keys, state)
 
         angles = tuple(half[places] for half in self._angles)
-        x = hidden(weights, weights.embedding[state[:, TOKEN]], angles, self._pairs[adapter].__getitem__, attend)
+        halves = self._stack.halves(state[:, ADAPTER])
+        x = hidden(weights, weights.embedding[state[:, TOKEN]], angles, self._stack.pairs, attend, halves)
         return functional.linear(x, weights.head)
 
     def _attention(self) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:

@@ -57,18 +57,18 @@ class TransformersModel:
         """Nothing is kept of a cache."""
 
     @torch.no_grad()
-    def prefill(self, adapter: str, prompts: Sequence[tuple[Sequence[int], Cache]]) -> torch.Tensor:
+    def prefill(self, prompts: Sequence[tuple[str, Sequence[int], Cache]]) -> torch.Tensor:
         """Read each prompt."""
-        return torch.stack([self._forward(adapter, list(ids), cache.values) for ids, cache in prompts])
+        return torch.stack([self._forward(adapter, list(ids), cache.values) for adapter, ids, cache in prompts])
 
     def copy(self, cache: Cache, into: Cache) -> None:
         """Copy a cache."""
         into.values = copy.deepcopy(cache.values)
 
     @torch.no_grad()
-    def step(self, adapter: str, rows: Sequence[tuple[int, Cache]]) -> torch.Tensor:
+    def step(self, rows: Sequence[tuple[str, int, Cache]]) -> torch.Tensor:
         """Add a token to each row."""
-        return torch.stack([self._forward(adapter, [token], cache.values) for token, cache in rows])
+        return torch.stack([self._forward(adapter, [token], cache.values) for adapter, token, cache in rows])
 
     def _forward(self, adapter: str, ids: list[int], cache: Any) -> torch.Tensor:
         model = self._model

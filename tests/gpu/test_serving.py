@@ -188,7 +188,8 @@ class Session:
 def free_memory() -> int:
     if ON_CPU:
         return 0
-    asked = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", "-i", "0"]
+    first = (os.environ.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0]
+    asked = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", f"--id={first}"]
     return int(subprocess.run(asked, capture_output=True, text=True, check=True).stdout) * 2**20
 
 

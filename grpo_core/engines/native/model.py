@@ -24,6 +24,8 @@ concatenated."""
 NO_PAIRS: Final[Pairs] = dict.fromkeys(LINEARS, (None, None, 1.0))
 """Pairs for a layer without adapter."""
 Halves = tuple[Callable[..., tuple[torch.Tensor, torch.Tensor]], Callable[..., torch.Tensor]]
+Linear = Callable[..., torch.Tensor]
+"""A linear layer with its adapter, as `apply`."""
 
 
 def hidden(
@@ -57,14 +59,17 @@ def hidden(
     return functional.rms_norm(x, (architecture.hidden,), weights.norm, architecture.epsilon)
 
 
-def halves_of(architecture: Architecture) -> Halves:
+def halves_of(architecture: Architecture, linear: Linear | None = None) -> Halves:
     """Return the two halves of a layer as functions of tensors alone, for which `torch.compile` has the least overhead.
+
+    `linear` is what applies a linear layer with its adapter; `apply` if it is None.
 
     `before` returns queries (tokens × heads × head size) and keys with values (tokens × 2 × key heads × head size).
     `after` returns the layer's output from its input and the heads' outputs (tokens × (heads · head size)).
     """
     size, head, epsilon = architecture.hidden, architecture.head, architecture.epsilon
     widths = [architecture.queries, architecture.keys, architecture.keys]
+    linear = linear or apply
 
     def before(
         x: torch.Tensor,
@@ -80,7 +85,7 @@ def halves_of(architecture: Architecture) -> Halves:
         query_norm: torch.Tensor | None,
         key_norm: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        y = apply(functional.rms_norm(x, (size,), norm, epsilon), weight, scales, bias, a, b, scale)
+        y = linear(functional.rms_norm(x, (size,), norm, epsilon), weight, scales, bias, a, b, scale)
         q, k, v = (part.unflatten(1, (-1, head)) for part in y.split(widths, 1))
         if query_norm is not None:
             q = functional.rms_norm(q, (head,), query_norm, epsilon)
@@ -88,9 +93,9 @@ def halves_of(architecture: Architecture) -> Halves:
         return turn(q, cos, sin), torch.stack([turn(k, cos, sin), v], 1)
 
     def after(x: torch.Tensor, attended: torch.Tensor, norm: torch.Tensor, *linears: Any) -> torch.Tensor:
-        x = x + apply(attended, *linears[:6])
-        gate, up = apply(functional.rms_norm(x, (size,), norm, epsilon), *linears[6:12]).chunk(2, 1)
-        return x + apply(functional.silu(gate) * up, *linears[12:])
+        x = x + linear(attended, *linears[:6])
+        gate, up = linear(functional.rms_norm(x, (size,), norm, epsilon), *linears[6:12]).chunk(2, 1)
+        return x + linear(functional.silu(gate) * up, *linears[12:])
 
     return before, after
 

@@ -38,6 +38,9 @@ SPEC = parse_spec(
 )
 
 
+NAMES = ("base", "step-5", "step-9")
+
+
 class Bytes:
     """A tokenizer whose tokens are bytes; 0 is a special token."""
 
@@ -87,7 +90,7 @@ def tokenizer_and_stops() -> tuple[Any, list[int]]:
 
 
 def adapters_in(folder: Path, spec: JobSpec = SPEC) -> list[LocalAdapter]:
-    """An adapter with random values, as PEFT stores it."""
+    """Two adapters with random values, as PEFT stores them."""
     from safetensors.torch import save_file
 
     from grpo_core.engines.native.adapter import Adapter
@@ -97,11 +100,13 @@ def adapters_in(folder: Path, spec: JobSpec = SPEC) -> list[LocalAdapter]:
     device = torch.device("cpu")
     made = Adapter(architecture, rank=spec.lora.rank, scale=2.0, targets=spec.lora.target_modules, device=device)
     named = {name: view for layer in range(architecture.layers) for name, view in made.named(layer).items()}
-    generator = torch.Generator().manual_seed(1)
-    adapter = LocalAdapter(name="step-5", step=5, folder=folder / "step-5")
-    adapter.folder.mkdir(parents=True)
-    save_file({n: 0.3 * torch.randn(v.shape, generator=generator) for n, v in named.items()}, adapter.weights)
-    return [adapter]
+    generator, adapters = torch.Generator().manual_seed(1), list[LocalAdapter]()
+    for step in (5, 9):
+        adapter = LocalAdapter(name=f"step-{step}", step=step, folder=folder / f"step-{step}")
+        adapter.folder.mkdir(parents=True)
+        save_file({n: 0.3 * torch.randn(v.shape, generator=generator) for n, v in named.items()}, adapter.weights)
+        adapters.append(adapter)
+    return adapters
 
 
 @pytest.fixture
@@ -120,7 +125,7 @@ def make_native(adapters: list[LocalAdapter], spec: JobSpec = SPEC) -> Any:
 def read(model: Any, adapter: str, ids: Sequence[int], more: int) -> tuple[Any, Any]:
     """A cache that has read a prompt, with room for `more` tokens, and the logits after it."""
     cache = model.reserve(len(ids) + more)
-    return cache, model.prefill(adapter, [(ids, cache)])[0]
+    return cache, model.prefill([(adapter, ids, cache)])[0]
 
 
 def test_both_models_compute_the_same(tmp_path: Path) -> None:
@@ -130,7 +135,7 @@ def test_both_models_compute_the_same(tmp_path: Path) -> None:
     native, (tokenizer, stops) = make_native(adapters), tokenizer_and_stops()
     base = load_base_model(FILES, Precision("auto", "fp32", "float32", ""), tokenizer)
     other = TransformersModel(SPEC, base, adapters, tokenizer, stops)
-    for adapter in ("base", "step-5", "base"):
+    for adapter in ("base", "step-5", "step-9", "base"):
         (one, first), (two, second) = (read(model, adapter, [5, 6, 7], 4) for model in (native, other))
         torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-3)
         copies = native.reserve(7), other.reserve(7)
@@ -138,10 +143,10 @@ def test_both_models_compute_the_same(tmp_path: Path) -> None:
         other.copy(two, copies[1])
         for _ in range(2):
             torch.testing.assert_close(
-                native.step(adapter, [(9, one)]), other.step(adapter, [(9, two)]), rtol=1e-3, atol=1e-3
+                native.step([(adapter, 9, one)]), other.step([(adapter, 9, two)]), rtol=1e-3, atol=1e-3
             )
         torch.testing.assert_close(
-            native.step(adapter, [(3, copies[0])]), other.step(adapter, [(3, copies[1])]), rtol=1e-3, atol=1e-3
+            native.step([(adapter, 3, copies[0])]), other.step([(adapter, 3, copies[1])]), rtol=1e-3, atol=1e-3
         )
 
 
@@ -160,7 +165,7 @@ def desk_of(model: Any) -> Any:
         tokenizer=model.tokenizer,
         stops=model.stops,
         context=model.context,
-        adapters=["step-5"],
+        adapters=["step-5", "step-9"],
         default_tokens=20,
         prompt=prompt,
         waiting=WAITING,
@@ -191,7 +196,7 @@ def text_of(pieces: list[Piece]) -> str:
 
 
 def test_requests_together_get_what_each_gets_alone(native: Any) -> None:
-    requests = [ask(n, adapter=("base", "step-5")[n % 2], seed=n, temperature=n % 3) for n in range(12)]
+    requests = [ask(n, adapter=NAMES[n % 3], seed=n, temperature=n % 4) for n in range(12)]
     batch = batch_of(native)
     alone = {}
     for request in requests:
@@ -253,24 +258,31 @@ def pooled(native: Any) -> Any:
     return native
 
 
-def test_a_pool_computes_what_rows_of_their_own_do(tmp_path: Path, pooled: Any) -> None:
-    plain = make_native(adapters_in(tmp_path / "again"))
+def test_rows_of_all_adapters_in_one_pool_get_what_each_gets_alone(tmp_path: Path, pooled: Any) -> None:
+    plain = [make_native([adapter]) for adapter in adapters_in(tmp_path / "again")]
+    of = dict(zip(NAMES, [plain[0], *plain], strict=True))
     prompts = [[5, 6, 7], [9], [3, 4, 5, 6, 7, 8]]
-    for adapter in ("base", "step-5"):
-        caches = [pooled.reserve(len(ids) + 4) for ids in prompts]
-        alone = [read(plain, adapter, ids, 4) for ids in prompts]
-        together = pooled.prefill(adapter, list(zip(prompts, caches, strict=True)))
-        torch.testing.assert_close(together, torch.stack([logits for _, logits in alone]), rtol=1e-4, atol=1e-4)
-        for tokens in ([4, 5, 6], [7, 8, 9]):
-            found = pooled.step(adapter, list(zip(tokens, caches, strict=True)))
-            expected = plain.step(adapter, list(zip(tokens, [cache for cache, _ in alone], strict=True)))
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-        for cache in caches:
-            pooled.release(cache)
+    caches = [pooled.reserve(len(ids) + 4) for ids in prompts]
+    alone = [read(of[name], name, ids, 4) for name, ids in zip(NAMES, prompts, strict=True)]
+    together = pooled.prefill(list(zip(NAMES, prompts, caches, strict=True)))
+    torch.testing.assert_close(together, torch.stack([logits for _, logits in alone]), rtol=1e-4, atol=1e-4)
+    for tokens in ([4, 5, 6], [7, 8, 9]):
+        found = pooled.step(list(zip(NAMES, tokens, caches, strict=True)))
+        expected = [
+            of[name].step([(name, token, cache)])[0]
+            for name, token, (cache, _) in zip(NAMES, tokens, alone, strict=True)
+        ]
+        torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_a_base_without_adapters_is_served(native: Any) -> None:
+    alone = make_native([])
+    for more in ([4, 5, 6], [7]):
+        torch.testing.assert_close(read(alone, "base", more, 1)[1], read(native, "base", more, 1)[1])
 
 
 def test_requests_that_share_a_pool_get_what_each_gets_alone_and_leave_it_empty(pooled: Any) -> None:
-    requests = [ask(n, adapter=("base", "step-5")[n % 2], n=1 + n % 3, max_tokens=9, seed=n) for n in range(40)]
+    requests = [ask(n, adapter=NAMES[n % 3], n=1 + n % 3, max_tokens=9, seed=n) for n in range(40)]
     alone = {}
     batch = batch_of(pooled)
     for request in requests:

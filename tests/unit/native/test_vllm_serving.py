@@ -163,9 +163,9 @@ class LLMEngine:
     def _advance(self, name: str, one: _Running) -> Any:
         if one.cache is None:
             one.cache = self.model.reserve(len(one.prompt) + (one.params.max_tokens or 0))
-            logits = self.model.prefill(one.adapter, [(one.prompt, one.cache)])
+            logits = self.model.prefill([(one.adapter, one.prompt, one.cache)])
         else:
-            logits = self.model.step(one.adapter, [(one.next, one.cache)])
+            logits = self.model.step([(one.adapter, one.next, one.cache)])
         sampling = ours.Sampling(one.params.temperature, one.params.top_p, one.params.seed)
         (token,) = ours.sample(logits, [sampling], [len(one.tokens)], [one.params.logprobs])
         one.next = token.id
@@ -273,7 +273,7 @@ def test_the_engine_is_told_to_stay_alone_and_to_compile_nothing(batch: Any) -> 
     )  # fmt: skip
     assert given.compilation_config["mode"] == 0
     assert given.gpu_memory_utilization == pytest.approx(0.9 * 60 / 80)
-    assert (given.enable_lora, given.max_loras, given.max_lora_rank) == (True, 1, 8)
+    assert (given.enable_lora, given.max_loras, given.max_lora_rank) == (True, 2, 8)
     assert given.max_model_len == batch.context <= 8192
 
 
@@ -335,7 +335,7 @@ def test_an_adapter_of_other_settings_is_refused(vllm: None, tmp_path: Path, cha
 
 def test_the_configuration_of_an_adapter_is_the_jobs_and_not_the_files(vllm: None, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    (adapter,) = ours.adapters_in(tmp_path / "a")
+    adapter, _ = ours.adapters_in(tmp_path / "a")
     (adapter.folder / "adapter_config.json").write_text('{"r": 512, "base_model_name_or_path": "/etc"}')
     start(tmp_path, [adapter])
     written = json.loads((tmp_path / "run" / "vllm" / "step-5" / "adapter_config.json").read_text())

@@ -548,10 +548,8 @@ def _sit(sitting: Sitting) -> int:
         for _ in range(2048):
             a, b = numbers.randint(10, 999), numbers.randint(10, 999)
             file.write(json.dumps({"question": QUESTION.format(a=a, b=b), "answer": str(a + b)}) + "\n")
-    for model in ("instant", *(("tiny",) if options.cpu else ("qwen7b", "llama70b"))):
-        subprocess.run(
-            [sys.executable, str(RUNNER), "--model", model, str(sitting.work / "models" / model)], check=True
-        )
+    bases = ("instant", "tiny") if options.cpu else ("qwen7b", "llama70b", "instant")
+    subprocess.run([sys.executable, RUNNER, "--models", sitting.work / "models", *bases], check=True)
     sitting.note(gpus=options.gpus, cpu=options.cpu, bases_s=round(time.time() - BEGAN, 1))
     for part in options.parts.split(","):
         if sitting.left < 60:

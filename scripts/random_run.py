@@ -1,6 +1,6 @@
 """`python -m grpo_core train` on a base of random weights, with the time of each part of a step.
 
-    python scripts/random_run.py --model qwen7b FOLDER                 # a base's folder: its files have no values
+    python scripts/random_run.py --models FOLDER qwen7b ...            # folders of bases: their files have no values
     GRPO_MODEL_DIR=... python scripts/random_run.py train SPEC --out DIR --ranks 8
 
 Owns the folder of such a base, and what a run of it writes beside the product's own records: `DIR/times-RANK.jsonl` has
@@ -342,8 +342,9 @@ def _be_slow(factor: float) -> None:
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["--model"]:
-        make_model(sys.argv[2], Path(sys.argv[3]))
+    if sys.argv[1:2] == ["--models"]:
+        for name in sys.argv[3:]:
+            make_model(name, Path(sys.argv[2]) / name)
         return 0
     from grpo_core import __main__ as command
 

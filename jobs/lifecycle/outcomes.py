@@ -119,7 +119,7 @@ def hand_back(
         to=to,
         fields={**handback.fields, "attempts": attempts, "worker": None, "phase": None},
         events=[
-            *_loss_warning(handback, attempts, to),
+            *_loss_warning(handback, attempts, to, has_steps=record.total_steps > 0),
             *handback.events,
             JobEvent(type=EventType.STATUS, data={"status": to.value}),
         ],
@@ -130,12 +130,14 @@ def hand_back(
     return change.done
 
 
-def _loss_warning(handback: HandBack, attempts: int, to: JobStatus) -> list[JobEvent]:
+def _loss_warning(handback: HandBack, attempts: int, to: JobStatus, *, has_steps: bool) -> list[JobEvent]:
     """Return a warning with the failure, after which a later run may succeed."""
     if handback.report is None:
         return []
     report = handback.report
-    what = "is paused" if to is JobStatus.PAUSED else "resumes from its last checkpoint"
+    # What serves or exports has no checkpoints.
+    again = "resumes from its last checkpoint" if has_steps else "starts over"
+    what = "is paused" if to is JobStatus.PAUSED else again
     if to is not JobStatus.PAUSED and FetchFailure.sentence_of(report.code):
         what = f"tries again; this was attempt {attempts} of {MAX_ATTEMPTS}"
     loss = {"code": WarningCode.RUN_LOST, "class": report.failure_class, "cause": report.code, "attempts": attempts}

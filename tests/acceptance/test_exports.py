@@ -100,6 +100,10 @@ def test_a_trained_model_is_taken_away_in_every_form(
         ann.download(job.id, tmp_path / "trained")
         ann.download(merged.id, tmp_path / "merged", only=["export"])
         ann.download(gguf.id, tmp_path / "gguf", only=["export"])
+        (lost,) = [e for e in ann.events(merged.id, limit=1000, types=["warning"]) if e.data["code"] == "run_lost"]
+        assert lost.data["message"].endswith("The job starts over.")
+        told = [e for e in ann.events(gguf.id, limit=1000, types=["log"]) if e.data.get("code") == "export_progress"]
+        assert told[0].data["message"].startswith("Writing about")
         (found,) = [e for e in ann.events(gguf.id, limit=1000, types=["log"]) if e.data.get("code") == "export"]
         assert found.data["result"]["mean"] <= found.data["result"]["bound"]
 

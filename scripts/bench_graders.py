@@ -1,6 +1,6 @@
 """What graders cost a step, on this machine: `math` on answers of each form and on hostile ones, and `python` graders.
 
-    python scripts/bench_graders.py
+    python scripts/bench_graders.py [--prompts 32]          # 256: a step of eight GPUs
 
 Prints a JSON line for each kind of step: seconds on the clock, and processor seconds of this process and the graders'
 together, each of the quickest of a few steps. `tests/integration/test_grading_speed.py` states the limits.
@@ -8,6 +8,7 @@ together, each of the quickest of a few steps. `tests/integration/test_grading_s
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -172,6 +173,10 @@ def _cpu_seconds_below() -> float:
 
 def main() -> None:
     """Print every cost."""
+    global PROMPTS  # steps are made from it
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help=f"of a step, each with {GROUP} completions")
+    PROMPTS = parser.parse_args().prompts
     for cost in (*math_costs(), hostile_cost(), python_cost()):
         print(json.dumps(asdict(cost)), flush=True)
 

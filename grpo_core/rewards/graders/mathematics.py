@@ -1,23 +1,26 @@
 """The grader `math`: whether an answer equals the reference, as a number or as an expression.
 
-Most answers are numbers or short expressions, which are compared here, exactly. math-verify compares all others, in a
-process that can be killed, because some expressions keep it busy forever. Owns how an answer is found in a text.
+Most answers are numbers or short expressions, which are compared here, exactly. math-verify compares all others, in
+processes that can be killed, because some expressions keep it busy forever. Owns how an answer is found in a text.
 Invariant: all completions of a step are graded within `limits.step_seconds`; a completion that exceeds its share of
 them scores 0.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Final
 
 from grpo_core.reasons import FailureCode
 from grpo_core.rewards import fixed
 from grpo_core.rewards.graders import answers
-from grpo_core.rewards.graders.confined import ConfinementError, LoadError, RowFailure
+from grpo_core.rewards.graders.confined import ConfinedProcess, ConfinementError, LoadError, RowFailure
 from grpo_core.rewards.graders.models import AnyGrader, Math
 from grpo_core.rewards.graders.packages import FOR_MATH
 from grpo_core.rewards.graders.protocol import Grade, GraderContext, GraderRow
@@ -36,6 +39,11 @@ MAX_EXPRESSION: Final = 1000
 MAX_TEXT: Final = 4000
 """Number of characters at the end of a text in which an answer is searched if none is marked."""
 MAX_KNOWN: Final = 20_000
+CORES_EACH: Final = 8
+"""Cores of the host for each process; others are the job's, and of jobs beside it."""
+MAX_PROCESSES: Final = 8
+LEAST_EACH: Final = 32
+"""Number of answers for which one more process is worth it."""
 _BOXED: Final = "\\boxed{"
 _GSM8K: Final = "####"
 _VARIABLE: Final = re.compile(r"(?<![A-Za-z])(?:[xyz](?![A-Za-z]|\s*=)|[abcknt]\s*[-+*])|[-+*]\s*[abcknt](?![A-Za-z])")
@@ -43,7 +51,7 @@ _VARIABLE: Final = re.compile(r"(?<![A-Za-z])(?:[xyz](?![A-Za-z]|\s*=)|[abcknt]\
 
 
 class MathGrader:
-    """One `math` grader, with its process."""
+    """One `math` grader, with its processes: on a host of many GPUs a step has thousands of completions."""
 
     waits = True
 
@@ -53,15 +61,15 @@ class MathGrader:
         self._known: dict[bytes, Grade] = {}
         """Grades of answers that were verified before, oldest first; those that could not be verified are left out."""
         source = Path(__file__).with_name("equal_expressions.py").read_text(encoding="utf-8")
-        self._process = confined_process(
-            context,
-            source,
-            limits=context.limits.model_copy(update={"fresh_process": False}),
-            packages=FOR_MATH,
-            ours=True,
-        )
+        limits = context.limits.model_copy(update={"fresh_process": False})
+        self._processes = [
+            confined_process(context, source, limits=limits, packages=FOR_MATH, ours=True)
+            for _ in range(min(MAX_PROCESSES, max(1, len(os.sched_getaffinity(0)) // CORES_EACH)))
+        ]
+        # A process dies with the thread that started it, so these threads live as long as the grader.
+        self._threads = ThreadPoolExecutor(len(self._processes), "math")
         try:
-            self._process.start()
+            self._processes[0].start()  # the others when a step needs them
         except (ConfinementError, LoadError) as error:
             raise GraderUnavailable(
                 FailureCode.GRADER_NOT_AVAILABLE,
@@ -71,8 +79,8 @@ class MathGrader:
 
     @property
     def isolation(self) -> Mapping[str, object]:
-        """How its process is confined."""
-        return self._process.isolation
+        """How its first process is confined, as all are."""
+        return self._processes[0].isolation
 
     def grade(self, rows: Sequence[GraderRow]) -> list[Grade]:
         end = time.monotonic() + (self._limits.step_seconds or STEP_SECONDS)
@@ -91,7 +99,9 @@ class MathGrader:
         return [grade for grade in grades if grade is not None]
 
     def close(self) -> None:
-        self._process.close()
+        for process in self._processes:
+            process.close()
+        self._threads.shutdown()
 
     def _verify(self, lines: Sequence[bytes], end: float) -> list[Grade]:
         """A grade for each line. Completions of a group often give the same answer, which is verified once."""
@@ -116,9 +126,20 @@ class MathGrader:
         return [_grade(result) for result in results]
 
     def _run(self, lines: Sequence[bytes], seconds: float) -> list[float | RowFailure]:
+        """Return a result for each line, of which each process gets as many as the others."""
         seconds = max(seconds, LEAST_SECONDS)
+        count = min(len(self._processes), max(1, len(lines) // LEAST_EACH))
+        shares = [lines[first::count] for first in range(count)]
+        if count == 1:
+            return self._run_in(self._processes[0], lines, seconds)
+        results: list[float | RowFailure] = [0.0] * len(lines)
+        for first, found in enumerate(self._threads.map(self._run_in, self._processes, shares, repeat(seconds))):
+            results[first::count] = found
+        return results
+
+    def _run_in(self, process: ConfinedProcess, lines: Sequence[bytes], seconds: float) -> list[float | RowFailure]:
         try:
-            return self._process.run(lines, row_seconds=self._limits.row_seconds, seconds=seconds, fair=True).results
+            return process.run(lines, row_seconds=self._limits.row_seconds, seconds=seconds, fair=True).results
         except (ConfinementError, LoadError) as error:
             return [RowFailure("Start", str(error))] * len(lines)
 

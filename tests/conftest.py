@@ -5,6 +5,7 @@ Tests share them and keep apart by `prefix`. A fault test may stop or kill a ser
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 import uuid
@@ -23,6 +24,10 @@ from deploy.local.valkey import Valkey
 from jobs.service import JobService
 from jobs.settings import QueueSettings, StorageSettings
 from tests.clock import patience
+
+# Before torch is imported: with a thread for each core it computes tiny models four times as slowly, and processes of
+# `make test` that each have as many hold each other up. Children of the tests inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 HERE = Path(__file__).parent
 LONGEST_FILES = ("test_long_outages.py", "test_soak.py", "test_worker.py", "test_training.py", "test_resume.py")
@@ -56,14 +61,16 @@ TRAIN_TOO = (
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest begin first, so that processes that share the work end together."""
+    """The files that take longest begin first, so that processes that share the work end together. In a file, tests
+    marked `last` end what the others share."""
     sizes = Counter(item.path for item in items)
 
-    def rank(item: pytest.Item) -> tuple[int, int, str, int]:
+    def rank(item: pytest.Item) -> tuple[int, int, str, int, str, bool]:
         name, folder = item.path.name, item.path.relative_to(HERE).parts[0]
         file = LONGEST_FILES.index(name) if name in LONGEST_FILES else len(LONGEST_FILES)
         place = SLOWEST_FOLDERS.index(folder) if folder in SLOWEST_FOLDERS else 0
-        return file, place, str(item.path.parent), -sizes[item.path]
+        is_last = item.get_closest_marker("last") is not None
+        return file, place, str(item.path.parent), -sizes[item.path], str(item.path), is_last
 
     items.sort(key=rank)
 

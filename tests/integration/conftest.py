@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -17,7 +16,6 @@ from tests.integration.children import MODELS, Run, prepare, run_main
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Callable[..., ForkServerProcess]]:
     """Starts runs from a process that holds the libraries."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["grpo_core.training.run", "grpo_core.engines.native.engine"])
     started: list[ForkServerProcess] = []

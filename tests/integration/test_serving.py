@@ -86,7 +86,6 @@ class Stack:
             "GRPO_WORKER_NAME": name,
             "GRPO_WORK_DIR": str(self.folder / name),
             "GRPO_CACHE_DIR": str(self.folder / "caches"),
-            "OMP_NUM_THREADS": "1",
         }
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen([sys.executable, "-m", "jobs"], env=environment, stdout=log, stderr=log, cwd=ROOT)
@@ -130,18 +129,20 @@ class Stack:
 
 
 def put_checkpoint(service: JobService, job: str, step: int) -> None:
-    """A checkpoint with a random adapter, as a training process writes it."""
-    from safetensors.torch import save
+    """A checkpoint with a random adapter, as a training process writes it; made without torch, which takes seconds."""
+    import numpy as np
+    from safetensors import safe_open
+    from safetensors.numpy import save
 
-    from grpo_core.engines.native.adapter import Adapter
-    from grpo_core.engines.native.architecture import read_architecture
-    from grpo_core.spec.sections import PROJECTIONS
-
-    generator = torch.Generator().manual_seed(step)
-    architecture = read_architecture(MODELS / "tiny-arithmetic")
-    adapter = Adapter(architecture, rank=RANK, scale=1.0, targets=PROJECTIONS, device=torch.device("cpu"))
-    named = {name: view for layer in range(architecture.layers) for name, view in adapter.named(layer).items()}
-    weights = save({name: 0.4 * torch.randn(view.shape, generator=generator) for name, view in named.items()})
+    random = np.random.default_rng(step)
+    shapes: dict[str, tuple[int, int]] = {}
+    with safe_open(MODELS / "tiny-arithmetic" / "model.safetensors", "numpy") as base:
+        for name in base.keys():  # noqa: SIM118 - no mapping
+            if name.endswith("_proj.weight"):
+                out, into = base.get_slice(name).get_shape()
+                module = f"base_model.model.{name.removesuffix('.weight')}"
+                shapes |= {f"{module}.lora_A.weight": (RANK, into), f"{module}.lora_B.weight": (out, RANK)}
+    weights = save({name: (0.4 * random.standard_normal(shape)).astype("float32") for name, shape in shapes.items()})
     folder = f"{object_keys.run(job, 1)}checkpoints/step-{step:06d}/"
     files = {"adapter_model.safetensors": weights, "adapter_config.json": b"{}"}
     for name, body in files.items():
@@ -194,6 +195,7 @@ def served(stack: Stack) -> Stack:
     if not stack.session or stack.service.session(stack.session) is None:
         stack.end_sessions()
         stack.session = stack.serve(steps=[25], ttl_seconds=3600, idle_seconds=3600)
+        torch.device("cpu")  # imported while the session's process imports it too
         stack.wait_until_served(stack.session)
     return stack
 
@@ -479,6 +481,7 @@ def test_the_terminal_starts_a_session_where_none_serves(idle: Stack) -> None:
     assert run_grpo(idle, "chat", "job-01ARZ3NDEKTSV4RRFFQ69G5FAV", "--prompt", "x").returncode == 2
 
 
+@pytest.mark.last
 def test_a_session_ends_for_a_job_that_waits(served: Stack) -> None:
     waiting = served.service.submit(parse_spec(SPEC), "ann")
     wait_until(lambda: served.service.session(served.session) is None, 20)

@@ -188,6 +188,10 @@ MEANINGS: Final = {
     "Estimate.evaluation_seconds": "All evaluations together, about, on that GPU; null: not known",
     "Estimate.evaluation_share": "The same as a share of `training_seconds`; null: not known",
     "Estimate.peak_memory_bytes": "Peak memory of each such GPU, about; null: not known",
+    "Estimate.weight_parts": (
+        "In how many parts such GPUs hold the weights (`model.sharding`): 1 if each holds all of them; null: not known"
+    ),
+    "Estimate.weight_bytes_per_gpu": "The weights on each such GPU, about; null: not known",
     "Estimate.gpus": "The same for GPUs of connected workers and some common ones, smallest first",
     "Estimate.detectable_difference": (
         "The smallest change in held-out accuracy that such a run finds in 8 of 10 cases; null without such questions"
@@ -199,6 +203,10 @@ MEANINGS: Final = {
     "GpuEstimate.step_seconds": "One step there, about; null: not known",
     "GpuEstimate.training_seconds": "All steps there, about; null: not known",
     "GpuEstimate.peak_memory_bytes": "Peak memory there, about; null: not known",
+    "GpuEstimate.weight_parts": (
+        "In how many parts the job's GPUs hold the weights there: 1 if each holds all; null where it does not fit"
+    ),
+    "GpuEstimate.weight_bytes_per_gpu": "The weights on each of them, about; null where it does not fit",
     "EvaluationSection.stop_when": "Rules that end training early.",
     "RewardsSection.on_error": "What becomes of a completion that a grader failed to score.",
     "JobSpec.model": "The base model and its precision.",

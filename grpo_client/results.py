@@ -212,6 +212,8 @@ class Estimate(JsonObject):
     evaluation_seconds: float | None
     evaluation_share: float | None
     peak_memory_bytes: int | None
+    weight_parts: int | None
+    weight_bytes_per_gpu: int | None
     gpus: list[GpuEstimate]
     detectable_difference: float | None
 
@@ -274,6 +276,8 @@ class GpuEstimate(JsonObject):
     step_seconds: float | None
     training_seconds: float | None
     peak_memory_bytes: int | None
+    weight_parts: int | None
+    weight_bytes_per_gpu: int | None
 
 
 class GpuHours(JsonObject):

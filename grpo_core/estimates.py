@@ -63,6 +63,11 @@ class GpuEstimate:
     step_seconds: float | None
     training_seconds: float | None
     peak_memory_bytes: int | None
+    weight_parts: int | None
+    """In how many parts the job's GPUs hold the weights (`model.sharding`): 1 if each holds all; null where it does not
+    fit."""
+    weight_bytes_per_gpu: int | None
+    """The weights on each of them, about, with the layers that are gathered at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +110,10 @@ class Estimate:
     """The same as a share of `training_seconds`."""
     peak_memory_bytes: int | None
     """Peak memory of each such GPU, about."""
+    weight_parts: int | None
+    """In how many parts such GPUs hold the weights (`model.sharding`): 1 if each holds all of them."""
+    weight_bytes_per_gpu: int | None
+    """The weights on each of them, about, with the layers that are gathered at a time."""
     gpus: list[GpuEstimate]
     """The same for the GPUs of connected workers and for some common ones, smallest first; empty on a CPU, with engine
     `trl` and where the model's size is not known."""
@@ -133,7 +142,7 @@ def estimate(spec: JobSpec, *, rows: int | None = None, devices: Iterable[str] =
     tokens_each = sampling.max_prompt_tokens + sampling.max_completion_tokens
     prompts = batches * sampling.prompts_per_step
     parameters = guess_parameters(spec.model.name)
-    gpu, seconds, peak = cost.gpu_for(spec), None, None
+    gpu, seconds, peak, ranks, weights = cost.gpu_for(spec), None, None, None, None
     evaluations, evaluating = _evaluations(spec, None, None)
     if gpu is not None and parameters is not None:
         precision = precision_on(spec, parameters, gpu.memory_bytes)
@@ -168,6 +177,8 @@ def estimate(spec: JobSpec, *, rows: int | None = None, devices: Iterable[str] =
         if evaluating is None or not seconds
         else round(evaluating / (seconds * spec.training.steps), 4),
         peak_memory_bytes=peak,
+        weight_parts=ranks,
+        weight_bytes_per_gpu=weights,
         gpus=[] if parameters is None else _by_gpu(spec, parameters, devices),
         detectable_difference=detectable_difference(spec.evaluation.questions),
     )
@@ -197,6 +208,8 @@ def _of_weights(spec: JobSpec) -> Estimate:
         evaluation_seconds=None,
         evaluation_share=None,
         peak_memory_bytes=None,
+        weight_parts=None,
+        weight_bytes_per_gpu=None,
         gpus=[],
         detectable_difference=None,
     )
@@ -233,6 +246,8 @@ def _on_gpu(spec: JobSpec, parameters: int, gpu: cost.Gpu, *, has_worker: bool) 
         step_seconds=seconds,
         training_seconds=None if seconds is None else round(seconds * spec.training.steps, 1),
         peak_memory_bytes=cost.peak_memory_bytes(spec, gpu, parameters, precision, weights) if fits else None,
+        weight_parts=ranks if fits else None,
+        weight_bytes_per_gpu=weights if fits else None,
     )
 
 

@@ -135,8 +135,16 @@ def _size(estimate: Estimate) -> str:
     epochs = "" if share is None else f", {'once' if share == 1 else f'{share:g} times'} through the data set"
     return (
         f"{count(estimate.completions, 'completion')} to {count(estimate.prompts, 'question')}{epochs}; "
-        f"at most {estimate.max_completion_tokens:,} tokens are generated.{_cost(estimate)}"
+        f"at most {estimate.max_completion_tokens:,} tokens are generated.{_weights(estimate)}{_cost(estimate)}"
     )
+
+
+def _weights(estimate: Estimate) -> str:
+    parts, held = estimate.weight_parts, estimate.weight_bytes_per_gpu
+    if parts is None or held is None:
+        return ""
+    what = "all weights" if parts == 1 else f"one of {parts} parts of the weights"
+    return f" Each GPU holds {what}, about {held / 1e9:.1f} GB."
 
 
 def _cost(estimate: Estimate) -> str:

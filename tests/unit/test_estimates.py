@@ -52,6 +52,8 @@ def test_the_recipe_in_numbers() -> None:
         "evaluation_seconds": 0.0,
         "evaluation_share": 0.0,
         "peak_memory_bytes": 25_272_093_184,
+        "weight_parts": 1,
+        "weight_bytes_per_gpu": 14_000_000_000,
         "detectable_difference": None,
     }
 
@@ -417,8 +419,27 @@ def test_gpus_that_share_a_model_out_train_what_none_could_alone(
         assert on.step_seconds is None
         assert on.peak_memory_bytes is not None
         assert on.peak_memory_bytes <= gigabytes * GIB
+        assert (found.weight_parts, on.weight_parts) == (gpus, gpus)
+        assert on.weight_bytes_per_gpu is not None
+        assert 2e9 * float(size[:-1]) / gpus < on.weight_bytes_per_gpu < on.peak_memory_bytes
     else:
         assert "resources.gpus" in problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("sharding", "gpus", "parts", "each"), [("off", 2, 1, 14.0), ("auto", 2, 1, 14.0), ("full", 2, 2, 8.92)]
+)
+def test_a_dry_run_names_the_parts_of_the_weights_and_their_size(
+    sharding: str, gpus: int, parts: int, each: float
+) -> None:
+    model = {"name": "Qwen/Qwen2.5-7B-Instruct", "sharding": sharding}
+    found = estimate(parse_spec({"engine": "native", "model": model, "resources": {"gpus": gpus}}))
+    assert found.weight_parts == parts
+    assert found.weight_bytes_per_gpu == pytest.approx(each * 1e9, rel=0.001)
+    card = next(one for one in found.gpus if one.gpu == "H200 141 GB")
+    assert (card.weight_parts, card.weight_bytes_per_gpu) == (parts, found.weight_bytes_per_gpu)
+    on_a_cpu = estimate(parse_spec({"resources": {"gpus": 0}, "optimizer": {"name": "adamw_torch"}}))
+    assert (on_a_cpu.weight_parts, on_a_cpu.weight_bytes_per_gpu) == (None, None)
 
 
 def test_a_model_too_large_for_any_gpu_is_refused_also_without_a_size() -> None:

@@ -352,12 +352,20 @@ def main() -> int:
     command.Launcher = lambda started, *arguments, **options: launcher(
         [sys.executable, __file__, *started[3:]], *arguments, **options
     )
-    imported = command._train
+    original = command._train
 
     def train(options: Any, spec: Any, folder: Any, stop: Any, rank: Any) -> int:
-        command._prepare_environment()
-        instrument(folder.root, rank.number)
-        return imported(options, spec, folder, stop, rank)
+        from grpo_core.training import run
+
+        import_engine = run.import_engine
+
+        def imported(name: Any) -> Any:  # when the GPUs of other ranks are hidden; with torch it is too late
+            engine = import_engine(name)
+            instrument(folder.root, rank.number)
+            return engine
+
+        run.import_engine = imported
+        return original(options, spec, folder, stop, rank)
 
     command._train = train
     return command.main()

@@ -97,7 +97,7 @@ TABLE: Final = (
         "evaluation.every",
         "without a validation_file, up to 128 rows (at most a tenth) are held out",
     ),
-    FieldRow(f"{HYPERPARAMETERS}.eval_samples", "mapped", "evaluation.sample", "answers in an evaluation"),
+    FieldRow(f"{HYPERPARAMETERS}.eval_samples", "ignored", "", "an evaluation has one greedy answer to each question"),
     FieldRow(f"{HYPERPARAMETERS}.reasoning_effort", "ignored", "", "`default` is what happens"),
     FieldRow("method.reinforcement.tools", "refused", "", "Azure's; a completion is a single turn"),
     FieldRow("method.reinforcement.max_episode_steps", "refused", "", "Azure's; a completion is a single turn"),
@@ -477,7 +477,13 @@ def _evaluation(
 ) -> None:
     validation = job.get("validation_file")
     every = _WHOLE.read(found, given, "eval_interval")
-    sample = _WHOLE.read(found, given, "eval_samples")
+    samples = _WHOLE.read(found, given, "eval_samples")
+    if samples not in (None, 1):
+        message = (
+            f"eval_samples {samples} is ignored: an evaluation has one greedy answer to each question; "
+            "grpo.evaluation.sample sets how many questions it asks."
+        )
+        found.note(f"{HYPERPARAMETERS}.eval_samples", "ignored", message)
     if validation is not None and not isinstance(validation, str):
         found.refuse("validation_file", "invalid_type", "is not text", "Give the id of a file.")
         return
@@ -490,37 +496,28 @@ def _evaluation(
                 f"The first {MOST_VALIDATED} rows of {validation_rows} are used; grpo.evaluation.questions decides."
             )
             found.note("validation_file", "shortened", message)
-    elif every or sample:
-        questions = _held_out(rows, sample)
+    elif every:
+        questions = _held_out(rows)
         if not questions:
-            _without_questions(found, every, sample, rows)
+            message = (
+                f"eval_interval is ignored: {rows} rows are too few to hold some out. Give a validation_file for "
+                "evaluations during training."
+            )
+            found.note(f"{HYPERPARAMETERS}.eval_interval", "ignored", message)
             return
         found.imply(("evaluation", "questions"), questions)
         if rows is None:
             found.imply(("evaluation", "automatic"), True)
     if every:
         found.put(f"{HYPERPARAMETERS}.eval_interval", ("evaluation", "every"), every)
-    if sample:
-        found.put(f"{HYPERPARAMETERS}.eval_samples", ("evaluation", "sample"), sample)
 
 
-def _held_out(rows: int | None, sample: int | None) -> int:
+def _held_out(rows: int | None) -> int:
     """How many rows of the training file are held out."""
     if rows is None:
-        return max(QUESTIONS, sample or 0)
+        return QUESTIONS
     count = min(QUESTIONS, rows // HELD_OUT_SHARE)
     return count if count >= LEAST_QUESTIONS else 0
-
-
-def _without_questions(found: Mapped, every: int | None, sample: int | None, rows: int | None) -> None:
-    """The file is too small to hold rows out of it."""
-    for name, value in (("eval_interval", every), ("eval_samples", sample)):
-        if value:
-            message = (
-                f"{name} is ignored: {rows} rows are too few to hold some out. Give a validation_file for evaluations "
-                "during training."
-            )
-            found.note(f"{HYPERPARAMETERS}.{name}", "ignored", message)
 
 
 def _extra(found: Mapped, extra: Any) -> None:
@@ -648,16 +645,15 @@ def _model_of(left: Json) -> str | None:
 
 def _evaluation_of(left: Json, job: Json, hyperparameters: Json, rows: int | None, validation_rows: int | None) -> None:
     evaluation: Json = _section(left, "evaluation")
-    for name, ours in (("eval_interval", "every"), ("eval_samples", "sample")):
-        if evaluation.get(ours):
-            hyperparameters[name] = evaluation.pop(ours)
+    if evaluation.get("every"):
+        hyperparameters["eval_interval"] = evaluation.pop("every")
     questions = evaluation.get("questions")
     if evaluation.get("dataset") and "training_file" in job:
         job["validation_file"] = evaluation.pop("dataset")
         expected = MOST_VALIDATED if validation_rows is None else min(validation_rows, MOST_VALIDATED)
         if questions in (expected, MOST_VALIDATED):
             del evaluation["questions"]
-    elif hyperparameters and questions == _held_out(rows, hyperparameters.get("eval_samples")):
+    elif hyperparameters and questions == _held_out(rows):
         del evaluation["questions"]
         if evaluation.get("automatic") is True:
             del evaluation["automatic"]

@@ -63,7 +63,6 @@ def check(found: dict[str, Any], major: str) -> None:
         "batch_size": 4,
         "compute_multiplier": 2,
         "eval_interval": 5,
-        "eval_samples": 2,
         "learning_rate_multiplier": 1.5,
         "n_epochs": 2,
     }
@@ -71,7 +70,7 @@ def check(found: dict[str, Any], major: str) -> None:
     assert found["retrieved"] == [True, {"lora": {"rank": 16}}, "wandb"]
     assert found["listed"]
     assert found["orders"] == ["paused", "queued", "cancelled"]
-    assert found["events"][-4:-1] == [["warn", "message"]] * 3
+    assert found["events"][-5:-1] == [["warn", "message"]] * 4
     assert found["events"][-1] == ["info", "message"]
     assert found["checkpoints"] == []
     assert found["run"] == [1.0, {"exact": 1.0, "similar": 1.0}, False]

@@ -79,9 +79,10 @@ def test_everything_that_is_not_carried_over_is_named(capsys: pytest.CaptureFixt
         "validation_file",
         f"{HYPERPARAMETERS}.compute_multiplier",
         f"{HYPERPARAMETERS}.reasoning_effort",
+        f"{HYPERPARAMETERS}.eval_samples",
         f"{HYPERPARAMETERS}.n_epochs",
     }
-    assert len(noted) == 7
+    assert len(noted) == 8
     assert spec["rewards"]["graders"]["remote"] == AZURE["method"]["reinforcement"]["grader"]
 
 

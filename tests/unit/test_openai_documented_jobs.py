@@ -78,7 +78,6 @@ WHOLE: Final = {
     "learning_rate_multiplier": 1.0,
     "compute_multiplier": 1.5,
     "eval_interval": 5,
-    "eval_samples": 2,
 }
 
 
@@ -132,8 +131,8 @@ JOBS: Final[dict[str, tuple[dict[str, Any], list[str]]]] = {
     "labels": (job(multi("label", label=LABEL), None, {"n_epochs": "auto", "batch_size": "auto"}), []),
     "Azure's threshold": (job({**PYTHON, "name": "z", "pass_threshold": 0.8}, None, WHOLE), []),
     "reasoning effort": (
-        job(CHECK, STRUCTURED, {**WHOLE, "reasoning_effort": "medium"}),
-        [f"{HYPERPARAMETERS}.reasoning_effort"],
+        job(CHECK, STRUCTURED, {**WHOLE, "eval_samples": 2, "reasoning_effort": "medium"}),
+        [f"{HYPERPARAMETERS}.eval_samples", f"{HYPERPARAMETERS}.reasoning_effort"],
     ),
     "Azure's kind of training": (job(CHECK, STRUCTURED, WHOLE, trainingType="GlobalStandard"), ["trainingType"]),
     "Azure's flat format": (

@@ -82,7 +82,6 @@ FULL: dict[str, Any] = {
                 "batch_size": 4,
                 "compute_multiplier": 2,
                 "eval_interval": 5,
-                "eval_samples": 2,
                 "learning_rate_multiplier": 1.5,
                 "n_epochs": 3,
             },
@@ -118,7 +117,7 @@ def test_a_whole_job_becomes_a_spec_that_says_the_same() -> None:
         "metadata": {"team": "a"},
         "model": {"name": "Qwen/Qwen2.5-7B-Instruct"},
         "data": {"source": "upload", "dataset": FILE, "format": "messages"},
-        "evaluation": {"dataset": OTHER, "questions": 40, "every": 5, "sample": 2},
+        "evaluation": {"dataset": OTHER, "questions": 40, "every": 5},
         "training": {"seed": 11, "steps": 75},
         "lora": {"seed": 11},
         "sampling": {"prompts_per_step": 4, "generations": 12, "response_format": FORMAT},
@@ -292,14 +291,24 @@ def test_notes_say_what_has_no_effect() -> None:
 
 def test_evaluations_without_a_validation_file_hold_rows_out() -> None:
     job = changed("validation_file", None)
-    assert to_spec(job, rows=2000).spec["evaluation"] == {"questions": 128, "every": 5, "sample": 2}
-    assert to_spec(job, rows=150).spec["evaluation"] == {"questions": 15, "every": 5, "sample": 2}
-    assert to_spec(job).spec["evaluation"] == {"questions": 128, "automatic": True, "every": 5, "sample": 2}
+    assert to_spec(job, rows=2000).spec["evaluation"] == {"questions": 128, "every": 5}
+    assert to_spec(job, rows=150).spec["evaluation"] == {"questions": 15, "every": 5}
+    assert to_spec(job).spec["evaluation"] == {"questions": 128, "automatic": True, "every": 5}
     small = to_spec(job, rows=20)
     assert "evaluation" not in small.spec
-    assert {note.param.rpartition(".")[2] for note in small.notes} >= {"eval_interval", "eval_samples"}
+    assert f"{HYPERPARAMETERS}.eval_interval" in {note.param for note in small.notes}
     for rows in (None, 150, 2000):
         assert from_spec(to_spec(job, rows=rows).spec, rows=rows).get("grpo", {}).get("evaluation") is None
+
+
+def test_samples_of_an_evaluation_are_answers_to_each_question_not_questions() -> None:
+    """Read as a number of questions, 2 of a whole validation file were asked, and chose the best step."""
+    mapped = to_spec(changed(f"{HYPERPARAMETERS}.eval_samples", 2), rows=8)
+    assert mapped.spec["evaluation"] == to_spec(FULL, rows=8).spec["evaluation"]
+    assert "one greedy answer" in {note.param: note.message for note in mapped.notes}[f"{HYPERPARAMETERS}.eval_samples"]
+    assert to_spec(changed(f"{HYPERPARAMETERS}.eval_samples", 1), rows=8).notes == to_spec(FULL, rows=8).notes
+    spec = {**mapped.spec, "evaluation": {**mapped.spec["evaluation"], "sample": 9}}
+    assert from_spec(spec, rows=8)["grpo"]["evaluation"]["sample"] == 9
 
 
 def hostile() -> Iterator[tuple[str, Any, str]]:  # noqa: C901 - a table

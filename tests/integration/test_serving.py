@@ -339,7 +339,7 @@ def test_an_answer_ends_before_a_stop_text(served: Stack) -> None:
 def test_a_nul_that_the_model_writes_is_passed_on(served: Stack) -> None:
     """Every byte is a token of its own, and the worker's strict JSON refused this one: the session hung for all."""
     options: Any = {"model": served.source, "messages": QUESTION, "temperature": 2, "n": 16, "max_tokens": 150}
-    told = [served.client().chat.completions.create(**options, seed=seed) for seed in range(4)]
+    told = (served.client().chat.completions.create(**options, seed=seed) for seed in range(4))
     assert any("\0" in (choice.message.content or "") for answer in told for choice in answer.choices)
 
 

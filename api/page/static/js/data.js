@@ -4,7 +4,7 @@ import { Asking, Problem, get, pagesOf, query as queryString, request, upload } 
 import { TYPES, dropZone } from "./dropzone.js";
 import { fill, h, raw, redraw } from "./dom.js";
 import { bytes, number, percent, t, time } from "./i18n.js";
-import { badge, busy, confirmed, copyButton, empty, everyoneBox, jobName, problemCard, tile, toast } from "./parts.js";
+import { badge, busy, confirmed, copyButton, empty, everyoneBox, jobName, listTable, moreButton, problemCard, tile, toast } from "./parts.js";
 
 const PAGE = 25;
 const ROWS = 20;
@@ -55,11 +55,11 @@ export async function datasetsView(_parameters, query, holder) {
       fill(list, empty(t("datasets.none"), h("p", {}, t("datasets.none.hint"))));
       return;
     }
-    const heads = [["name"], ["rows", true], ["size", true], ["created"]].map(([name, isNumber]) => h("th", { scope: "col", class: isNumber ? "num" : null }, t(`datasets.${name}`)));
+    const heads = [t("datasets.name"), [t("datasets.rows"), true], [t("datasets.size"), true], t("datasets.created")];
     redraw(
       list,
-      h("div", { class: "card flush scroll" }, h("table", { class: "jobs datasets" }, h("caption", { class: "sr-only" }, t("nav.data")), h("thead", {}, h("tr", {}, heads)), h("tbody", {}, data.map(row)))),
-      more ? h("p", { class: "more" }, h("button", { type: "button", data: { focus: "more" }, onclick: () => ((pages += 1), refresh()) }, t("more"))) : null,
+      listTable("datasets", t("nav.data"), heads, data.map(row)),
+      moreButton(more, () => ((pages += 1), refresh())),
     );
   }
 

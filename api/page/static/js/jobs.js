@@ -4,7 +4,7 @@ import { Asking, get, post, query as queryString, Problem } from "./api.js";
 import { fill, h, raw, redraw } from "./dom.js";
 import { duration, fixed, has, t, time } from "./i18n.js";
 import { sparkline } from "./sparkline.js";
-import { badge, busy, confirmed, empty, jobName, problemCard, progressBar, toast } from "./parts.js";
+import { badge, busy, confirmed, empty, jobName, moreButton, problemCard, progressBar, toast } from "./parts.js";
 
 const POLL_MS = 4000;
 const PAGE = 25;
@@ -125,7 +125,7 @@ export async function jobsView(_, query, holder) {
     redraw(
       list,
       h("div", { class: "card flush" }, h("table", { class: "jobs" }, h("caption", { class: "sr-only" }, t("nav.jobs")), h("thead", {}, head), h("tbody", {}, data.map(row)))),
-      more ? h("p", { class: "more" }, h("button", { type: "button", data: { focus: "more" }, onclick: () => ((pages += 1), refresh()) }, t("more"))) : null,
+      moreButton(more, () => ((pages += 1), refresh())),
     );
   }
 

@@ -3,7 +3,7 @@
 import { Asking, pagesOf, post, request, query as queryString } from "./api.js";
 import { fill, h, raw, redraw } from "./dom.js";
 import { t, time } from "./i18n.js";
-import { busy, confirmed, copyButton, empty, everyoneBox, problemCard, toast } from "./parts.js";
+import { busy, confirmed, copyButton, empty, everyoneBox, listTable, moreButton, problemCard, toast } from "./parts.js";
 import { teamTabs } from "./team.js";
 
 const PAGE = 50;
@@ -38,12 +38,12 @@ export async function keysView(_parameters, query, holder) {
       fill(list, empty(t("keys.none")));
       return;
     }
-    const heads = ["name", "scopes", "state", "created", "used", "expires"].map((name) => h("th", { scope: "col" }, t(`keys.${name}`)));
-    const last = mayWrite ? h("th", { scope: "col" }, h("span", { class: "sr-only" }, t("keys.revoke"))) : null;
+    const heads = ["name", "scopes", "state", "created", "used", "expires"].map((name) => t(`keys.${name}`));
+    const last = mayWrite ? h("span", { class: "sr-only" }, t("keys.revoke")) : null;
     redraw(
       list,
-      h("div", { class: "card flush scroll" }, h("table", { class: "jobs keys" }, h("caption", { class: "sr-only" }, t("tab.keys")), h("thead", {}, h("tr", {}, heads, last)), h("tbody", {}, data.map(row)))),
-      more ? h("p", { class: "more" }, h("button", { type: "button", data: { focus: "more" }, onclick: () => ((pages += 1), refresh()) }, t("more"))) : null,
+      listTable("keys", t("tab.keys"), [...heads, last], data.map(row)),
+      moreButton(more, () => ((pages += 1), refresh())),
     );
   }
 

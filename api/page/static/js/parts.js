@@ -155,3 +155,14 @@ export function empty(title, ...rest) {
 export function everyoneBox(checked, choose) {
   return h("label", { class: "everyone" }, h("input", { type: "checkbox", id: "everyone", checked, data: { focus: "everyone" }, onchange: (event) => choose(event.target.checked ? "*" : "") }), " ", t("usage.everyone"));
 }
+
+/** A list as a table. A head is what it says, or that and whether its column has numbers; null: no column. */
+export function listTable(kind, caption, heads, rows) {
+  const cells = heads.filter((one) => one !== null).map((one) => (Array.isArray(one) ? h("th", { scope: "col", class: one[1] ? "num" : null }, one[0]) : h("th", { scope: "col" }, one)));
+  return h("div", { class: "card flush scroll" }, h("table", { class: `jobs ${kind}` }, h("caption", { class: "sr-only" }, caption), h("thead", {}, h("tr", {}, cells)), h("tbody", {}, rows)));
+}
+
+/** The button behind a list that has more; null where it has not. */
+export function moreButton(hasMore, show) {
+  return hasMore ? h("p", { class: "more" }, h("button", { type: "button", data: { focus: "more" }, onclick: show }, t("more"))) : null;
+}

@@ -3,7 +3,7 @@
 import { Asking, get, pagesOf, query as queryString } from "./api.js";
 import { fill, h, raw, redraw } from "./dom.js";
 import { bytes, fixed, number, t } from "./i18n.js";
-import { busy, empty, everyoneBox, problemCard, tile } from "./parts.js";
+import { busy, empty, everyoneBox, listTable, moreButton, problemCard, tile } from "./parts.js";
 import { teamTabs } from "./team.js";
 
 const PAGE = 200;
@@ -49,8 +49,7 @@ export async function usageView(_parameters, query, holder) {
       return;
     }
     const isMore = rows.has_more || (isEveryone && own.has_more);
-    const more = isMore ? h("p", { class: "more" }, h("button", { type: "button", data: { focus: "more" }, onclick: () => ((pages += 1), refresh()) }, t("more"))) : null;
-    redraw(report, hoursTable(rows, filters.by), more);
+    redraw(report, hoursTable(rows, filters.by), moreButton(isMore, () => ((pages += 1), refresh())));
   }
 
   drawFilters();
@@ -96,21 +95,16 @@ function ownTiles({ gpu_hours: gpu, stored_bytes: stored, unfinished_jobs: jobs 
   );
 }
 
-function table(name, heads, rows) {
-  const head = heads.map(([key, isNumber]) => h("th", { scope: "col", class: isNumber ? "num" : null }, key));
-  return h("div", { class: "card flush scroll" }, h("table", { class: "jobs usage" }, h("caption", { class: "sr-only" }, name), h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows)));
-}
-
 function ownersTable(owners) {
-  const heads = [[t("usage.owner")], [t("usage.hours"), true], [t("usage.hours.left"), true], [t("usage.stored"), true], [t("usage.stored.left"), true], [t("usage.unfinished"), true]];
+  const heads = [t("usage.owner"), [t("usage.hours"), true], [t("usage.hours.left"), true], [t("usage.stored"), true], [t("usage.stored.left"), true], [t("usage.unfinished"), true]];
   const left = (value, write) => raw(value === null ? "∞" : write(value), value === null ? { title: t("usage.unlimited") } : {});
   const row = ({ owner, gpu_hours: gpu, stored_bytes: stored, unfinished_jobs: jobs }) =>
     h("tr", { data: { owner } }, h("td", {}, raw(owner, { class: "strong breaks" })), h("td", { class: "num" }, raw(fixed(gpu.used, 2))), h("td", { class: "num" }, left(gpu.left, (value) => fixed(value, 2))), h("td", { class: "num" }, raw(bytes(stored.used))), h("td", { class: "num" }, left(stored.left, bytes)), h("td", { class: "num" }, raw(number(jobs.used))));
-  return table(t("usage.owners"), heads, owners.map(row));
+  return listTable("usage", t("usage.owners"), heads, owners.map(row));
 }
 
 function hoursTable({ data, currency }, by) {
-  const heads = [by === "total" ? null : [t(`usage.start.${by}`)], [t("usage.owner")], [t("usage.gpu")], [t("usage.hours"), true], [t("usage.jobs"), true], currency ? [t("usage.cost", { currency }), true] : null];
+  const heads = [by === "total" ? null : t(`usage.start.${by}`), t("usage.owner"), t("usage.gpu"), [t("usage.hours"), true], [t("usage.jobs"), true], currency ? [t("usage.cost", { currency }), true] : null];
   const row = (one) =>
     h(
       "tr",
@@ -122,5 +116,5 @@ function hoursTable({ data, currency }, by) {
       h("td", { class: "num" }, raw(number(one.jobs))),
       currency ? h("td", { class: "num" }, raw(fixed(one.cost, 2))) : null,
     );
-  return table(t("usage.hours"), heads.filter((one) => one !== null), data.map(row));
+  return listTable("usage", t("usage.hours"), heads, data.map(row));
 }

@@ -3,7 +3,7 @@
 import { Asking, get, post, request, query as queryString } from "./api.js";
 import { fill, h, raw, redraw } from "./dom.js";
 import { has, number, t, time } from "./i18n.js";
-import { busy, confirmed, empty, problemCard, toast } from "./parts.js";
+import { busy, confirmed, empty, listTable, moreButton, problemCard, toast } from "./parts.js";
 import { teamTabs } from "./team.js";
 
 const POLL_MS = 4000;
@@ -48,12 +48,12 @@ export async function workersView(_parameters, _query, holder) {
       fill(list, empty(t("workers.none"), h("p", {}, t("workers.none.hint"), " ", raw("grpo worker", { class: "code" }))));
       return;
     }
-    const head = ["name", "state", "machine", "job", "version", "seen"].map((name) => h("th", { scope: "col" }, t(`workers.${name}`)));
-    const last = mayDrain ? h("th", { scope: "col" }, h("span", { class: "sr-only" }, t("workers.drain"))) : null;
+    const heads = ["name", "state", "machine", "job", "version", "seen"].map((name) => t(`workers.${name}`));
+    const last = mayDrain ? h("span", { class: "sr-only" }, t("workers.drain")) : null;
     redraw(
       list,
-      h("div", { class: "card flush scroll" }, h("table", { class: "jobs workers" }, h("caption", { class: "sr-only" }, t("tab.workers")), h("thead", {}, h("tr", {}, head, last)), h("tbody", {}, data.map(row)))),
-      more ? h("p", { class: "more" }, h("button", { type: "button", data: { focus: "more" }, onclick: () => ((pages += 1), refresh()) }, t("more"))) : null,
+      listTable("workers", t("tab.workers"), [...heads, last], data.map(row)),
+      moreButton(more, () => ((pages += 1), refresh())),
     );
   }
 

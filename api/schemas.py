@@ -53,6 +53,7 @@ else:
     WorkerStateWord = Literal[tuple(map(str, WorkerState))]
 
 GROUP_ID = "^group-[0-9A-HJKMNP-TV-Z]{26}$"
+NextCursor = Annotated[str | None, Meta(description="Send it as `cursor` for the next page")]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -184,7 +185,7 @@ class JobList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[Job]
     has_more: bool
-    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")]
+    next_cursor: NextCursor
 
 
 class Spread(Struct, frozen=True, kw_only=True):
@@ -323,7 +324,7 @@ class MetricList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[dict[str, Any]]
     has_more: bool = False
-    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")] = None
+    next_cursor: NextCursor = None
 
 
 class RolloutList(Struct, frozen=True, kw_only=True):
@@ -341,7 +342,7 @@ class RolloutStepList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[RolloutStep]
     has_more: bool = False
-    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")] = None
+    next_cursor: NextCursor = None
 
 
 class ArtifactFile(Struct, frozen=True, kw_only=True):
@@ -362,7 +363,7 @@ class ArtifactList(Struct, frozen=True, kw_only=True):
     data: list[ArtifactFile]
     complete: Annotated[bool, Meta(description="The job has ended and no file will be added")]
     has_more: bool = False
-    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")] = None
+    next_cursor: NextCursor = None
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):
@@ -380,7 +381,7 @@ class CheckpointList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[Checkpoint]
     has_more: bool = False
-    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")] = None
+    next_cursor: NextCursor = None
 
 
 class GpuUsage(Struct, frozen=True, kw_only=True):
@@ -428,7 +429,7 @@ class OwnerUsageList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[UsageReport]
     has_more: bool
-    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")]
+    next_cursor: NextCursor
 
 
 class GpuHours(Struct, frozen=True, kw_only=True):
@@ -591,7 +592,7 @@ class DatasetList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[Dataset]
     has_more: bool
-    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")]
+    next_cursor: NextCursor
 
 
 class ApiKey(Struct, frozen=True, kw_only=True):
@@ -643,7 +644,7 @@ class ApiKeyList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[ApiKey]
     has_more: bool
-    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")]
+    next_cursor: NextCursor
 
 
 class Webhook(Struct, frozen=True, kw_only=True):
@@ -671,7 +672,7 @@ class WebhookList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[Webhook]
     has_more: bool = False
-    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")] = None
+    next_cursor: NextCursor = None
 
 
 class WebhookDelivery(Struct, frozen=True, kw_only=True):
@@ -696,7 +697,7 @@ class WebhookDeliveryList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[WebhookDelivery]
     has_more: bool = False
-    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")] = None
+    next_cursor: NextCursor = None
 
 
 class Reward(Struct, frozen=True, kw_only=True):
@@ -716,7 +717,7 @@ class RewardList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[Reward]
     has_more: bool = False
-    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")] = None
+    next_cursor: NextCursor = None
 
 
 class GraderErrorFlags(Struct, frozen=True, kw_only=True):
@@ -889,7 +890,7 @@ class WorkerList(Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[Worker]
     has_more: bool
-    next_cursor: Annotated[str | None, Meta(description="Send it as `cursor` for the next page")]
+    next_cursor: NextCursor
 
 
 class Health(Struct, frozen=True, kw_only=True):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.3
 RESET = "/reset"
+_LASTING = (401, 403, 404, 409)
+"""Answers that the next question of a conversation would get too."""
 
 Ttl = Annotated[int | None, Parameter(name="--ttl", help="Seconds after which serving ends; default 900.")]
 
@@ -160,7 +162,7 @@ def _converse(client: GrpoClient, model: str, history: list[dict[str, str]], opt
             try:
                 history = [*asked, {"role": "assistant", "content": _answer(client, model, asked, options)}]
             except ProblemError as error:
-                if error.code in ("not_serving", "not_found", "unauthorized"):
+                if error.status in _LASTING:
                     raise
                 note(f"grpo: {error}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,11 +87,16 @@ def note(text: str) -> None:
 
 def _write(stream: TextIO, text: str, end: str = "\n") -> None:
     # What cannot be shown is escaped, so that no one else's text can steer the terminal.
-    text = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+    text = "".join(c if c.isprintable() or _is_harmless(c) else ascii(c)[1:-1] for c in text)
     if not _shows_all(stream):
         text = text.encode(stream.encoding or "ascii", "backslashreplace").decode(stream.encoding or "ascii")
     stream.write(text + end)
     stream.flush()
+
+
+def _is_harmless(character: str) -> bool:
+    """Whether a character that Python calls unprintable may be shown: a space of any width, or a joiner of emoji."""
+    return character in "\n\t\u200d" or unicodedata.category(character) == "Zs"
 
 
 def confirm(question: str) -> None:

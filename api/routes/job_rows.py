@@ -6,6 +6,7 @@ request: the answer says why, and is empty.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 from litestar import Request, Response, get
@@ -66,7 +67,7 @@ def list_job_rows(
     """
     place = None if cursor is None else place_of(cursor)
     query = RowQuery(part=part, first=first, search=search or "", limit=limit, place=place)
-    with searches.take(owner):
+    with searches.take(owner) if search else nullcontext():
         found = service.job_rows(job_id, owner, query)
     page = job_rows_of(found, part, cursor_of(found.next))
     return encoded(answer(request, page, fields, JobRow))

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from grpo_client.cli.jobs import waits_for
+from grpo_client.cli.chat_row import find_row
 from grpo_client.cli.output import EXIT_REFUSED, AsJson, CommandError, connected, note, print_json, say, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from grpo_client.cli.chat_row import ChosenRow
     from grpo_client.client import GrpoClient
     from grpo_client.results import ServedModel, SubmittedJob
 
@@ -73,6 +74,8 @@ def chat(
     step: int | None = None,
     base: Annotated[bool, Parameter(negative="")] = False,
     prompt: str | None = None,
+    row: int | None = None,
+    held_out: Annotated[bool, Parameter(negative="")] = False,
     system: str | None = None,
     temperature: float = 0.0,
     max_tokens: int | None = None,
@@ -92,6 +95,11 @@ def chat(
         Ask the base model, without an adapter.
     prompt
         Print the answer to this one question and exit.
+    row
+        Ask this row of the job's data set, counted from 0, print the answer with the scores of the job's rewards, and
+        exit.
+    held_out
+        The row is one that the job holds out of training.
     system
         A system message in place of the job's own.
     temperature
@@ -103,14 +111,21 @@ def chat(
     """
     if step is not None and base:
         raise CommandError("--step and --base name two different models; give one of them.", EXIT_REFUSED)
-    if json and prompt is None:
-        raise CommandError("--json prints one answer: add --prompt TEXT.", EXIT_REFUSED)
+    if row is not None and prompt is not None:
+        raise CommandError("--row and --prompt are two different questions; give one of them.", EXIT_REFUSED)
+    if held_out and row is None:
+        raise CommandError("--held-out says where the row is from: add --row N.", EXIT_REFUSED)
+    if json and prompt is None and row is None:
+        raise CommandError("--json prints one answer: add --prompt TEXT or --row N.", EXIT_REFUSED)
     model = job if step is None and not base else f"{job}:{'base' if base else f'step-{step}'}"
     options = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     given = {name: value for name, value in options.items() if value is not None}
     history = [] if system is None else [{"role": "system", "content": system}]
     with connected() as client:
+        chosen = None if row is None else find_row(client, job, row, "held_out" if held_out else "train")
         _ensure_served(client, job, model, step, ttl)
+        if chosen is not None:
+            return _ask_row(client, model, chosen, system, given, json=json)
         if prompt is None:
             return _converse(client, model, history, given)
         asked = [*history, {"role": "user", "content": prompt}]
@@ -134,6 +149,8 @@ def _ensure_served(client: GrpoClient, job: str, model: str, step: int | None, t
 
 def wait_until_served(client: GrpoClient, session: SubmittedJob) -> Sequence[ServedModel]:
     """Wait until a session answers, and return its models."""
+    from grpo_client.cli.jobs import waits_for  # most conversations begin with a model that is served
+
     said = ""
     while True:
         models = [model for model in client.models() if model.session == session.id]
@@ -165,6 +182,24 @@ def _converse(client: GrpoClient, model: str, history: list[dict[str, str]], opt
                 if error.status in _LASTING:
                     raise
                 note(f"grpo: {error}")
+    return 0
+
+
+def _ask_row(
+    client: GrpoClient, model: str, chosen: ChosenRow, system: str | None, options: dict[str, Any], *, json: bool
+) -> int:
+    asked = chosen.messages(system)
+    if json:
+        completion = client.chat(model, asked, **options)
+        text = completion["choices"][0]["message"]["content"]
+        scores = chosen.score(client, text)
+        print_json({"row": chosen.row.raw, "completion": completion, "scores": scores.raw})
+        return 0
+    note(f"row {chosen.row.row}{' (held out)' if chosen.part == 'held_out' else ''}, answer {chosen.row.answer or '-'}")
+    say(asked[-1]["content"] + "\n")
+    text = _answer(client, model, asked, options)
+    for line in chosen.lines(chosen.score(client, text)):
+        say(line)
     return 0
 
 

@@ -7,7 +7,7 @@ the chat template. Invariant: every dropped row is counted.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,8 +53,17 @@ def messages_for(question: Question, data: DataSection) -> list[Message]:
     turns = (("user", question),) if isinstance(question, str) else question.turns or (("user", question.question),)
     own = [_turn(role, text) for role, text in itertools.takewhile(lambda turn: turn[0] == "system", turns)]
     system = own or ([_turn("system", data.system_prompt)] if data.system_prompt else [])
-    examples = [turn for e in data.examples for turn in (_turn("user", e.question), _turn("assistant", e.answer))]
-    return [*system, *examples, *(_turn(role, text) for role, text in turns[len(own) :])]
+    return [*system, *_worked(data), *(_turn(role, text) for role, text in turns[len(own) :])]
+
+
+def conversation_for(given: Sequence[Mapping[str, str]], data: DataSection) -> list[Message]:
+    """Return a conversation as a served model reads it: after the job's system prompt and worked examples, unless one
+    of its turns is a system message."""
+    turns = [dict(message) for message in given]
+    if any(message["role"] == "system" for message in turns):
+        return turns
+    system = [_turn("system", data.system_prompt)] if data.system_prompt else []
+    return [*system, *_worked(data), *turns]
 
 
 def build_prompts(rows: Sequence[Row], spec: JobSpec, tokenizer: ChatTokenizer) -> PromptSet:
@@ -76,6 +85,11 @@ def build_prompts(rows: Sequence[Row], spec: JobSpec, tokenizer: ChatTokenizer) 
     )
     _require_enough(result, min(lengths, default=0), spec)
     return result
+
+
+def _worked(data: DataSection) -> list[Message]:
+    """The worked examples as turns."""
+    return [turn for e in data.examples for turn in (_turn("user", e.question), _turn("assistant", e.answer))]
 
 
 def _turn(role: str, content: str) -> Message:

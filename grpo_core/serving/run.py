@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 from grpo_core import hub
 from grpo_core.adapters import LocalAdapter, read_index
+from grpo_core.datasets.prompts import conversation_for
 from grpo_core.engines import choose_engine, vllm_env
 from grpo_core.errors import EXIT_CHECKPOINTED, EXIT_DONE, JobFailure
 from grpo_core.hardware.gpus import Gpu, find_gpus, show_gpus
@@ -156,24 +157,9 @@ def desk_for(
         context=context,
         adapters=[adapter.name for adapter in adapters],
         default_tokens=LONGER_ANSWERS * spec.sampling.max_completion_tokens,
-        prompt=lambda request: conversation(spec, request),
+        prompt=lambda request: conversation_for(request.messages, spec.data),
         waiting=WAITING_PER_ROW * rows,
     )
-
-
-def conversation(spec: JobSpec, request: ChatRequest) -> list[dict[str, str]]:
-    """The turns that the model reads: the job's system prompt and worked examples, unless the request has a system
-    message."""
-    given = [dict(message) for message in request.messages]
-    if any(message["role"] == "system" for message in given):
-        return given
-    system = [{"role": "system", "content": spec.data.system_prompt}] if spec.data.system_prompt else []
-    examples = [
-        {"role": role, "content": text}
-        for one in spec.data.examples
-        for role, text in (("user", one.question), ("assistant", one.answer))
-    ]
-    return [*system, *examples, *given]
 
 
 class _Loop:

@@ -129,7 +129,7 @@ class JobRows:
         return last_held_out(spec, rows)
 
     def _apart(self, spec: JobSpec, owner: str) -> _Range | None:
-        """The held-out rows of a data set of their own; None where they are the last rows of the job's."""
+        """The held-out rows of a separate data set; None where they are the last rows of the job's."""
         evaluation = spec.evaluation
         if evaluation.dataset is None or not evaluation.questions:
             return None
@@ -189,7 +189,7 @@ def _read(stored: Mapping[str, Any]) -> JobSpec:
         detail = "The job's spec is of another release, so its rows cannot be shown"
         raise Rejected(Problem(pointer="", code="other_release", detail=detail, remedy=_RECORDS)) from error
     if spec.source is not None:
-        detail = f"A job of kind {spec.kind} has no data set of its own"
+        detail = f"A job of kind {spec.kind} has no data set"
         raise Rejected(Problem(pointer="/kind", code="no_rows", detail=detail, remedy="Ask for the job that trained."))
     return spec
 

@@ -71,7 +71,8 @@ def test_a_person_talks_to_base_and_steps_side_by_side(
     # It is not served: a button starts it, and says what it waits for until it answers.
     page.get_by_text("The model is not being served").wait_for()
     assert page.get_by_role("button", name="Ask").is_disabled()
-    page.get_by_label("Held-out question").select_option(index=1)
+    page.get_by_label("Prompt from").select_option("held_out")
+    page.locator(".rows-found button").first.click()
     question, answer = page.locator("#prompt").input_value(), page.locator("#answer").input_value()
     with stack.http() as http:
         samples = http.get(f"/page/reports/{trained}").json()["evaluation"]["samples"]

@@ -11,6 +11,7 @@ import { eventsTab } from "./events.js";
 import { filesTab } from "./files.js";
 import { reportTab } from "./report.js";
 import { rolloutsTab } from "./rollouts.js";
+import { canTalk } from "./serving.js";
 import { specTab } from "./spec.js";
 import { overBy, warningCard } from "./warning.js";
 
@@ -223,11 +224,6 @@ function exportCards({ job, events, id }) {
 /** Whether it has trained to its end. */
 function hasAdapter(job) {
   return job.status === "succeeded" && (job.spec.kind ?? "training") === "training";
-}
-
-/** Whether there is an adapter to serve. */
-function canTalk(job) {
-  return (job.spec.kind ?? "training") === "training" && (job.status === "succeeded" || job.checkpoint_step > 0);
 }
 
 /** What a queued job waits for: a worker at all, or that those before it are done. */

@@ -2,34 +2,38 @@
 // scores of the job's own rewards beneath. The address says what was asked, so that a link repeats it.
 
 import { Asking, Problem, get, post, query as queryString } from "./api.js";
+import { MOST_TRAINED, addressOf, bodyOf, changes, isSame, partsOf, read, referenceIn, scoringOf } from "./asked.js";
 import { chat } from "./chat.js";
 import { fill, h, raw, redraw } from "./dom.js";
 import { clock, fixed, has, number, t } from "./i18n.js";
 import { copyButton, failureCard, jobName, problemCard } from "./parts.js";
+import { RowPicker, recorded, rowOf } from "./rowpicker.js";
 import { MOST_STEPS, Serving, modelName } from "./serving.js";
 import { completionText } from "./text.js";
 
-/** Models beside the base that are asked at once. */
-const MOST_TRAINED = 3;
+/** @typedef {{part: string, row: any, trouble: HTMLElement | null, recalled: {question: string, answer: string} | null}} Source */
 
 export async function playgroundView({ id }, query, holder) {
-  const [job, checkpoints] = await Promise.all([get(`/jobs/${id}`), get(`/jobs/${id}/checkpoints`)]);
-  const questions = await heldOut(id);
+  const [job, checkpoints, first] = await Promise.all([get(`/jobs/${id}`), get(`/jobs/${id}/checkpoints`), sourceIn(id, query)]);
   const steps = checkpoints.data.map((one) => `step-${one.step}`);
   const known = ["base", "trained", ...steps];
   const mayWrite = holder.scopes.includes("jobs:write");
-  let asked = withQuestion(read(query, job, known), query, questions);
+  /** Where the prompt is from: a row of the data set, or nowhere. */
+  /** @type {Source} */
+  let source = first;
+  let asked = readAddress(query);
   /** @type {Answer[]} */
   let answers = [];
   const scoring = new Asking();
+  const opening = new Asking();
   /** Whether the address asks for an answer that nobody has had yet. */
   let isDue = Boolean(asked.prompt);
   let drawn = "";
 
   const state = h("div", { class: "notes", id: "serving", role: "status" });
-  const prompt = h("textarea", { id: "prompt", rows: 3, required: true, maxlength: 20_000 });
-  const answer = h("input", { id: "answer", type: "text", autocomplete: "off", spellcheck: "false", translate: "no" });
-  const system = h("textarea", { id: "system", rows: 4, spellcheck: "false", translate: "no" });
+  const prompt = h("textarea", { id: "prompt", rows: 3, required: true, translate: "no", oninput: () => drawSource() });
+  const answer = h("textarea", { id: "answer", rows: 1, autocomplete: "off", spellcheck: "false", translate: "no", oninput: () => drawSource() });
+  const system = h("textarea", { id: "system", rows: 4, spellcheck: "false", translate: "no", oninput: () => drawSource() });
   const seed = h("input", { id: "seed", type: "number", min: 0, max: 2 ** 31 - 1, step: 1, required: true });
   const temperature = h("input", { id: "temperature", type: "number", min: 0, max: 2, step: "any", required: true });
   const most = h("input", { id: "tokens", type: "number", min: 1, max: 8192, step: 1, required: true });
@@ -37,13 +41,19 @@ export async function playgroundView({ id }, query, holder) {
   const ask = h("button", { type: "submit", class: "primary", id: "ask" }, t("talk.ask"));
   const stop = h("button", { type: "button", id: "stop", onclick: () => answers.forEach((one) => one.stop()) }, t("talk.stop"));
   const link = h("span", {});
-  const picker = h("select", { id: "question", onchange: () => choose(picker.value) }, h("option", { value: "" }, t("talk.own")), questions.map((one, place) => h("option", { value: String(place), translate: "no" }, one.question.slice(0, 80))));
+  const picker = new RowPicker(id, {
+    chosen: (part, row) => take({ part, row, trouble: null, recalled: null }),
+    recalled: (question, right) => take({ part: "own", row: null, trouble: null, recalled: { question, answer: right } }),
+    own: () => take({ part: "own", row: null, trouble: null, recalled: null }, { keeps: true }),
+  });
+  const from = h("div", { class: "talk-source", role: "status" });
   const columns = h("div", { class: "talk-columns" });
   const scores = h("div", { role: "status" });
   const form = h(
     "form",
     { class: "card talk-form", onsubmit: (event) => (event.preventDefault(), submit()) },
-    questions.length ? labelled("question", picker) : null,
+    picker.element,
+    from,
     labelled("prompt", prompt),
     labelled("answer", answer, t("talk.answer.hint")),
     models,
@@ -58,6 +68,12 @@ export async function playgroundView({ id }, query, holder) {
     return h("div", { class: "field" }, h("label", { for: name }, t(`talk.${name}`)), control, hint ? h("p", { class: "hint", id: `${name}-hint` }, hint) : null);
   }
 
+  function readAddress(values) {
+    const { row, recalled } = source;
+    const found = read(values, job, known, row);
+    return row || !recalled || found.prompt ? found : { ...found, prompt: recalled.question, answer: recalled.answer };
+  }
+
   function write() {
     prompt.value = asked.prompt;
     answer.value = asked.answer;
@@ -65,16 +81,46 @@ export async function playgroundView({ id }, query, holder) {
     seed.value = asked.seed;
     temperature.value = asked.temperature;
     most.value = asked.tokens;
-    picker.value = String(Math.max(-1, questions.findIndex((one) => one.question === asked.prompt)));
-    if (!picker.value || picker.value === "-1") picker.value = "";
+    picker.turnTo(source.row ? source.part : "own", { place: source.row ? source.row.row : -1 });
+    drawSource();
     drawModels();
   }
 
-  function choose(value) {
-    const one = questions[Number(value)];
-    if (value === "" || !one) return;
-    prompt.value = one.question;
-    answer.value = one.answer;
+  /** Ask this row, or a prompt of one's own, which begins with what was there. */
+  function take(next, { keeps = false } = {}) {
+    const was = source.row;
+    source = next;
+    const own = next.row ? partsOf(next.row) : next.recalled ? { prompt: next.recalled.question, answer: next.recalled.answer } : {};
+    if (!keeps) Object.assign(own, { system: own.system ?? job.spec.data.system_prompt });
+    else if (was && system.value === partsOf(was).system) own.system = job.spec.data.system_prompt;
+    prompt.value = own.prompt ?? prompt.value;
+    answer.value = own.answer ?? answer.value;
+    system.value = own.system ?? system.value;
+    drawSource();
+  }
+
+  /** What of the row is not in the fields: its number, earlier turns, other columns. */
+  function drawSource() {
+    const { row, part, trouble } = source;
+    if (!row) {
+      redraw(from, trouble);
+      return;
+    }
+    const { question_column: question, answer_column: right } = job.spec.data;
+    const others = Object.entries(row.values).filter(([name]) => name !== question && name !== right);
+    const before = row.messages.slice(0, -1).filter((one) => one.role !== "system");
+    const edited = changes({ ...asked, ...typedNow() }, row);
+    redraw(
+      from,
+      trouble,
+      h("p", { class: "hint" }, t(`talk.from.${part}`, { n: row.row + 1 }), edited.length ? [" ", t("talk.from.edited")] : null),
+      before.length ? h("details", { class: "advanced" }, h("summary", {}, t("talk.before", { n: before.length })), before.map(({ role, content }) => h("div", { class: `turn ${role}` }, h("span", { class: "sub" }, t(`role.${role}`)), raw(content, { class: "said" })))) : null,
+      others.length ? h("details", { class: "advanced" }, h("summary", {}, t("talk.columns", { n: others.length })), h("dl", { class: "row-columns" }, others.map(([name, value]) => [h("dt", {}, raw(name)), h("dd", {}, raw(typeof value === "string" ? value : JSON.stringify(value)))]))) : null,
+    );
+  }
+
+  function typedNow() {
+    return { prompt: prompt.value, answer: answer.value, system: system.value };
   }
 
   function drawModels() {
@@ -119,7 +165,7 @@ export async function playgroundView({ id }, query, holder) {
     const mark = JSON.stringify([serving.state, serving.record?.status, serving.record?.phase, serving.record?.waiting, serving.ends, missing, serving.reason, String(serving.trouble)]);
     if (mark !== drawn) {
       drawn = mark;
-      redraw(state, serving.trouble ? problemCard(serving.trouble, { again: () => serving.look() }) : null, drawState(), missing.length ? drawMissing(missing) : null);
+      redraw(state, serving.trouble ? problemCard(serving.trouble, { again: () => serving.look() }) : null, drawState(), missing.length ? drawUnloaded(missing) : null);
     }
     if (isDue && serving.state === "ready") {
       isDue = false;
@@ -151,14 +197,14 @@ export async function playgroundView({ id }, query, holder) {
     return t(waiting.ahead ? "tile.waiting.ahead" : "tile.waiting.next", { jobs: waiting.ahead, n: waiting.workers });
   }
 
-  function drawMissing(missing) {
+  function drawUnloaded(missing) {
     return h("div", { class: "card warning" }, h("p", {}, t("talk.missing"), " ", missing.map((one, place) => [place ? ", " : "", label(one)])), startButton(t("talk.load"), () => serving.restart(toLoad())));
   }
 
   function submit() {
-    asked = { ...asked, prompt: prompt.value, answer: answer.value, system: system.value, seed: Number(seed.value), temperature: Number(temperature.value), tokens: Number(most.value) };
+    asked = { ...asked, ...typedNow(), seed: Number(seed.value), temperature: Number(temperature.value), tokens: Number(most.value) };
     isDue = false;
-    const address = `/talk/${id}${queryString(addressOf(asked, job))}`;
+    const address = `/talk/${id}${queryString(addressOf(asked, job, source.row, source.part))}`;
     if (location.hash !== `#${address}`) location.hash = address;
     run();
   }
@@ -172,24 +218,45 @@ export async function playgroundView({ id }, query, holder) {
     fill(link, copyButton(location.href, t("talk.link")));
     draw();
     const mine = answers;
-    await Promise.all(mine.map((one) => one.ask(bodyOf(asked, job))));
+    const { row } = source;
+    const body = bodyOf(asked, job, row);
+    const scored = (whole) => scoringOf(asked, job, row, whole.map((one) => one.text));
+    await Promise.all(mine.map((one) => one.ask(body)));
     if (mine !== answers) return;
     draw();
     const lost = mine.find((one) => one.error instanceof Problem && one.error.status === 409);
     if (lost) serving.lost();
-    score(mine.filter((one) => one.text && !one.error));
+    const whole = mine.filter((one) => one.text && !one.error);
+    if (whole.length) score(whole, scored(whole), Boolean(row));
   }
 
-  function score(whole) {
-    if (!whole.length || !mayWrite) return;
-    if (!asked.answer.trim()) {
-      fill(scores, h("p", { class: "hint" }, t("talk.unscored")));
+  /** What the job's graders pay; `isRow`: with all columns of a row, as in training. */
+  function score(whole, request, isRow) {
+    if (!mayWrite) {
+      fill(scores, h("p", { class: "hint" }, t("talk.scores.read.only")));
       return;
     }
     whole.forEach((one) => one.showScores(h("p", { class: "hint" }, t("talk.scoring"))));
-    scoring.ask(() => post("/graders/score", { spec: rewardsOf(job), rows: whole.map((one) => ({ item: itemOf(asked, job), model_sample: one.text })) }), {
-      answered: (found) => whole.forEach((one, place) => one.showScores(drawScores(found.data[place]))),
-      refused: (error) => (whole.forEach((one) => one.showScores(null)), fill(scores, problemCard(error))),
+    scoring.ask(() => post("/graders/score", request), {
+      answered: (found) => (whole.forEach((one, place) => one.showScores(drawScores(found.data[place], isRow))), fill(scores, drawMissing(found, isRow))),
+      refused: (error) => (whole.forEach((one) => one.showScores(null)), fill(scores, needsAnswer(error) ? h("p", { class: "hint" }, t("talk.unscored")) : problemCard(error))),
+    });
+  }
+
+  /** Show what another address asks; its row is read first, unless it is there. */
+  function open(values) {
+    const wanted = referenceIn(values);
+    const isHere = wanted ? source.row && source.part === wanted.part && source.row.row === wanted.row && isSame(wanted, source.row) : !source.row && !values.has("question");
+    opening.ask(async () => (isHere ? source : sourceIn(id, values)), {
+      answered: (found) => {
+        source = found;
+        const next = readAddress(values);
+        if (isHere && JSON.stringify(next) === JSON.stringify(asked)) return;
+        asked = next;
+        write();
+        draw();
+      },
+      refused: (error) => fill(from, problemCard(error)),
     });
   }
 
@@ -200,17 +267,14 @@ export async function playgroundView({ id }, query, holder) {
     element,
     go(parameters, values) {
       if (parameters.id !== id) return false;
-      const next = withQuestion(read(values, job, known), values, questions);
-      if (JSON.stringify(next) !== JSON.stringify(asked)) {
-        asked = next;
-        write();
-        draw();
-      }
+      open(values);
       return true;
     },
     close() {
       answers.forEach((one) => one.stop());
       scoring.stop();
+      opening.stop();
+      picker.close();
       serving.close();
     },
   };
@@ -277,72 +341,61 @@ class Answer {
   }
 }
 
-function drawScores(row) {
-  const errors = Object.entries(row.errors);
+/** What each grader paid for one answer; one whose columns the prompt does not have is left open. */
+function drawScores(row, isRow) {
+  const open = isRow ? new Set() : new Set(Object.keys(row.missing_columns).map((name) => name.split(".")[0]));
+  const errors = Object.entries(row.errors).filter(([name]) => !open.has(name.split(".")[0]));
+  const total = open.size ? null : row.reward_total;
+  const line = ([name, value]) => h("li", { class: open.has(name) || value === null ? "" : value > 0 ? "paid" : value < 0 ? "charged" : "" }, raw(name), raw(fixed(open.has(name) ? null : value, 2), { class: "value" }));
   return [
-    h("p", { class: "score" }, raw(fixed(row.reward_total, 2), { class: "reward", title: t("metric.reward") }), " ", h("span", { class: "hint" }, t("metric.reward"))),
-    h("ul", { class: "rewards" }, Object.entries(row.rewards).map(([name, value]) => h("li", { class: value > 0 ? "paid" : value < 0 ? "charged" : "" }, raw(name), raw(fixed(value, 2), { class: "value" })))),
+    h("p", { class: "score" }, raw(fixed(total, 2), { class: "reward", title: t("metric.reward") }), " ", h("span", { class: "hint" }, t("metric.reward"))),
+    h("ul", { class: "rewards" }, Object.entries(row.rewards).map(line)),
     errors.length ? h("ul", {}, errors.map(([name, error]) => h("li", {}, raw(`${name}: ${error.message}`, { lang: "en", class: "error" })))) : null,
   ];
 }
 
-/** Held-out questions with their answers, as far as the report shows them. */
-async function heldOut(id) {
-  const report = await get(`/page/reports/${id}`).catch(() => null);
-  const samples = report?.evaluation?.samples ?? [];
-  if (samples.length) return samples;
-  const drawn = await get(`/jobs/${id}/rollouts${queryString({ limit: 50 })}`).catch(() => ({ data: [] }));
-  const seen = new Map(drawn.data.map((one) => [one.prompt, { question: one.prompt, answer: one.answer }]));
-  return [...seen.values()].slice(0, 10);
+/** Which graders say nothing of these answers, why, and what to do. */
+function drawMissing(found, isRow) {
+  const missing = isRow ? [] : Object.entries(found.data[0].missing_columns);
+  if (!missing.length && !found.unavailable.length) return null;
+  return h(
+    "div",
+    { class: "card warning", id: "unscored" },
+    missing.length ? [h("p", { class: "strong" }, t("talk.missing.columns")), h("ul", {}, missing.map(([name, columns]) => h("li", {}, raw(name, { class: "code" }), ": ", columns.map((one, place) => [place ? ", " : "", raw(one, { class: "code" })])))), h("p", {}, t("talk.missing.remedy"))] : null,
+    found.unavailable.length ? h("ul", {}, found.unavailable.map((one) => h("li", {}, raw(one.grader, { class: "code" }), " ", raw(`${one.message} ${one.remedy}`, { lang: "en" })))) : null,
+  );
 }
 
-function read(query, job, known) {
-  const models = (query.get("models") ?? "base,trained").split(",").filter((one) => known.includes(one));
-  const others = models.filter((one) => one !== "base").slice(0, MOST_TRAINED);
-  return {
-    prompt: query.get("prompt") ?? "",
-    answer: query.get("answer") ?? "",
-    system: query.get("system") ?? job.spec.data.system_prompt,
-    seed: numberOf(query.get("seed"), 1),
-    temperature: numberOf(query.get("temperature"), 0),
-    tokens: numberOf(query.get("tokens"), job.spec.sampling.max_completion_tokens),
-    models: known.filter((one) => (one === "base" && models.includes(one)) || others.includes(one)),
-  };
+/** Whether a request for scores was refused only because there is no right answer to compare with. */
+function needsAnswer(error) {
+  return error instanceof Problem && error.errors.length > 0 && error.errors.every((one) => one.code === "no_value");
 }
 
-/** The held-out question of this number, where the address names one in place of a prompt. */
-function withQuestion(asked, query, questions) {
-  const one = questions[Number(query.get("question") ?? "-1")];
-  return one && !asked.prompt ? { ...asked, prompt: one.question, answer: one.answer } : asked;
+/**
+ * Where an address has its prompt from. An address of an earlier release has the question and the answer themselves.
+ *
+ * @param {string} id
+ * @param {URLSearchParams} query
+ * @returns {Promise<Source>}
+ */
+async function sourceIn(id, query) {
+  const recalled = await questionIn(id, query);
+  const reference = recalled ? { part: "held_out", row: recalled.row, hash: "" } : referenceIn(query);
+  if (!reference) return { part: "own", row: null, trouble: null, recalled: null };
+  const { row, unavailable } = await rowOf(id, reference);
+  // A question of the report whose row cannot be read, or is another by now.
+  if (recalled && row?.messages.at(-1).content !== recalled.question) return { part: "own", row: null, trouble: null, recalled };
+  const trouble = row ? (isSame(reference, row) ? null : troubleCard(t("talk.row.changed", { n: row.row + 1 }))) : troubleCard(t("talk.row.gone", { n: reference.row + 1 }), unavailable);
+  return { part: row ? reference.part : "own", row, trouble, recalled: null };
 }
 
-function numberOf(text, otherwise) {
-  const value = Number(text);
-  return text === null || text === "" || !Number.isFinite(value) ? otherwise : value;
+/** @param {any} [why] */
+function troubleCard(text, why) {
+  return h("div", { class: "card warning", id: "row-trouble" }, h("p", { class: "strong" }, text), why ? h("p", {}, raw(`${why.detail}. ${why.remedy}`, { lang: "en" })) : null);
 }
 
-/** What a link must say; the job's own system prompt is left out. */
-function addressOf(asked, job) {
-  return { prompt: asked.prompt, answer: asked.answer, models: asked.models.join(","), seed: asked.seed, temperature: asked.temperature, tokens: asked.tokens, ...(asked.system === job.spec.data.system_prompt ? {} : { system: asked.system }) };
-}
-
-function bodyOf(asked, job) {
-  const examples = (job.spec.data.examples ?? []).flatMap((one) => [{ role: "user", content: one.question }, { role: "assistant", content: one.answer }]);
-  // Without a system message the service sends the job's own.
-  const isOwn = asked.system || job.spec.data.system_prompt;
-  const system = isOwn ? [{ role: "system", content: asked.system }] : [];
-  return { messages: [...system, ...examples, { role: "user", content: asked.prompt }], seed: asked.seed, temperature: asked.temperature, max_tokens: asked.tokens };
-}
-
-/** The job's rewards; the answer is given as such, so it is not looked for in a column. */
-function rewardsOf(job) {
-  const data = { ...job.spec.data };
-  delete data.answer_path;
-  delete data.answer_pattern;
-  return { data, rewards: job.spec.rewards, ...(job.spec.sampling.response_format ? { sampling: { response_format: job.spec.sampling.response_format } } : {}) };
-}
-
-function itemOf(asked, job) {
-  const { format, question_column: question, answer_column: answer } = job.spec.data;
-  return { [question]: format === "messages" ? [{ role: "user", content: asked.prompt }] : asked.prompt, [answer]: asked.answer };
+/** The held-out question of this number in the report, where the address names one in place of a prompt. */
+async function questionIn(id, query) {
+  if (!query.has("question") || query.has("prompt")) return null;
+  return (await recorded(id, "held_out"))[Number(query.get("question"))] ?? null;
 }

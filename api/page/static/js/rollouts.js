@@ -5,6 +5,7 @@ import { fill, h, raw, redraw } from "./dom.js";
 import { fixed, number, signed, t } from "./i18n.js";
 import { ENDED } from "./feed.js";
 import { busy, empty, problemCard } from "./parts.js";
+import { canTalk } from "./serving.js";
 import { completionText, diffColumns, diffView } from "./text.js";
 
 const ORDERS = ["step", "-step", "reward", "-reward", "advantage", "-advantage", "length", "-length"];
@@ -131,7 +132,7 @@ export function rolloutsTab(feed, query, go) {
         {},
         h("h3", {}, h("a", { href: address({ step: first.step }) }, t("chart.step", { step: number(first.step) })), " · ", t("rollouts.prompt"), " ", raw(first.prompt_id, { class: "code" })),
         h("p", { class: "question" }, raw(first.prompt)),
-        h("p", { class: "meta" }, t("rollouts.answer"), " ", raw(first.answer, { class: "gold" }), " · ", rollouts.length > 1 && best !== null ? t("rollouts.spread", { worst: fixed(worst, 2), best: fixed(best, 2) }) : null, " ", across),
+        h("p", { class: "meta" }, t("rollouts.answer"), " ", raw(first.answer, { class: "gold" }), " · ", rollouts.length > 1 && best !== null ? t("rollouts.spread", { worst: fixed(worst, 2), best: fixed(best, 2) }) : null, " ", across, canTalk(feed.job) && /^\d+$/.test(first.prompt_id) ? [" · ", h("a", { href: `#/talk/${feed.id}${queryString({ row: first.prompt_id })}`, data: { ask: first.prompt_id } }, t("rollouts.ask"))] : null),
       ),
       h("div", { class: "cards" }, rollouts.map((rollout) => card(rollout, best, worst))),
     );

@@ -15,6 +15,11 @@ export function modelName(job, which) {
   return which === "trained" ? job : `${job}:${which}`;
 }
 
+/** Whether a job has an adapter to serve. */
+export function canTalk(job) {
+  return (job.spec.kind ?? "training") === "training" && (job.status === "succeeded" || job.checkpoint_step > 0);
+}
+
 export class Serving {
   /**
    * @param {string} job

@@ -55,7 +55,7 @@ def answered(visitor: Visitor, count: int) -> list[str]:
     visitor.until(
         f"document.querySelectorAll('.talk-answer:not([aria-busy]) .talk-scores .reward').length === {count}", 90
     )
-    return visitor.page.locator(".talk-answer .completion").all_inner_texts()
+    return visitor.page.locator(".talk-answer > .completion").all_inner_texts()
 
 
 def test_a_person_talks_to_base_and_steps_side_by_side(

@@ -164,7 +164,7 @@ def test_a_row_is_found_asked_and_scored_as_in_training(
 
     # The link names the row, and neither its question nor its answer.
     address = page.url.split("#")[1]
-    assert f"row=42&part=train&hash={row['sha256'][:12]}" in address
+    assert f"part=train&row=42&hash={row['sha256'][:12]}" in address
     assert "prompt=" not in address
     assert "answer=" not in address
     other = visit(viewport={"width": 360, "height": 740})

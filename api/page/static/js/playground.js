@@ -31,9 +31,9 @@ export async function playgroundView({ id }, query, holder) {
   let drawn = "";
 
   const state = h("div", { class: "notes", id: "serving", role: "status" });
-  const prompt = h("textarea", { id: "prompt", rows: 3, required: true, translate: "no", oninput: () => drawSource() });
-  const answer = h("textarea", { id: "answer", rows: 1, autocomplete: "off", spellcheck: "false", translate: "no", oninput: () => drawSource() });
-  const system = h("textarea", { id: "system", rows: 4, spellcheck: "false", translate: "no", oninput: () => drawSource() });
+  const prompt = h("textarea", { id: "prompt", rows: 3, required: true, translate: "no", oninput: () => drawEdited() });
+  const answer = h("textarea", { id: "answer", rows: 1, autocomplete: "off", spellcheck: "false", translate: "no", oninput: () => drawEdited() });
+  const system = h("textarea", { id: "system", rows: 4, spellcheck: "false", translate: "no", oninput: () => drawEdited() });
   const seed = h("input", { id: "seed", type: "number", min: 0, max: 2 ** 31 - 1, step: 1, required: true });
   const temperature = h("input", { id: "temperature", type: "number", min: 0, max: 2, step: "any", required: true });
   const most = h("input", { id: "tokens", type: "number", min: 1, max: 8192, step: 1, required: true });
@@ -47,6 +47,7 @@ export async function playgroundView({ id }, query, holder) {
     own: () => take({ part: "own", row: null, trouble: null, recalled: null }, { keeps: true }),
   });
   const from = h("div", { class: "talk-source", role: "status" });
+  const editedNote = h("span", {});
   const columns = h("div", { class: "talk-columns" });
   const scores = h("div", { role: "status" });
   const form = h(
@@ -106,17 +107,22 @@ export async function playgroundView({ id }, query, holder) {
       redraw(from, trouble);
       return;
     }
+    drawEdited();
     const { question_column: question, answer_column: right } = job.spec.data;
     const others = Object.entries(row.values).filter(([name]) => name !== question && name !== right);
     const before = row.messages.slice(0, -1).filter((one) => one.role !== "system");
-    const edited = changes({ ...asked, ...typedNow() }, row);
     redraw(
       from,
       trouble,
-      h("p", { class: "hint" }, t(`talk.from.${part}`, { n: row.row + 1 }), edited.length ? [" ", t("talk.from.edited")] : null),
+      h("p", { class: "hint" }, t(`talk.from.${part}`, { n: row.row + 1 }), " ", editedNote),
       before.length ? h("details", { class: "advanced" }, h("summary", {}, t("talk.before", { n: before.length })), before.map(({ role, content }) => h("div", { class: `turn ${role}` }, h("span", { class: "sub" }, t(`role.${role}`)), raw(content, { class: "said" })))) : null,
       others.length ? h("details", { class: "advanced" }, h("summary", {}, t("talk.columns", { n: others.length })), h("dl", { class: "row-columns" }, others.map(([name, value]) => [h("dt", {}, raw(name)), h("dd", {}, raw(typeof value === "string" ? value : JSON.stringify(value)))]))) : null,
     );
+  }
+
+  /** Whether the fields still say what the row says. */
+  function drawEdited() {
+    editedNote.textContent = source.row && changes({ ...asked, ...typedNow() }, source.row).length ? t("talk.from.edited") : "";
   }
 
   function typedNow() {

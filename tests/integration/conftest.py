@@ -12,6 +12,8 @@ import pytest
 
 from tests.integration.children import MODELS, Run, prepare, run_main
 
+pytest.register_assert_rewrite("tests.integration.rank_runs")
+
 
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Callable[..., ForkServerProcess]]:

@@ -10,18 +10,31 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from grpo_core.ranks import SILENT_SECONDS
-from tests.clock import patience
-from tests.integration.children import Run, assert_whole, is_running, wait_for
+from tests.integration.children import Run, assert_whole, wait_for
 from tests.integration.native.test_loop import rollouts_of, steps_of
-from tests.integration.native.test_ranks import SPEC as NATIVE
-from tests.integration.native.test_ranks import Forks, Launched, adapter_of, assert_same_training, end, launch, start
+from tests.integration.rank_runs import SPEC as NATIVE
+from tests.integration.rank_runs import (
+    Finish,
+    Forks,
+    Launched,
+    adapter_of,
+    assert_first_rank_writes,
+    assert_loss_ends,
+    assert_resumes,
+    assert_same_training,
+    end,
+    launch,
+    start,
+    train_alone,
+    train_together,
+)
 from tests.lazy import lazy
 
 torch = lazy("torch")
@@ -30,57 +43,38 @@ SPEC: dict[str, Any] = NATIVE | {"engine": "trl"}
 
 
 @pytest.fixture(scope="module")
-def alone(finish: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = finish(tmp_path_factory.mktemp("alone") / "run", SPEC, epoch=1)
-    assert run.exit_code == 0, (run.folder.root / "stderr.log").read_text("utf-8")
-    return run
+def alone(finish: Finish, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train_alone(finish, tmp_path_factory.mktemp("alone") / "run", SPEC, epoch=1)
 
 
 @pytest.fixture(scope="module")
 def together(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    root = tmp_path_factory.mktemp("together") / "run"
-    assert end(start(forks, root, 2, SPEC, epoch=1)) == [0, 0], (root / "rank-1.log").read_text("utf-8")
-    return Run(root, 0)
+    return train_together(forks, tmp_path_factory.mktemp("together") / "run", SPEC, epoch=1)
 
 
 def test_two_ranks_write_what_one_writes(alone: Run, together: Run) -> None:
-    assert_same_training(together, alone)
+    assert_first_rank_writes(together, alone)
     rows = rollouts_of(together)
-    assert any(row["advantage"] for row in rows)
     assert len({row["seed"] for row in rows}) == len(rows)
-    assert [event["type"] for event in together.events] == [event["type"] for event in alone.events]
     reports = [json.loads(run.folder.report.read_text("utf-8")) for run in (together, alone)]
     assert [(report["engine"], report["ranks"]) for report in reports] == [("trl", 2), ("trl", 1)]
-    theirs = together.folder.of_rank(1)
-    assert not list(theirs.rollouts.glob("*"))
-    assert not list(theirs.checkpoints.glob("*"))
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_it_goes_on_from_the_checkpoint_of_two_ranks(
-    forks: Forks, finish: Callable[..., Run], together: Run, tmp_path: Path, count: int
+    forks: Forks, finish: Finish, together: Run, tmp_path: Path, count: int
 ) -> None:
-    root = tmp_path / "again"
-    shutil.copytree(together.folder.checkpoint(3), root / "inputs" / "resume")
-    codes = end(start(forks, root, count, SPEC, epoch=2)) if count > 1 else [finish(root, SPEC, epoch=2).exit_code]
-    assert codes == [0] * count
-    again = Run(root, 0)
-    assert_same_training(again, together, after=3)
-    if count == 2:
-        assert all(torch.equal(tensor, adapter_of(together)[name]) for name, tensor in adapter_of(again).items())
+    assert_resumes(forks, finish, together, tmp_path / "again", SPEC, count)
 
 
 def test_two_ranks_go_on_from_the_checkpoint_of_one(forks: Forks, alone: Run, tmp_path: Path) -> None:
     root = tmp_path / "again"
     shutil.copytree(alone.folder.checkpoint(3), root / "inputs" / "resume")
-    assert end(start(forks, root, 2, SPEC, epoch=2)) == [0, 0]
-    assert_same_training(Run(root, 0), alone, after=3)
+    assert_same_training(train_together(forks, root, SPEC, epoch=2), alone, after=3)
 
 
 @pytest.mark.parametrize("kind", ["bnpo", pytest.param("dapo", marks=pytest.mark.long)])
-def test_losses_that_count_otherwise_are_the_same_too(
-    forks: Forks, finish: Callable[..., Run], tmp_path: Path, kind: str
-) -> None:
+def test_losses_that_count_otherwise_are_the_same_too(forks: Forks, finish: Finish, tmp_path: Path, kind: str) -> None:
     """By tokens, in parts, with more passes, filters and a penalty; rows are shared unevenly."""
     changed = SPEC | {
         "loss": {"type": kind, "beta": 0.04, "iterations": 2},
@@ -88,10 +82,8 @@ def test_losses_that_count_otherwise_are_the_same_too(
         | {"gradient_accumulation": 4, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.1, "temperature": 0.9},
         "evaluation": {"questions": 0},
     }
-    one = finish(tmp_path / "one", changed)
-    assert one.exit_code == 0, (one.folder.root / "stderr.log").read_text("utf-8")
-    assert end(start(forks, tmp_path / "two", 2, changed)) == [0, 0], (tmp_path / "two" / "rank-1.log").read_text()
-    two = Run(tmp_path / "two", 0)
+    one = train_alone(finish, tmp_path / "one", changed)
+    two = train_together(forks, tmp_path / "two", changed)
     for left, right in zip(steps_of(one), steps_of(two), strict=True):
         assert left["loss"] == pytest.approx(right["loss"], abs=1e-5)
         assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
@@ -139,9 +131,4 @@ def launched(tmp_path: Path) -> Iterator[Launched]:
     ids=["killed", "hung"],
 )
 def test_a_lost_rank_ends_the_run(launched: Launched, hurt: int, seconds: float, message: str) -> None:
-    run, process, ranks = launched
-    os.kill(ranks[1], hurt)
-    assert process.wait(patience(seconds)) == 17
-    assert (run.error["code"], run.error["retryable"]) == ("rank_lost", True)
-    assert message in run.error["message"]
-    assert not any(is_running(pid) for pid in ranks)
+    assert_loss_ends(launched, hurt, seconds, message)

@@ -14,7 +14,7 @@ import pytest
 from tests.integration import vllm_stand_in
 from tests.integration.children import Run
 from tests.integration.native.test_loop import rollouts_of
-from tests.integration.native.test_ranks import STEPS, Forks, assert_same_training, end, start
+from tests.integration.rank_runs import STEPS, Forks, assert_same_training, end, start
 from tests.integration.test_trl_ranks import SPEC as PLAIN
 
 SPEC: dict[str, Any] = PLAIN | {"model": PLAIN["model"] | {"gpu_memory_share": 0.4}}

@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.children import Run
 from tests.integration.native.test_loop import rollouts_of, steps_of
-from tests.integration.native.test_ranks import SPEC, adapter_of, assert_same_training, become, end
+from tests.integration.rank_runs import SPEC, adapter_of, assert_same_training, become, end
 from tests.lazy import lazy
 
 ADDRESS = "GRPO_RANKS_ADDRESS"

@@ -94,12 +94,13 @@ def make_weights(
 def fill(weights: Weights) -> None:
     """Give weights random values, by their shape alone; every rank makes each matrix, and keeps its part."""
     generator = torch.Generator(weights.device).manual_seed(0)
+    spread = weights.architecture.config.initializer_range
     for name, place in weights.places().items():
         if "norm" in name:
             place.tensor.fill_(1)
         else:
             values = torch.empty(place.tensor.shape, device=weights.device, dtype=weights.dtype)
-            weights.fill(place, values.normal_(0, 0.02, generator=generator))
+            weights.fill(place, values.normal_(0, spread, generator=generator))
 
 
 def make_adapter(architecture: Architecture, device: torch.device) -> Adapter:

@@ -49,6 +49,8 @@ SHAPES: Final[dict[str, dict[str, Any]]] = {
         "num_attention_heads": 64,
         "num_key_value_heads": 8,
         "vocab_size": 128256,
+        # Or its 80 layers would amplify rounding to more than an engine accepts of its two modes before it trains.
+        "initializer_range": 0.007,
     },
     "tiny": {
         "model_type": "llama",

@@ -235,11 +235,12 @@ class OwnSampler(HookedTrainer):
         # A prompt stands there once for each of its completions.
         begins = [at == 0 or prompts[at] != prompts[at - 1] for at in range(len(prompts))]
         ids, images, fields = super()._tokenize_prompts(list(compress(prompts, begins)))
-        return [ids[at - 1] for at in accumulate(begins)], images, fields  # only the first is used
+        rows = [np.array(row, dtype=np.int64) for row in ids]
+        return [rows[at - 1] for at in accumulate(begins)], images, fields  # only the first is used
 
-    def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> Any:
-        tokens, logprobs = self.sample(prompt_ids)
-        # TRL makes a tensor of each row, which takes seven times as long from a list.
+    def _generate_single_turn(self, prompt_ids: list[Any], *_: Any, **__: Any) -> Any:
+        # TRL makes a tensor of each row of prompts and completions, which takes seven times as long from a list.
+        tokens, logprobs = self.sample([row.tolist() for row in prompt_ids])
         return [np.array(row, dtype=np.int64) for row in tokens], logprobs
 
     def _get_per_token_logps_and_entropies(

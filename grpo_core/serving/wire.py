@@ -28,7 +28,7 @@ MAX_TOP_LOGPROBS: Final = 20
 CPU_ROWS: Final = 32
 """Answers that are generated at the same time on a CPU, or one by one."""
 GPU_ROWS: Final = 128
-WAITING_PER_ROW: Final = 2
+WAITING_PER_ROW: Final = 6
 """Requests that wait for a place among them, for each place; further ones are refused."""
 
 

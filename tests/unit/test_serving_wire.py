@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from grpo_core.serving.wire import MAX_LINE_BYTES, messages
+from grpo_core.serving.wire import CPU_ROWS, MAX_LINE_BYTES, WAITING_PER_ROW, messages
 
 
 def read(line: bytes) -> list[object]:
@@ -30,3 +30,7 @@ def test_what_is_no_message_is_an_error(line: bytes) -> None:
 def test_a_message_that_is_too_long_is_an_error() -> None:
     with pytest.raises(ValueError, match="too long"):
         read(b'"' + b"a" * MAX_LINE_BYTES + b'"\n')
+
+
+def test_200_streams_at_once_have_room_on_a_cpu() -> None:
+    assert CPU_ROWS * (1 + WAITING_PER_ROW) >= 200

@@ -8,7 +8,7 @@ trainer, rewards, records and checkpoints, on random weights that the GPUs make.
 in DIR (default $OUT or .), written at once; cards.md, a table and what was found, is written anew after each part:
 
 - scale: Qwen2.5-7B's shape, 32 N x 8 completions of 200 tokens on N = 1, 2, 4, 8 GPUs. The most GPUs first and alone.
-  Then the others side by side, on GPUs of their own. The one GPU goes on when they have ended, and the others are
+  Then the others side by side, on different GPUs. The one GPU goes on when they have ended, and the others are
   compared with its steps from then on: beside others it might be slower, which would flatter them.
 - large: Llama-70B's shape over all GPUs, with a checkpoint of each step. A rank is killed in the middle of step 4. A
   run resumes from the checkpoint of step 2, so that its step 3 must equal the first one's; all its processes are killed

@@ -39,7 +39,7 @@ def test_each_number_of_ranks_is_measured_and_the_slow_one_is_named(out: Path, l
     assert len(two["warned"]) == 1
     assert "rank 1 of 2" in two["warned"][0]
     for line in (two, one):
-        assert {"draw", "grade", "forward and backward", "tokenize"} <= line["parts"].keys()
+        assert {"draw", "forward and backward"} <= line["parts"].keys()
         assert line["step_s"] == pytest.approx(sum(line["parts"].values()), rel=0.5)
     table = (out / "cards.md").read_text("utf-8")
     assert "| 2 | 9 × 4 |" in table

@@ -8,9 +8,9 @@ a line `loaded` and a line for each step. Everything else is the product's: laun
 checkpoints. Invariant: the weights, which are made on the GPU, depend on the base's shape alone, so that every rank and
 every resumed run makes the same.
 
-Variables: BENCH_INSTANT=TOKENS draws and trains without a model, completions of up to so many tokens, so that a step is
-what no GPU does; BENCH_SLOW=RANK:FACTOR lets a rank draw and train that many times slower; BENCH_SHARED=1 lets ranks
-share the base out where a spec cannot ask for it, which is on one host's CPU.
+Variables: BENCH_INSTANT=TOKENS draws and trains without a model, completions of at most this number of tokens, so that
+a step is what no GPU does; BENCH_SLOW=RANK:FACTOR lets a rank draw and train that many times slower; BENCH_SHARED=1
+lets ranks share the base out where a spec cannot ask for it, which is on one host's CPU.
 """
 
 # ruff: noqa: SLF001 - the times are those of the product's inner parts

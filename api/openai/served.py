@@ -17,10 +17,13 @@ from grpo_core.adapters import MAIN
 from grpo_core.serving.wire import BASE
 from grpo_core.spec import JOB_ID
 from jobs.errors import NotFound
-from jobs.service import JobService
+from jobs.service import JobFilter, JobService
+from jobs.store.job import JobRecord, JobStatus
 from jobs.store.serving import ServedModels
 
 _NAMES: Final = "GET /v1/models lists what is served; a job's are named JOB, JOB:step-50 and JOB:base."
+AT_ONCE: Final = 20
+"""Sessions among which one that is starting is looked for."""
 _OF_A_JOB: Final = re.compile(rf"({JOB_ID[1:-1]})(?::(base|step-[1-9]\d{{0,6}}))?")
 
 
@@ -63,6 +66,8 @@ def find(service: JobService, owner: str, name: str) -> tuple[ServedModels, str]
     match = _OF_A_JOB.fullmatch(name)
     try:
         if match is not None and service.get(match[1], owner):
+            if starting := _starting(service, owner, match[1]):
+                raise _is_starting(starting)
             raise _not_serving(match[1], (match[2] or "").removeprefix("step-"))
     except NotFound:
         pass  # it is somebody else's, or nobody's
@@ -73,6 +78,21 @@ def _name_of(served: ServedModels, adapter: str) -> str:
     if served.source is None:
         return served.model
     return served.source if adapter == MAIN else f"{served.source}:{adapter}"
+
+
+def _starting(service: JobService, owner: str, job: str) -> JobRecord | None:
+    """The newest session of a job that will answer, but does not yet."""
+    ready = {served.session for served in service.sessions(owner)}
+    for status in (JobStatus.RUNNING, JobStatus.QUEUED):
+        for record in service.list_jobs(owner, limit=AT_ONCE, status=status, find=JobFilter(kind="serving")).items:
+            if record.spec.get("serving", {}).get("job") == job and record.id not in ready:
+                return record
+    return None
+
+
+def _is_starting(session: JobRecord) -> ApiError:
+    remedy = f"Repeat when GET /v1/models lists it; GET /jobs/{session.id} says how far it is."
+    return _refusal("not_serving", "not_serving", f"The session {session.id} that will serve it is starting", remedy)
 
 
 def _not_serving(job: str, step: str) -> ApiError:

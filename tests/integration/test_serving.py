@@ -410,6 +410,15 @@ def test_a_model_that_nothing_serves_says_how_to_serve_it(served: Stack) -> None
     assert "--steps 50" in error.value.message
 
 
+def test_a_model_whose_session_is_starting_names_the_session(served: Stack) -> None:
+    session = served.http("POST", "/serving", json={"job": served.source, "steps": [50]}).json()
+    try:
+        with pytest.raises(openai.ConflictError, match=f"{session['id']} .* is starting"):
+            say(served, f"{served.source}:step-50")
+    finally:
+        served.service.cancel(session["id"], "ann")
+
+
 def test_another_owner_sees_and_reaches_nothing(served: Stack) -> None:
     stranger = served.client(served.service.keys.create("bob")[0])
     assert list(stranger.models.list()) == []

@@ -61,8 +61,8 @@ def list_job_rows(
 ) -> Response[JobRowList]:
     """Some rows of the job's data set in their order, each as the prompt that training builds, with every column.
 
-    A search looks through about 16 MB at once: a page may be empty and still have a `next_cursor`. Of a data set of the
-    hub, only the first rows are read, as `POST /datasets/preview` does. Rows that repeat a held-out question are listed
+    A search looks through about 16 MB at once: a page may be empty and still have a `next_cursor`. Only the first rows
+    of a hub's data set are read, as `POST /datasets/preview` does. Rows that repeat a held-out question are listed
     under `train`, although the job leaves them out.
     """
     place = None if cursor is None else place_of(cursor)

@@ -385,7 +385,7 @@ function needsAnswer(error) {
  * @returns {Promise<Source>}
  */
 async function sourceIn(id, query) {
-  const recalled = await questionIn(id, query);
+  const recalled = await questionWith(id, query);
   const reference = recalled ? { part: "held_out", row: recalled.row, hash: "" } : referenceIn(query);
   if (!reference) return { part: "own", row: null, trouble: null, recalled: null };
   const { row, unavailable } = await rowOf(id, reference);
@@ -401,7 +401,7 @@ function troubleCard(text, why) {
 }
 
 /** The held-out question of this number in the report, where the address names one in place of a prompt. */
-async function questionIn(id, query) {
+async function questionWith(id, query) {
   if (!query.has("question") || query.has("prompt")) return null;
   return (await recorded(id, "held_out"))[Number(query.get("question"))] ?? null;
 }

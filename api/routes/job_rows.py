@@ -65,6 +65,7 @@ def list_job_rows(
     of a hub's data set are read, as `POST /datasets/preview` does. Rows that repeat a held-out question are listed
     under `train`, although the job leaves them out.
     """
+    service.get(job_id, owner)  # a job of another owner is not found, whatever the cursor is
     place = None if cursor is None else place_of(cursor)
     query = RowQuery(part=part, first=first, search=search or "", limit=limit, place=place)
     with searches.take(owner) if search else nullcontext():

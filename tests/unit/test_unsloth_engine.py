@@ -132,6 +132,7 @@ class Trainer:
 
     model = None
     num_generations = 2
+    compares = RecordingTrainer.compares
 
     def __init__(self, step: int, logprobs: list[list[float | None]] | None) -> None:
         self.state = SimpleNamespace(global_step=step - 1)

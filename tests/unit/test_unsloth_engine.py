@@ -132,12 +132,14 @@ class Trainer:
 
     model = None
     num_generations = 2
-    compares = RecordingTrainer.compares
 
     def __init__(self, step: int, logprobs: list[list[float | None]] | None) -> None:
         self.state = SimpleNamespace(global_step=step - 1)
         self.logprobs = logprobs
         self.scored: list[Any] = []
+
+    def compares(self) -> bool:
+        return RecordingTrainer.compares(self)  # pyright: ignore[reportArgumentType]
 
     def token_logprobs(self, ids: torch.Tensor, mask: torch.Tensor, keep: int) -> torch.Tensor:
         assert mask.shape == ids.shape

@@ -7,7 +7,7 @@ no part of it goes further.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from api.openai.errors import refusals
@@ -22,8 +22,8 @@ from jobs.store.job import JobRecord, JobStatus
 from jobs.store.serving import ServedModels
 
 _NAMES: Final = "GET /v1/models lists what is served; a job's are named JOB, JOB:step-50 and JOB:base."
-AT_ONCE: Final = 20
-"""Sessions among which one that is starting is looked for."""
+_MOST_LOOKED_AT: Final = 20
+"""Largest number of sessions of a status that are searched for one that is starting."""
 _OF_A_JOB: Final = re.compile(rf"({JOB_ID[1:-1]})(?::(base|step-[1-9]\d{{0,6}}))?")
 
 
@@ -64,14 +64,11 @@ def find(service: JobService, owner: str, name: str) -> tuple[ServedModels, str]
         _, place, adapter = min(found)
         return sessions[place], adapter
     match = _OF_A_JOB.fullmatch(name)
-    try:
-        if match is not None and service.get(match[1], owner):
-            if starting := _starting(service, owner, match[1]):
-                raise _is_starting(starting)
-            raise _not_serving(match[1], (match[2] or "").removeprefix("step-"))
-    except NotFound:
-        pass  # it is somebody else's, or nobody's
-    raise _refusal("not_found", "model_not_found", "There is no such model", _NAMES)
+    if match is None or not _has(service, owner, match[1]):
+        raise _refusal("not_found", "model_not_found", "There is no such model", _NAMES)
+    if starting := _starting(service, owner, match[1], {served.session for served in sessions}):
+        raise _is_starting(starting)
+    raise _not_serving(match[1], (match[2] or "").removeprefix("step-"))
 
 
 def _name_of(served: ServedModels, adapter: str) -> str:
@@ -80,11 +77,21 @@ def _name_of(served: ServedModels, adapter: str) -> str:
     return served.source if adapter == MAIN else f"{served.source}:{adapter}"
 
 
-def _starting(service: JobService, owner: str, job: str) -> JobRecord | None:
-    """The newest session of a job that will answer, but does not yet."""
-    ready = {served.session for served in service.sessions(owner)}
+def _has(service: JobService, owner: str, job: str) -> bool:
+    """Whether a job is one of the owner's."""
+    try:
+        service.get(job, owner)
+    except NotFound:
+        return False
+    return True
+
+
+def _starting(service: JobService, owner: str, job: str, ready: Collection[str]) -> JobRecord | None:
+    """The newest session of a job that will answer, but is not `ready`."""
     for status in (JobStatus.RUNNING, JobStatus.QUEUED):
-        for record in service.list_jobs(owner, limit=AT_ONCE, status=status, find=JobFilter(kind="serving")).items:
+        for record in service.list_jobs(
+            owner, limit=_MOST_LOOKED_AT, status=status, find=JobFilter(kind="serving")
+        ).items:
             if record.spec.get("serving", {}).get("job") == job and record.id not in ready:
                 return record
     return None

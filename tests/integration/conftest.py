@@ -1,4 +1,5 @@
-"""Runs forked from one process that holds the libraries."""
+"""What tests of one service share: its API over a separate bucket, and runs forked from one process that holds the
+libraries."""
 
 from __future__ import annotations
 
@@ -10,9 +11,21 @@ from typing import Any
 
 import pytest
 
+from jobs.service import JobService
+from jobs.settings import QueueSettings, StorageSettings
 from tests.integration.children import MODELS, Run, prepare, run_main
+from tests.integration.running import RunningApi
 
 pytest.register_assert_rewrite("tests.integration.rank_runs")
+
+
+@pytest.fixture
+def api(own_bucket: StorageSettings, queue_settings: QueueSettings) -> Iterator[RunningApi]:
+    service = JobService(own_bucket, queue_settings)
+    service.check_storage()
+    api = RunningApi(service)
+    with api.run():
+        yield api
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,8 @@ from grpo_client import GrpoClient, ProblemError
 from grpo_client.cli import main
 from grpo_core.spec import parse_spec
 from jobs.auth.api_keys import OPERATOR, OWNER_SCOPES
-from jobs.service import JobService
-from jobs.settings import QueueSettings, StorageSettings
 from jobs.store import row_files
 from tests.integration.running import RunningApi
-
-
-@pytest.fixture
-def storage(own_bucket: StorageSettings) -> StorageSettings:
-    return own_bucket
-
-
-@pytest.fixture
-def api(storage: StorageSettings, queue_settings: QueueSettings) -> Iterator[RunningApi]:
-    service = JobService(storage, queue_settings)
-    service.check_storage()
-    api = RunningApi(service)
-    with api.run():
-        yield api
 
 
 def client_of(api: RunningApi, owner: str, *more: str) -> GrpoClient:

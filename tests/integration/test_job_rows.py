@@ -11,8 +11,6 @@ import pytest
 
 from grpo_client import GrpoClient, ProblemError
 from jobs.auth.api_keys import OWNER_SCOPES
-from jobs.service import JobService
-from jobs.settings import QueueSettings, StorageSettings
 from tests.integration.running import RunningApi
 
 NEAR = "def grade(sample, item):\n    return float(sample['output_text'] == str(item['target']))\n"
@@ -25,20 +23,6 @@ GRADERS = {
         "operation": "eq",
     },
 }
-
-
-@pytest.fixture
-def storage(own_bucket: StorageSettings) -> StorageSettings:
-    return own_bucket
-
-
-@pytest.fixture
-def api(storage: StorageSettings, queue_settings: QueueSettings) -> Iterator[RunningApi]:
-    service = JobService(storage, queue_settings)
-    service.check_storage()
-    api = RunningApi(service)
-    with api.run():
-        yield api
 
 
 @pytest.fixture

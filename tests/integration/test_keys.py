@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,15 +27,6 @@ HOLDER = [*OWNER_SCOPES, KEYS_WRITE]
 @pytest.fixture
 def storage(own_bucket: StorageSettings) -> StorageSettings:
     return own_bucket
-
-
-@pytest.fixture
-def api(storage: StorageSettings, queue_settings: QueueSettings) -> Iterator[RunningApi]:
-    service = JobService(storage, queue_settings)
-    service.check_storage()
-    api = RunningApi(service)
-    with api.run():
-        yield api
 
 
 def client_of(api: RunningApi, owner: str, scopes: list[str] = HOLDER, **more: Any) -> GrpoClient:

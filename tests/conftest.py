@@ -77,7 +77,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Deal out whole files, as `--dist loadfile` does, and those together that share what is slow to import."""
+    """Deal out whole files, as `--dist loadfile` does, and those together that share what is slow to import. A process
+    that crashes fails one test, and never the run."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
@@ -87,6 +88,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
                 group for group in (NEED_TORCH, TRAIN, TRAIN_TOO) if file.removeprefix("tests/").startswith(group)
             ]
             return groups[0][0] if groups else file
+
+        def remove_node(self, node: Any) -> str | None:
+            # xdist puts all files of a crashed process back, also those that are done; a process that is then given
+            # one of these waits for ever (seen in 3.8.0).
+            files = self.assigned_work[node]
+            self.assigned_work[node] = {file: tests for file, tests in files.items() if not all(tests.values())}
+            return super().remove_node(node)
 
     return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 

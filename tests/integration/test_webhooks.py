@@ -128,10 +128,12 @@ def serve(storage_settings: StorageSettings, queue_settings: QueueSettings, owne
     """Makes services on the same servers, started unless asked not to be."""
     made: list[JobService] = []
 
-    def make(*, start: bool = True, sealing: str = "", **settings: Any) -> JobService:
+    def make(
+        *, start: bool = True, sealing: str = "", storage: StorageSettings = storage_settings, **settings: Any
+    ) -> JobService:
         hooks = WebhookSettings.model_validate({"hosts": ["127.0.0.1"], "waits": WAITS, **settings})
         keys = SealingSettings.model_validate({"keys": sealing})
-        service = JobService(storage_settings, queue_settings, webhooks=hooks, sealing=keys)
+        service = JobService(storage, queue_settings, webhooks=hooks, sealing=keys)
         service.check_storage()
         made.append(service)
         if start:
@@ -560,15 +562,15 @@ def test_a_sealed_webhook_of_another_owner_does_not_open(serve: Serve, receiver:
 
 
 def test_what_an_operator_is_shown(
+    own_bucket: StorageSettings,
     serve: Serve,
     receiver: Receiver,
     owner: str,
-    storage_settings: StorageSettings,
     queue_settings: QueueSettings,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    service = serve()
+    service = serve(storage=own_bucket)
     shown: list[str] = []
 
     def is_warned() -> bool:
@@ -578,7 +580,7 @@ def test_what_an_operator_is_shown(
     wait_until(is_warned)
     service.close()
     service.webhooks.create(owner, receiver.url)
-    for settings in (storage_settings, queue_settings):
+    for settings in (own_bucket, queue_settings):
         for name, field in type(settings).model_fields.items():
             alias = field.validation_alias
             variable = alias if isinstance(alias, str) else alias.choices[0]  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Private uses of Litestar and uvicorn: the router, the protocol of a connection, and the server's sockets.
+"""Private uses of Litestar and uvicorn: the router, the protocol of a connection, and the server's connections.
 
 Owns these uses and the check that the installed versions still support them; `grpo_core.compat` does the same for the
 training libraries. Decides nothing: limits are in `connections`, problem documents in `problems`. Invariant: no other
@@ -7,8 +7,6 @@ module of the API uses an internal part of either library.
 
 from __future__ import annotations
 
-import asyncio
-import socket
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -138,19 +136,7 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn's server, with operations on its sockets and connections."""
-
-    async def listen_again(self, protocol: Callable[..., asyncio.Protocol], times: int, backlog: int) -> None:
-        """Listen `times` more times at the same addresses. `protocol` is called with the server's state."""
-        loop = asyncio.get_running_loop()
-
-        def make() -> asyncio.Protocol:
-            return protocol(server_state=self.server_state, app_state=self.lifespan.state)
-
-        for found in [*self.servers[0].sockets]:
-            for _ in range(times):
-                again = socket.fromfd(found.fileno(), found.family, found.type)
-                self.servers.append(await loop.create_server(make, sock=again, backlog=backlog))
+    """uvicorn's server, with an operation on its connections."""
 
     def cut_connections(self) -> None:
         """Abort every open connection."""

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import socket
 import time
-from functools import partial
 
 import structlog
 from litestar import Litestar
@@ -14,7 +13,7 @@ from litestar import Litestar
 from api import compat
 from api.app import create_app
 from api.compat import HttpServer
-from api.connections import BACKLOG, Connection, GuardedConfig
+from api.connections import GuardedConfig
 from api.settings import ApiSettings
 from api.streams import EventStreams
 from jobs import logs
@@ -22,8 +21,6 @@ from jobs.service import JobService
 from jobs.store.audit_log import AuditLog, AuditSettings
 
 log = structlog.get_logger(__name__)
-
-LISTENERS = 16
 
 
 def serve(host: str | None = None, port: int | None = None) -> None:
@@ -47,7 +44,6 @@ class Server(HttpServer):
 
     def __init__(self, config: GuardedConfig, app: Litestar) -> None:
         super().__init__(config)
-        self._config = config
         self._connections = config.connections
         self._litestar = app
 
@@ -55,13 +51,7 @@ class Server(HttpServer):
         """Say where it listens, once it does."""
         await super().startup(sockets)
         if self.started:
-            await self._accept_faster()
             log.info("api_ready", url=f"http://{self.config.host}:{self.config.port}")
-
-    async def _accept_faster(self) -> None:
-        """Listen several times at the same address. uvloop accepts one new connection of each listener per round of its
-        loop, so with one listener a client that connects repeatedly would delay all others."""
-        await self.listen_again(partial(Connection, config=self._config), LISTENERS - 1, BACKLOG)
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; once a second look at what takes too long."""
@@ -75,7 +65,7 @@ class Server(HttpServer):
         if streams is not None:
             streams.close()
         await super().shutdown(sockets)
-        # A reader that does not read: uvicorn waits for it once more, and uvloop cannot close with it.
+        # uvicorn would wait once more for a reader that does not read.
         self.cut_connections()
         await asyncio.sleep(0)
 

@@ -15,6 +15,9 @@ from xml.etree import ElementTree as ET
 LINES = 40
 """How many of its last lines are printed of a failed test."""
 
+ENDS = {"0": "", "124": "  ENDED AT ITS LIMIT", "137": "  ENDED AT ITS LIMIT"}
+"""What is printed for the exit status of a stage."""
+
 Failures = dict[str, str]
 
 
@@ -54,7 +57,7 @@ def report(folder: Path) -> str:
     parts = [
         "",
         "Stages:",
-        *(f"  {int(took):5} s  {name}{'' if code == '0' else '  FAILED'}" for name, took, code in stages),
+        *(f"  {int(took):5} s  {name}{ENDS.get(code, '  FAILED')}" for name, took, code in stages),
     ]
     parts.append(f"  {sum(int(took) for _, took, _ in stages):5} s  together")
     found = tries(folder)

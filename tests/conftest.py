@@ -5,8 +5,10 @@ Tests share them and keep apart by `prefix`. A fault test may stop or kill a ser
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import secrets
+import signal
 import sys
 import uuid
 from collections import Counter
@@ -57,6 +59,13 @@ TRAIN_TOO = (
     "integration/test_training.py",
 )
 """Files with runs that are forked from a process that has imported torch: two such processes, which take as long."""
+
+
+def pytest_configure() -> None:
+    """A process that `.ci/run` ends, at a stage's limit, leaves in a file of its own where each of its threads was."""
+    if folder := os.environ.get("GRPO_TEST_STACKS"):
+        file = Path(folder) / f"{os.environ.get('PYTEST_XDIST_WORKER', 'pytest')}-{os.getpid()}"
+        faulthandler.register(signal.SIGTERM, os.open(file, os.O_WRONLY | os.O_CREAT), chain=True)
 
 
 @pytest.hookimpl(trylast=True)

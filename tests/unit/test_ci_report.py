@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,14 @@ for name in "$@"; do
   fi
 done
 [ -z "$report" ] || cp passed.xml "$report"
+"""
+# `timeout`, which leads the stage's processes, takes this signal for its limit.
+HANGS = """
+import os, signal, time
+
+def test_that_waits():
+    os.kill(os.getpgrp(), signal.SIGALRM)
+    time.sleep(600)
 """
 
 
@@ -55,7 +65,9 @@ def run(checkout: Path, *failing: str) -> tuple[int, str, list[str]]:
     """The exit status, what was printed, and what `make` and pytest were asked, where these fail in this order."""
     (checkout / "failing").write_text("".join(f"{name}\n" for name in failing))
     environment = {**os.environ, "PATH": f"{checkout / 'bin'}:{os.environ['PATH']}"}
-    ended = subprocess.run([checkout / ".ci/run"], env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [checkout / ".ci/run"], env=environment, capture_output=True, text=True, check=False, start_new_session=True
+    )
     assert ended.stderr == ""
     return ended.returncode, ended.stdout, (checkout / "ran").read_text().splitlines()
 
@@ -99,3 +111,20 @@ def test_what_never_passes_is_printed_last(checkout: Path, stage: str, tries: in
     assert len(end.splitlines()) == 41
     assert "noise" not in printed
     assert "later try" not in printed
+
+
+def test_a_stage_that_hangs_ends_with_the_stacks_of_its_tests_and_is_not_tried_again(checkout: Path) -> None:
+    """With processes as `make test` has: both are shown, and the one that waits says in which test."""
+    (checkout / "conftest.py").write_text("from tests.conftest import pytest_configure")
+    (checkout / "test_hangs.py").write_text(HANGS)
+    pytest_ = [sys.executable, "-m", "pytest", "-n", "1", "-p", "no:cacheprovider", "--rootdir", str(checkout)]
+    hangs = f"cd {ROOT} && exec {shlex.join(pytest_)} {checkout / 'test_hangs.py'} 2>&1"
+    (checkout / "bin" / "make").write_text(f'{RUNS}\n[ "$*" != long ] || (unset PYTEST_ADDOPTS; {hangs})\n')
+    code, printed, ran = run(checkout)
+    assert code == 124
+    assert ran[-1] == "long"
+    assert "stacks/pytest-" in printed
+    assert "stacks/gw0-" in printed
+    assert printed.count("in test_that_waits") == 1
+    assert "long was ended at its limit of " in printed
+    assert "long  ENDED AT ITS LIMIT" in printed

@@ -104,9 +104,69 @@ class _Records:
     rank: Rank
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What there is before torch is imported."""
+
+    saved: SavedRun | None
+    recorder: StepRecorder
+    rows: SplitRows
+    files: ModelFiles
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """The engine with its model, and what the run's end is compared with."""
+
+    context: EngineContext
+    engine: Engine
+    base: Mapping[str, int]
+    """Checksums of the base model's weights."""
+    start: Mapping[str, int]
+    """Checksums of the adapter's weights before the first step of the job."""
+    held_out: HeldOutEvaluation | None
+
+
 def _run(spec: JobSpec, records: _Records, stop: StopRequest, resume: Path | None, grading: Grading) -> int:
     """`spec` is the request as it is carried out on this machine."""
     began, events = time.perf_counter(), records.events
+    prepared = _prepare(spec, records, resume, grading)
+    events.phase(Phase.LOADING)
+    loaded = _load(spec, records, stop, prepared, grading)
+    engine, held_out = loaded.engine, loaded.held_out
+    stop.finish_steps()
+    events.phase(Phase.TRAINING)
+    steps = engine.train(held_out)
+    from grpo_core.selftest import selftest
+
+    selftest.require_base_unchanged(loaded.base, engine.base_checksums())
+    selftest.require_adapter_precision(engine.model)
+    if steps < spec.training.steps and not engine.ended_early:
+        engine.save_checkpoint()
+        return EXIT_CHECKPOINTED
+    if spec.kind != "try":
+        selftest.require_update(engine.model, loaded.start)
+    if not records.rank.is_lead:
+        engine.part()
+        return EXIT_DONE  # what follows is the lead's alone
+    if spec.kind == "try":
+        engine.part()
+        _end_trial(records, engine, len(prepared.rows.train), time.perf_counter() - began)
+        return EXIT_DONE
+    if held_out is not None:
+        engine.save_checkpoint()  # what follows can take long, and needs no step again if the process is lost in it
+    engine.save_adapter()
+
+    events.phase(Phase.EVALUATING)
+    if held_out is not None and not held_out.ask_adapter(engine, stop.event, step=steps):
+        return EXIT_CHECKPOINTED
+    _conclude(records, prepared, loaded, steps, began)
+    return EXIT_DONE
+
+
+def _prepare(spec: JobSpec, records: _Records, resume: Path | None, grading: Grading) -> _Prepared:
+    """Read the checkpoint, if there is one, and the data set, and find the model's files."""
+    events = records.events
     require_packages(spec)
     saved = None if resume is None else open_saved_run(resume, records.request)
     recorder = StepRecorder(
@@ -126,13 +186,16 @@ def _run(spec: JobSpec, records: _Records, stop: StopRequest, resume: Path | Non
     files = find_model(spec.model, events.warning)
     if files.source == "folder" and spec.model.revision is not None:
         events.warning(WarningCode.REVISION_IGNORED, f"{files.name} is a local folder, which has no revisions.")
-
     if "trackio" not in spec.training.report_to:  # which keeps its numbers on the hub
         hub.turn_off()
+    return _Prepared(saved, recorder, rows, files)
 
-    events.phase(Phase.LOADING)
-    context, engine = _make_engine(spec, records, recorder, stop, saved, grading, files)
-    engine.load(files, rows.train)
+
+def _load(spec: JobSpec, records: _Records, stop: StopRequest, prepared: _Prepared, grading: Grading) -> _Loaded:
+    """Load the model, note how its weights begin, and ask it the held-out questions."""
+    saved, rows = prepared.saved, prepared.rows
+    context, engine = _make_engine(spec, records, prepared, stop, grading)
+    engine.load(prepared.files, rows.train)
     _tell_how(records, spec, saved)
     from grpo_core.selftest import selftest
 
@@ -141,33 +204,14 @@ def _run(spec: JobSpec, records: _Records, stop: StopRequest, resume: Path | Non
     _require_known_base(base, engine, context)
     start = saved.progress["start"] if saved else selftest.adapter_checksums(engine.model)
     context.checkpoints.carry("start", lambda: start)
-    held_out = _ask_base(context, engine, rows)
+    return _Loaded(context, engine, base, start, _ask_base(context, engine, rows))
 
-    stop.finish_steps()
-    events.phase(Phase.TRAINING)
-    steps = engine.train(held_out)
-    selftest.require_base_unchanged(base, engine.base_checksums())
-    selftest.require_adapter_precision(engine.model)
-    if steps < spec.training.steps and not engine.ended_early:
-        engine.save_checkpoint()
-        return EXIT_CHECKPOINTED
-    if spec.kind != "try":
-        selftest.require_update(engine.model, start)
-    if not records.rank.is_lead:
-        engine.part()
-        return EXIT_DONE  # what follows is the lead's alone
-    if spec.kind == "try":
-        engine.part()
-        _end_trial(records, engine, len(rows.train), time.perf_counter() - began)
-        return EXIT_DONE
-    if held_out is not None:
-        engine.save_checkpoint()  # what follows can take long, and needs no step again if the process is lost in it
-    engine.save_adapter()
 
-    events.phase(Phase.EVALUATING)
-    if held_out is not None and not held_out.ask_adapter(engine, stop.event, step=steps):
-        return EXIT_CHECKPOINTED
-    rewards, evaluation = recorder.reward_summary(), held_out.report() if held_out else None
+def _conclude(records: _Records, prepared: _Prepared, loaded: _Loaded, steps: int, began: float) -> None:
+    """Write the report and the model card, and test the saved adapter. `began` is a time of `time.perf_counter`."""
+    context, engine, saved, rows = loaded.context, loaded.engine, prepared.saved, prepared.rows
+    rewards = prepared.recorder.reward_summary()
+    evaluation = loaded.held_out.report() if loaded.held_out else None
     report = {
         "v": RECORD_VERSION,
         "epoch": records.epoch,
@@ -176,7 +220,7 @@ def _run(spec: JobSpec, records: _Records, stop: StopRequest, resume: Path | Non
         "engine": engine.name,
         "steps": steps,
         "reward": rewards,
-        **({"graders": grading.report()} if spec.rewards.graders else {}),
+        **({"graders": context.grading.report()} if context.spec.rewards.graders else {}),
         "rows": len(rows.train),
         "versions": _versions(),
         **engine.report(),
@@ -193,12 +237,11 @@ def _run(spec: JobSpec, records: _Records, stop: StopRequest, resume: Path | Non
         steps=steps,
         rewards=rewards,
         evaluation=evaluation,
-        licence=licence_in(files.path),
-        is_public=files.is_public,
+        licence=licence_in(prepared.files.path),
+        is_public=prepared.files.is_public,
     )
-    write_text(records.folder.adapter / "README.md", model_card(spec, facts))
+    write_text(records.folder.adapter / "README.md", model_card(context.spec, facts))
     write_report(_test_adapter(context, engine, rows.train))
-    return EXIT_DONE
 
 
 def _end_trial(records: _Records, engine: Engine, rows: int, seconds: float) -> None:
@@ -261,22 +304,16 @@ def _remember(saved: SavedRun, grading: Grading) -> None:
 
 
 def _make_engine(
-    spec: JobSpec,
-    records: _Records,
-    recorder: StepRecorder,
-    stop: StopRequest,
-    saved: SavedRun | None,
-    grading: Grading,
-    files: ModelFiles,
+    spec: JobSpec, records: _Records, prepared: _Prepared, stop: StopRequest, grading: Grading
 ) -> tuple[EngineContext, Engine]:
-    make_engine = _import_engine(spec, records, saved, files)
+    make_engine = _import_engine(spec, records, prepared.saved, prepared.files)
     from grpo_core.checkpoints.writer import CheckpointWriter
 
     folder, events, epoch = records.folder, records.events, records.epoch
     checkpoints = CheckpointWriter(
         spec=spec, folder=folder, events=events, epoch=epoch, spec_digest=records.request.digest()
     )
-    checkpoints.carry("recorder", recorder.state)
+    checkpoints.carry("recorder", prepared.recorder.state)
     if spec.rewards.graders:
         checkpoints.carry("grading", grading.state)
     checkpoints.carry("events", lambda: {"epoch": epoch, "seq": events.last})
@@ -284,11 +321,11 @@ def _make_engine(
         spec=spec,
         folder=folder,
         events=events,
-        recorder=recorder,
+        recorder=prepared.recorder,
         checkpoints=checkpoints,
         grading=grading,
         stop=stop.event,
-        saved=saved,
+        saved=prepared.saved,
         rank=records.rank,
     )
     engine = make_engine(context)

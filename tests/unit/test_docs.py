@@ -183,3 +183,9 @@ def test_every_test_that_the_threat_model_names_is_there() -> None:
         if not (ROOT / path).exists() or f"def {test}" not in (ROOT / path).read_text()
     ]
     assert missing == []
+
+
+def test_the_index_has_every_page() -> None:
+    index = (ROOT / "docs/index.md").read_text()
+    pages = [str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")]
+    assert [page for page in pages if f"({page}" not in index] == ["index.md"]

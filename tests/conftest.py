@@ -115,6 +115,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    doubles = [name for name, count in Counter(item.nodeid for item in session.items).items() if count > 1]
+    if doubles:
+        raise pytest.UsageError(f"Of tests with one name only the first would run: {', '.join(doubles)}")
     if hasattr(session.config, "workerinput") and "torch" in sys.modules:
         raise pytest.UsageError("A file of tests imports torch, in every process: use tests/lazy.py")
 

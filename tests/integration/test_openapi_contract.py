@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.strategies import one_of
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -76,36 +77,57 @@ def target(
         yield api, {"Authorization": f"Bearer {key}"}, ids
 
 
-def document() -> Any:
+def document() -> dict[str, Any]:
     """The document as it is served; made here, since tests are collected before a server runs."""
     app = create_app(FakeJobService())  # type: ignore[arg-type]
-    schema = schemathesis.openapi.from_dict(openapi.complete(app.openapi_schema.to_schema()))
-    schema.config.generation.update(modes=list(schemathesis.GenerationMode))
-    return schema
+    return openapi.complete(app.openapi_schema.to_schema())
 
 
-@document().parametrize()
-@settings(
-    max_examples=40,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+@pytest.fixture(scope="module")
+def schema() -> Any:
+    return schemathesis.openapi.from_dict(document())
+
+
+# Not by schemathesis' own `parametrize`: with pytest 9 its tests all have one name, of which processes that share the
+# work run the first only.
+OPERATIONS = [
+    pytest.param(path, method, id=f"{method.upper()} {path}")
+    for path, methods in document()["paths"].items()
+    for method in methods
+]
+
+
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
 def test_the_service_answers_as_its_document_says(
-    case: Any, target: tuple[RunningApi, dict[str, str], dict[str, list[str]]]
+    path: str, method: str, schema: Any, target: tuple[RunningApi, dict[str, str], dict[str, list[str]]]
 ) -> None:
-    api, headers, ids = target
+    operation = schema[path][method]
+
+    @settings(
+        max_examples=40,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=one_of([operation.as_strategy(generation_mode=mode) for mode in schemathesis.GenerationMode]))
+    def answers(case: Any) -> None:
+        check(case, *target)
+
+    answers()
+
+
+def check(case: Any, api: RunningApi, headers: dict[str, str], ids: dict[str, list[str]]) -> None:
     for name, known in ids.items():
-        given = case.path_parameters.get(name) if case.path_parameters else None
+        made_up = case.path_parameters.get(name) if case.path_parameters else None
         # Made-up ids are all unknown: of three, two are replaced by some that there are.
-        if isinstance(given, str) and (place := zlib.crc32(given.encode("utf-8", "replace"))) % 3:
+        if isinstance(made_up, str) and (place := zlib.crc32(made_up.encode("utf-8", "replace"))) % 3:
             case.path_parameters[name] = known[place % len(known)]
     if case.operation.path == "/datasets/preview" and isinstance(case.body, dict):
         # Not one of the hub, which is asked for seconds each time.
         case.body["data"] = {"source": "upload", "dataset": ids["dataset_id"][0]}
     # With `fields`, an answer has only what was asked for, so it has not all that its schema requires.
     whole = not (case.query or {}).get("fields")
-    checks = [check for check in CHECKS if whole or check is not response_schema_conformance]
+    checks = [one for one in CHECKS if whole or one is not response_schema_conformance]
     case.call_and_validate(base_url=api.url, headers=headers, checks=checks, timeout=20)

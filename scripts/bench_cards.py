@@ -2,23 +2,27 @@
 
     python scripts/bench_cards.py [--gpus 8] [--seconds 560] [--out DIR]
     python scripts/bench_cards.py --cpu --gpus 4          # tiny shapes on CPU ranks, one of them slow, to its end
+    python scripts/bench_cards.py --plan                  # the plan of memory for 32B and 70B, without a GPU
 
-Owns the order of runs, what is compared, and the summary. Each run is `random_run.py train`: the product's launcher,
-trainer, rewards, records and checkpoints, on random weights that the GPUs make. Each finding is a line of cards.jsonl
-in DIR (default $OUT or .), written at once; cards.md, a table and what was found, is written anew after each part:
+Owns the order of runs, what is compared, the summary, and that table. Each run is `random_run.py train`: the product's
+launcher, trainer, rewards, records and checkpoints, on random weights that the GPUs make. Each finding is a line of
+cards.jsonl in DIR (default $OUT or .), written at once; cards.md, a table and what was found, is written anew after
+each part:
 
 - scale: Qwen2.5-7B's shape, 32 N x 8 completions of 200 tokens on N = 1, 2, 4, 8 GPUs. The most GPUs first and alone.
   Then the others side by side, on different GPUs. The one GPU goes on when they have ended, and the others are
   compared with its steps from then on: beside others it might be slower, which would flatter them.
 - large: Llama-70B's shape over all GPUs, with a checkpoint of each step. A rank is killed in the middle of step 4. A
   run resumes from the checkpoint of step 2, so that its step 3 must equal the first one's; all its processes are killed
-  in step 4. A third resumes from that checkpoint. On a CPU a fourth, which nobody disturbs, must equal the third.
+  in step 4. A third resumes from that checkpoint. On a CPU the rank is killed in step 6, so that the third must equal
+  the first one's steps 4 and 5.
 - host: what no GPU does in a step of 32 N x 8 completions, with N ranks that draw and train in no time.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -78,7 +82,7 @@ class Sitting:
         gpus = 0 if self.options.cpu else changes["ranks"]
         return {
             "engine": "native",
-            "model": {"name": base, "precision": "16bit" if gpus else "auto"},
+            "model": {"name": base, "precision": self.options.precision if gpus else "auto"},
             "lora": {"rank": changes.get("rank", 32), "alpha": 32},
             "optimizer": {"name": "adamw_torch", "learning_rate": 1e-4, "schedule": "constant", "warmup_ratio": 0},
             "training": {"steps": 1000, "log_every": 1, "save_steps": 1000, "checkpoint_every": 1000}
@@ -190,7 +194,8 @@ class Run:
             raise ChildProcessError(f"{self.name} ended with {self.process.poll()}; its log ends:\n{self.tail()}")
 
     def tail(self) -> str:
-        return (self.root / "log").read_text("utf-8", "replace")[-1500:]
+        told = "".join(f"\n{error['code']}: {error['message']}" for error in self.events("error"))
+        return (self.root / "log").read_text("utf-8", "replace")[-1500:] + told
 
 
 def _json_lines(file: Path) -> list[dict[str, Any]]:
@@ -276,6 +281,7 @@ def _note_scale(sitting: Sitting, run: Run, skipped: int, beside: bool, slow: st
         },
         parts=_medians(by_rank[0], "parts"),
         cpu=_medians(by_rank[0], "cpu"),
+        logprob_diff_mean=max((line["logprob_diff_mean"] or 0.0 for line in metrics), default=0.0),
         worked_s=worked,
         slowest_rank=worked.index(max(worked)) if worked else None,
         peak_gb=[line.get("peak_gb") for line in last],
@@ -332,7 +338,8 @@ def large(sitting: Sitting) -> None:
         sitting.note(part="large", skipped="one GPU shares nothing")
         return
     until = time.time() + min(sitting.left, 10 * LIMITS["large"] if options.cpu else LIMITS["large"])
-    model, generations, tokens = ("tiny", 4, 8) if options.cpu else ("llama70b", 8, 24)
+    model, generations, tokens = ("tiny", 4, 8) if options.cpu else (options.large, 8, 24)
+    undisturbed = 5 if options.cpu else 3
     spec = sitting.spec(
         model,
         n + 1 if options.cpu else 2 * n,  # uneven: some rank has two groups
@@ -363,7 +370,7 @@ def large(sitting: Sitting) -> None:
 
     try:
         first = start("large-first")
-        reach(first, 3)
+        reach(first, undisturbed)
         _note_checkpoint(sitting, first, 3)
         _kill_one(sitting, first)
         _write_summary(sitting)
@@ -373,14 +380,10 @@ def large(sitting: Sitting) -> None:
         sitting.note(part="large", killed="all processes", run=second.name, gone_after_s=second.kill())
         _write_summary(sitting)
         third = start("large-third", second.checkpoint(3))
-        reach(third, 5 if options.cpu else 4)
+        reach(third, max(4, undisturbed))
         third.kill()
-        if options.cpu:
-            fourth = start("large-undisturbed")
-            reach(fourth, 5)
-            fourth.kill()
-            for step in (3, 4, 5):
-                _note_same(sitting, fourth, second if step == 3 else third, step)
+        for step in range(4, undisturbed + 1):
+            _note_same(sitting, first, third, step)
     finally:
         for run in runs:
             run.kill()
@@ -520,6 +523,36 @@ def _of_others(sitting: Sitting) -> list[str]:
     return ["", *(f"- {json.dumps(line, ensure_ascii=False)}" for line in found)] if found else []
 
 
+# The plan
+
+
+def plan() -> list[str]:
+    """Say what the plan of memory has for large bases on several GPUs, for 32 x 8 completions of 200 tokens."""
+    import torch
+
+    from grpo_core.cost import GIB
+    from grpo_core.engines.native.memory import plan_memory, require_room
+    from grpo_core.engines.native.weights import matrix_bytes
+    from grpo_core.errors import JobFailure
+    from grpo_core.spec import parse_spec
+    from scripts.random_run import shape_of
+
+    sampling = {"prompts_per_step": 32, "generations": 8, "max_prompt_tokens": 160}
+    spec = parse_spec({"engine": "native", "sampling": sampling})
+    lines = ["| model | GPUs | weights on each | room beside them | completions at a time |", "|---" * 5 + "|"]
+    for name, gigabytes, ranks in itertools.product(("qwen32b", "llama70b"), (80, 141), (1, 2, 4, 8)):
+        model, memory = shape_of(name), gigabytes * GIB
+        held = matrix_bytes(model, ranks=ranks, dtype=torch.bfloat16, spare_rank=32)
+        try:
+            require_room(spec, model, memory=memory, held=held, ranks=ranks)
+            cache, _ = plan_memory(spec, model, memory=memory, held=held, size=2, sparing=ranks > 1)
+            room = [f"{(0.88 * memory - held) / 1e9:.0f} GB", str(min(256, ranks * (cache // 361)))]
+        except JobFailure:
+            room = ["none", "refused"]
+        lines.append("| " + " | ".join([name, f"{ranks} × {gigabytes} GB", f"{held / 1e9:.1f} GB", *room]) + " |")
+    return lines
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, default=0, help="default: all of this host; with --cpu, 4 ranks")
@@ -527,8 +560,14 @@ def main() -> int:
     parser.add_argument("--parts", default="scale,large,host")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")))
     parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--precision", default="16bit", choices=("16bit", "8bit"), help="of the base, on GPUs")
+    parser.add_argument("--large", default="llama70b", choices=("llama70b", "qwen32b"), help="the base of that part")
+    parser.add_argument("--plan", action="store_true", help="print the plan of memory for large bases, and end")
     parser.add_argument("--slow", default=None, help="RANK:FACTOR, a rank that is made slow; 1:3 with --cpu")
     options = parser.parse_args()
+    if options.plan:
+        print("\n".join(plan()))
+        return 0
     if options.cpu:
         options.gpus, options.slow = options.gpus or 4, "1:3" if options.slow is None else options.slow
         options.seconds = 3600 if options.seconds == parser.get_default("seconds") else options.seconds
@@ -548,7 +587,7 @@ def _sit(sitting: Sitting) -> int:
         for _ in range(2048):
             a, b = numbers.randint(10, 999), numbers.randint(10, 999)
             file.write(json.dumps({"question": QUESTION.format(a=a, b=b), "answer": str(a + b)}) + "\n")
-    bases = ("instant", "tiny") if options.cpu else ("qwen7b", "llama70b", "instant")
+    bases = ("instant", "tiny") if options.cpu else ("qwen7b", options.large, "instant")
     subprocess.run([sys.executable, RUNNER, "--models", sitting.work / "models", *bases], check=True)
     sitting.note(gpus=options.gpus, cpu=options.cpu, bases_s=round(time.time() - BEGAN, 1))
     for part in options.parts.split(","):

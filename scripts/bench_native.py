@@ -16,15 +16,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import Qwen2Config
 
 from grpo_core.engines.native.adapter import Adapter
-from grpo_core.engines.native.architecture import MODULES, Architecture, of_config
+from grpo_core.engines.native.architecture import Architecture
 from grpo_core.engines.native.decode import Decoder, Drawn, Request
 from grpo_core.engines.native.layout import Group, lay_out, parts_within
 from grpo_core.engines.native.packed import Packed
-from grpo_core.engines.native.shards import Peers
 from grpo_core.engines.native.weights import Weights, empty_weights
+from scripts.random_run import biases, fill, shape_of
 
 PROMPT, COMPLETION, RANK = 160, 200, 32
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -41,66 +40,11 @@ def now() -> float:
     return time.perf_counter()
 
 
-LARGE: dict[str, Any] = {
-    "hidden_size": 5120,
-    "intermediate_size": 27648,
-    "num_attention_heads": 40,
-    "num_key_value_heads": 8,
-    "vocab_size": 152064,
-}
-"""Qwen2.5-32B, which has 64 layers."""
-
-
-def shape(layers: int, tiny: bool, given: dict[str, Any] | None = None) -> Architecture:
-    sizes = given or {
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-    }
-    if tiny:
-        sizes = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
-        sizes["vocab_size"] = 512
-    config = Qwen2Config(
-        **sizes, num_hidden_layers=layers, max_position_embeddings=32768, tie_word_embeddings=False, rms_norm_eps=1e-6,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-    )  # fmt: skip
-    return of_config(config)
-
-
-def make_weights(
-    architecture: Architecture,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    eight_bits: bool = False,
-    peers: Peers | None = None,
-) -> Weights:
-    """Random weights, the same on every rank; with `peers`, each rank keeps its part."""
-    biases = [
-        f"model.layers.{layer}.{MODULES['qkv']}.{name}.bias"
-        for layer in range(architecture.layers)
-        for name in architecture.widths("qkv")
-    ]
-    spare = RANK if device.type == "cuda" and not eight_bits else 0
-    weights = empty_weights(
-        architecture, biases, device=device, dtype=dtype, spare_rank=spare, eight_bits=eight_bits, peers=peers
-    )
+def make_weights(architecture: Architecture, device: torch.device, dtype: torch.dtype) -> Weights:
+    spare = RANK if device.type == "cuda" else 0
+    weights = empty_weights(architecture, biases(architecture), device=device, dtype=dtype, spare_rank=spare)
     fill(weights)
     return weights
-
-
-def fill(weights: Weights) -> None:
-    """Give weights random values, by their shape alone; every rank makes each matrix, and keeps its part."""
-    generator = torch.Generator(weights.device).manual_seed(0)
-    spread = weights.architecture.config.initializer_range
-    for name, place in weights.places().items():
-        if "norm" in name:
-            place.tensor.fill_(1)
-        else:
-            values = torch.empty(place.tensor.shape, device=weights.device, dtype=weights.dtype)
-            weights.fill(place, values.normal_(0, spread, generator=generator))
 
 
 def make_adapter(architecture: Architecture, device: torch.device) -> Adapter:
@@ -120,13 +64,13 @@ def texts(count: int, length: int, vocabulary: int, seed: int) -> list[list[int]
 Part = tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def parts_of(prompts: list[list[int]], drawn: list[Drawn], device: torch.device, budget: int = BUDGET) -> list[Part]:
+def parts_of(prompts: list[list[int]], drawn: list[Drawn], device: torch.device) -> list[Part]:
     size = len(drawn) // len(prompts)
     by_prompt = [[one.tokens for one in drawn[at * size :][:size]] for at in range(len(prompts))]
     groups = [Group(len(p), [len(c) for c in cs]) for p, cs in zip(prompts, by_prompt, strict=True)]
     generator = torch.Generator().manual_seed(3)
     parts: list[Part] = []
-    for run in parts_within(groups, budget):
+    for run in parts_within(groups, BUDGET):
         tokens = [t for at in run for text in (prompts[at], *by_prompt[at]) for t in text]
         targets = [t for at in run for text in by_prompt[at] for t in text]
         gains = torch.randn(len(targets), generator=generator)
@@ -241,11 +185,11 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="a tiny shape, to try the script")
     options = parser.parse_args()
     began = time.perf_counter()
-    device = torch.device("cpu" if options.cpu else "cuda")
+    device, name = torch.device("cpu" if options.cpu else "cuda"), "tiny" if options.cpu else "qwen7b"
     say(torch=torch.__version__, card="cpu" if options.cpu else torch.cuda.get_device_name())
     if not options.no_agreement:
-        agree(shape(min(4, options.layers), options.cpu), device)
-    architecture = shape(options.layers, options.cpu)
+        agree(shape_of(name, num_hidden_layers=min(4, options.layers)), device)
+    architecture = shape_of(name, num_hidden_layers=options.layers)
     weights = make_weights(architecture, device, torch.float32 if options.cpu else torch.bfloat16)
     adapter = make_adapter(architecture, device)
     say(ready_s=round(now() - began, 1))

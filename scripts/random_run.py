@@ -3,10 +3,10 @@
     python scripts/random_run.py --models FOLDER qwen7b ...            # folders of bases: their files have no values
     GRPO_MODEL_DIR=... python scripts/random_run.py train SPEC --out DIR --ranks 8
 
-Owns the folder of such a base, and what a run of it writes beside the product's own records: `DIR/times-RANK.jsonl` has
-a line `loaded` and a line for each step. Everything else is the product's: launcher, trainer, rewards, records and
-checkpoints. Invariant: the weights, which are made on the GPU, depend on the base's shape alone, so that every rank and
-every resumed run makes the same.
+Owns such bases (shapes, random values, folders), and what a run of one writes beside the product's own records:
+`DIR/times-RANK.jsonl` has a line `loaded` and a line for each step. Everything else is the product's: launcher,
+trainer, rewards, records and checkpoints. Invariant: the weights, which are made on the GPU, depend on the base's shape
+alone, so that every rank and every resumed run makes the same.
 
 Variables: BENCH_INSTANT=TOKENS draws and trains without a model, completions of at most this number of tokens, so that
 a step is what no GPU does; BENCH_SLOW=RANK:FACTOR lets a rank draw and train that many times slower; BENCH_SHARED=1
@@ -41,6 +41,15 @@ SHAPES: Final[dict[str, dict[str, Any]]] = {
         "num_key_value_heads": 4,
         "vocab_size": 152064,
     },
+    "qwen32b": {
+        "model_type": "qwen2",
+        "hidden_size": 5120,
+        "intermediate_size": 27648,
+        "num_hidden_layers": 64,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "vocab_size": 152064,
+    },
     "llama70b": {
         "model_type": "llama",
         "hidden_size": 8192,
@@ -73,27 +82,38 @@ SPECIAL: Final = ("<|im_end|>", "<|im_start|>", "<|pad|>")
 # The base
 
 
-def make_model(name: str, folder: Path) -> None:
-    """Write the folder of a base of this shape: its safetensors file has a header, and a hole in place of values."""
-    import torch
+def shape_of(name: str, **changes: Any) -> Any:
+    """Return a shape, with changes of its sizes."""
     from transformers import AutoConfig
 
     from grpo_core.engines.native.architecture import of_config
-    from grpo_core.engines.native.weights import empty_weights
 
-    sizes = dict(SHAPES[name])
+    sizes = {**SHAPES[name], **changes}
     kind = sizes.pop("model_type")
     config = AutoConfig.for_model(
         kind, **sizes, max_position_embeddings=8192, tie_word_embeddings=False, eos_token_id=0, bos_token_id=None
     )
     config.architectures = ["Qwen2ForCausalLM" if kind == "qwen2" else "LlamaForCausalLM"]
+    return of_config(config)
+
+
+def biases(shape: Any) -> list[str]:
+    """Return the names of its biases, which decide whether a layer has any."""
+    if shape.config.model_type != "qwen2":
+        return []
+    return [f"model.layers.{at}.self_attn.{x}_proj.bias" for at in range(shape.layers) for x in "qkv"]
+
+
+def make_model(name: str, folder: Path) -> None:
+    """Write the folder of a base of this shape: its safetensors file has a header, and a hole in place of values."""
+    import torch
+
+    from grpo_core.engines.native.weights import empty_weights
+
+    shape = shape_of(name)
     folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(folder)
-    architecture = of_config(config)
-    biases = [f"model.layers.{at}.self_attn.{x}_proj.bias" for at in range(architecture.layers) for x in "qkv"]
-    shaped = empty_weights(
-        architecture, biases if kind == "qwen2" else [], device=torch.device("meta"), dtype=torch.bfloat16
-    ).named()
+    shape.config.save_pretrained(folder)
+    shaped = empty_weights(shape, biases(shape), device=torch.device("meta"), dtype=torch.bfloat16).named()
     header: dict[str, Any] = {}
     end = 0
     for tensor_name, tensor in shaped.items():
@@ -104,7 +124,7 @@ def make_model(name: str, folder: Path) -> None:
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
         file.truncate(8 + len(raw) + end)
-    _tokenizer(sizes["vocab_size"]).save_pretrained(folder)
+    _tokenizer(shape.vocabulary).save_pretrained(folder)
 
 
 def _tokenizer(size: int) -> Any:
@@ -130,19 +150,32 @@ def _tokenizer(size: int) -> Any:
     return whole
 
 
-def random_weights(architecture: Any, folder: Path, **options: Any) -> Any:
+def fill(weights: Any) -> None:
+    """Give weights random values, by their shape alone; every rank makes each matrix, and keeps its part."""
+    import torch
+
+    generator = torch.Generator(weights.device).manual_seed(0)
+    spread = weights.architecture.config.initializer_range
+    for name, place in weights.places().items():
+        if "norm" in name:
+            place.tensor.fill_(1)
+        else:
+            values = torch.empty(place.tensor.shape, device=weights.device, dtype=weights.dtype)
+            weights.fill(place, values.normal_(0, spread, generator=generator))
+
+
+def random_weights(shape: Any, folder: Path, **options: Any) -> Any:
     """Do as `load_weights`, with random values in place of the files' own."""
     import torch
 
     from grpo_core.engines.native import weights as module
-    from scripts.bench_native import fill
 
     with contextlib.ExitStack() as stack:
         names: list[str] = []
         for file in sorted(folder.glob("*.safetensors")):
             names += stack.enter_context(module.safe_open(file, "pt")).keys()
     began = time.perf_counter()
-    made = module.empty_weights(architecture, names, **options)
+    made = module.empty_weights(shape, names, **options)
     fill(made)
     if made.device.type == "cuda":
         torch.cuda.synchronize()

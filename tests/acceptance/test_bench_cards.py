@@ -12,7 +12,7 @@ import pytest
 
 from tests.clock import patience
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +51,13 @@ def test_each_number_of_ranks_is_measured_and_the_slow_one_is_named(out: Path, l
 def test_what_was_killed_goes_on_as_if_it_had_not_been(lines: list[dict[str, Any]]) -> None:
     large = [line for line in lines if line.get("part") == "large"]
     one, every = (line for line in large if "killed" in line)
-    assert (one["exit"], one["error"], one["after_steps"]) == (17, ["rank_lost"], 3)
+    assert (one["exit"], one["error"], one["after_steps"]) == (17, ["rank_lost"], 5)
     assert every["killed"] == "all processes"
     compared = [line for line in large if "compared" in line]
-    assert [line["step"] for line in compared] == [3, 3, 4, 5]
+    assert [line["step"] for line in compared] == [3, 4, 5]
     assert all(value for line in compared for name, value in line.items() if name.startswith("same_"))
     loaded = [line for line in large if "sharded" in line]
-    assert len(loaded) == 4
+    assert len(loaded) == 3
     assert all(line["sharded"] and line["base_differs"] == [] for line in loaded)
     (held,) = (line for line in large if "checkpoint" in line)
     assert held["beside_adapter_and_moments_mb"] < 0.1

@@ -82,10 +82,13 @@ test: setup  ## Run the tests: unit, integration and one fault of each kind, wit
 
 # Which of them, as pytest's -m takes it.
 LONG ?= long
+# Each process imports what it may have to run: of the other folders only files in which this mark is.
+LONG_FILES = tests/acceptance $(shell grep -rl 'mark\.long' --include='test_*.py' tests/unit tests/integration)
 
+# Two more processes, since these tests wait for leases and for other processes most of their time.
 .PHONY: long
 long: setup  ## Run all other tests of whole processes, and every other fault (15 minutes)
-	$(PYTEST) -p no:randomly -m "$(LANE) and ($(LONG))"
+	$(PYTEST) -n $$(($(JOBS) + 2)) -p no:randomly -m "$(LANE) and ($(LONG))" $(LONG_FILES)
 
 .PHONY: alone
 alone: setup  ## Run the tests that measure how fast something is: nothing may run beside them (1 minute)
@@ -97,7 +100,7 @@ faults: setup  ## Run every fault of docs/appendix/fault-table.md, each checked 
 
 .PHONY: browser
 browser: setup  ## Look at the page with Chromium while a real job trains (tests/browser/install.sh installs it)
-	$(BIN)/python -m pytest -m browser tests/browser
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m browser tests/browser
 
 # What a person sees, for docs/how-to/page.md: made by the same tests.
 .PHONY: images

@@ -32,7 +32,16 @@ from tests.clock import patience
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 HERE = Path(__file__).parent
-LONGEST_FILES = ("test_long_outages.py", "test_soak.py", "test_worker.py", "test_training.py", "test_resume.py")
+LONGEST_FILES = (
+    "test_long_outages.py",
+    "test_soak.py",
+    "test_worker.py",
+    "test_training.py",
+    "test_resume.py",
+    "test_bench_cards.py",
+    "test_playground_rows.py",
+    "test_learning.py",
+)
 SLOWEST_FOLDERS = ("acceptance", "integration", "unit")
 NEED_TORCH = (
     "unit/native",

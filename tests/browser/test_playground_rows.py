@@ -63,7 +63,7 @@ def store(stack: Stack, folder: Path, rows: list[dict[str, Any]]) -> str:
 
 def train(stack: Stack, dataset: str, **data: Any) -> str:
     spec = json.loads((ROOT / "examples/tiny/job.json").read_text())
-    spec["name"] = "graded"
+    spec["name"], spec["metadata"] = "graded", {"example": "rows"}
     spec["data"] |= {"dataset": dataset, **data}
     spec["training"] |= {"steps": 2, "checkpoint_every": 2, "save_steps": 2}
     spec["evaluation"] = {"questions": HELD_OUT, "max_completion_tokens": 48}

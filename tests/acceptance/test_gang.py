@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from grpo_core import processes
+from grpo_core.ranks import ADDRESS
 from grpo_core.spec import parse_spec
 from jobs.service import JobService
 from jobs.store.job import JobRecord, JobStatus
@@ -73,18 +74,18 @@ def submit(
     return service.submit(parse_spec(spec), OWNER)
 
 
-def ranks() -> dict[int, int]:
-    """The processes of the ranks that run on this machine, by their number."""
+def ranks(cluster: RayCluster) -> dict[int, int]:
+    """The processes of the ranks that this cluster runs, by their number; other tests run some beside it."""
+    places = tuple(f"tcp://{address}:" for address in cluster.addresses)
     found: dict[int, int] = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             variables = dict(
                 part.split("=", 1) for part in (process / "environ").read_text().split("\0") if "=" in part
             )
-            ours = str(ROOT) in (process / "cmdline").read_text()
         except (OSError, UnicodeDecodeError):
             continue
-        if ours and "GRPO_RANK_PULSE" in variables:
+        if "GRPO_RANK_PULSE" in variables and variables[ADDRESS].startswith(places):
             found[int(variables["RANK"])] = int(process.name)
     return found
 
@@ -106,7 +107,7 @@ def test_a_rank_that_is_killed_on_the_other_host_costs_an_attempt_and_no_step(
     start()
     job = submit(service)
     wait_for_step(service, job, 6)
-    os.kill(ranks()[1], signal.SIGKILL)
+    os.kill(ranks(cluster)[1], signal.SIGKILL)
     done = wait_for(service, job.id)
     assert (done.status, done.epoch) == (JobStatus.SUCCEEDED, 2)
     assert_whole(service, done)
@@ -127,7 +128,9 @@ def test_the_failure_of_a_rank_on_the_other_host_is_told_as_what_it_is(
     assert "the last words of a rank" in artifact(service, done, "stderr-e1.log").decode()
 
 
-def test_a_killed_driver_or_worker_leaves_no_rank_behind(service: JobService, start: Start) -> None:
+def test_a_killed_driver_or_worker_leaves_no_rank_behind(
+    service: JobService, start: Start, cluster: RayCluster
+) -> None:
     first = start()
     job = submit(service, steps=60)
     wait_for_step(service, job, 5)
@@ -135,7 +138,7 @@ def test_a_killed_driver_or_worker_leaves_no_rank_behind(service: JobService, st
     wait_until(lambda: service.get(job.id, OWNER).epoch == 2)
     wait_for_step(service, job, 12)
     os.kill(first.process.pid, signal.SIGKILL)
-    wait_until(lambda: not ranks(), seconds=10)
+    wait_until(lambda: not ranks(cluster), seconds=10)
     start()
     done = wait_for(service, job.id)
     assert (done.status, done.epoch) == (JobStatus.SUCCEEDED, 3)
@@ -160,7 +163,9 @@ def test_a_job_waits_for_a_full_cluster_and_says_so(service: JobService, start: 
     service.cancel(larger.id, OWNER)
 
 
-def test_a_pause_and_a_stop_save_the_step_that_all_have_reached(service: JobService, start: Start) -> None:
+def test_a_pause_and_a_stop_save_the_step_that_all_have_reached(
+    service: JobService, start: Start, cluster: RayCluster
+) -> None:
     first = start()
     job = submit(service, steps=40)
     wait_for_step(service, job, 5)
@@ -169,7 +174,7 @@ def test_a_pause_and_a_stop_save_the_step_that_all_have_reached(service: JobServ
     paused = wait_for(service, job.id, JobStatus.PAUSED)
     assert time.monotonic() - began < patience(8)
     assert paused.checkpoint_step == paused.step
-    assert not ranks()
+    assert not ranks(cluster)
     service.resume(job.id, OWNER)
     wait_until(lambda: service.get(job.id, OWNER).step > paused.step + 2)
     assert first.stop() == 0
@@ -186,7 +191,7 @@ def test_a_cut_cable_ends_the_run_on_both_sides(service: JobService, start: Star
     start()
     job = submit(service, steps=40)
     wait_for_step(service, job, 6)
-    there = ranks()[1]
+    there = ranks(cluster)[1]
     cluster.cut()
     began = time.monotonic()
     try:
@@ -218,7 +223,9 @@ def test_a_job_goes_on_with_fewer_hosts_after_one_was_lost(
         cluster.start_second()
 
 
-def test_a_real_run_on_two_hosts_resumes_to_the_byte(service: JobService, start: Start, tmp_path: Path) -> None:
+def test_a_real_run_on_two_hosts_resumes_to_the_byte(
+    service: JobService, start: Start, cluster: RayCluster, tmp_path: Path
+) -> None:
     """With torch over gloo between the hosts; one job is undisturbed, of the other a rank is killed."""
     start()
     dataset = upload(service, tmp_path, OWNER, ROWS.read_bytes())
@@ -233,7 +240,7 @@ def test_a_real_run_on_two_hosts_resumes_to_the_byte(service: JobService, start:
     assert (straight.status, straight.epoch) == (JobStatus.SUCCEEDED, 1), straight.error
     assert json.loads(artifact(service, straight, "report.json"))["ranks"] == 2
     wait_until(lambda: service.get(jobs[1].id, OWNER).checkpoint_step >= 2, seconds=100)
-    os.kill(ranks()[1], signal.SIGKILL)
+    os.kill(ranks(cluster)[1], signal.SIGKILL)
     resumed = wait_for(service, jobs[1].id, seconds=200)
     assert (resumed.status, resumed.epoch) == (JobStatus.SUCCEEDED, 2), resumed.error
     assert adapter(service, resumed) == adapter(service, straight)

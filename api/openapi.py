@@ -329,6 +329,10 @@ _CHAT: dict[str, Any] = {
     "max_completion_tokens": {"type": "integer", "minimum": 1, "description": "Tokens of an answer, at most"},
     "n": {"type": "integer", "minimum": 1, "description": "Number of answers"},
     "seed": {"type": "integer", "description": "The same seed gives the same answer"},
+    "response_format": {
+        "type": "object",
+        "description": "`text`, `json_object`, or `json_schema` with the schema that answers must match",
+    },
     "stream": {"type": "boolean", "description": "Send the answer as it is written, as server-sent events"},
 }
 

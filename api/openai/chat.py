@@ -81,6 +81,8 @@ async def chat(request: Request[Any, Any, Any], owner: Owner, service: Service) 
     system prompt and worked examples. Greedy with temperature 0; the same seed gives the same answer."""
     asked = await read_json(request, parse, expected=EXPECTED)
     session, adapter = await sync_to_thread(names.find, service, owner, asked.model)
+    if asked.request.schema is not None:
+        await sync_to_thread(names.require_schema, session, asked.request.schema)
     relay: Relay = request.app.state.relay
     pieces = relay.ask(session, replace(asked.request, adapter=adapter))
     answer = _Answer(asked, session.engine)

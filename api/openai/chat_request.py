@@ -14,7 +14,9 @@ from typing import Any, Final, cast
 
 from api.openai.errors import refusals
 from api.schemas import FieldProblem
-from grpo_core.serving.wire import MAX_CHOICES, MAX_STOPS, MAX_TOP_LOGPROBS, ChatRequest
+from grpo_core.serving.wire import FORMAT, MAX_CHOICES, MAX_STOPS, MAX_TOP_LOGPROBS, ChatRequest
+from grpo_core.spec import SpecError, parse_spec
+from grpo_core.strict_json import parts_of
 
 MAX_MESSAGES: Final = 1000
 MAX_TOKENS: Final = 131_072
@@ -31,7 +33,6 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
     "store": (False,),
     "tools": ([],),
     "parallel_tool_calls": (True, False),
@@ -102,6 +103,7 @@ def _read(fields: _Fields) -> Asked:
             max_tokens=given[0] if given else None,
             stop=tuple(_stops(fields)),
             logprobs=(top or 0) if wants else None,
+            schema=_schema(fields),
         ),
     )
 
@@ -191,6 +193,22 @@ def _stops(fields: _Fields) -> list[str]:
 
     given = fields.take("stop", is_right, f"Send a text, or up to {MAX_STOPS}, each of 1 to 200 characters.")
     return [given] if isinstance(given, str) else list(given or ())
+
+
+def _schema(fields: _Fields) -> dict[str, Any] | None:
+    """The JSON Schema of a `response_format`, which is read as a job's is."""
+    given = fields.left.pop(FORMAT, None)
+    if given in (None, {"type": "text"}):
+        return None
+    try:
+        wanted = parse_spec({"sampling": {FORMAT: given}}).sampling.response_format
+    except SpecError as error:
+        for one in error.problems:
+            name = ".".join(map(str, parts_of(one.pointer)[1:]))
+            fields.refuse(name, one.code, one.detail, one.remedy)
+        return None
+    named = wanted and wanted.json_schema
+    return named.json_schema if named else {"type": "object"}
 
 
 def _include_usage(fields: _Fields, *, stream: bool) -> bool:

@@ -7,14 +7,15 @@ no part of it goes further.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
-from typing import Final
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Final
 
-from api.openai.errors import refusals
+from api.openai.errors import refusal, refusals
 from api.problems import ApiError
 from api.schemas import FieldProblem, ServedModel
 from grpo_core.adapters import MAIN
-from grpo_core.serving.wire import BASE
+from grpo_core.serving.schemas import fault_of
+from grpo_core.serving.wire import BASE, FORMAT
 from grpo_core.spec import JOB_ID
 from jobs.errors import NotFound
 from jobs.service import JobFilter, JobService
@@ -69,6 +70,20 @@ def find(service: JobService, owner: str, name: str) -> tuple[ServedModels, str]
     if starting := _starting(service, owner, match[1], {served.session for served in sessions}):
         raise _is_starting(starting)
     raise _not_serving(match[1], (match[2] or "").removeprefix("step-"))
+
+
+def require_schema(served: ServedModels, schema: Mapping[str, Any]) -> None:
+    """Raises `ApiError` if a session cannot make its answers match a schema."""
+    if FORMAT not in served.accepts:
+        remedy = "Start one of this release, with the engine native or transformers."
+        raise refusal(FORMAT, "unsupported_parameter", "is not supported by this session", remedy)
+    if fault := fault_of(schema):
+        raise refusal(
+            FORMAT,
+            "bad_schema",
+            f"the schema {fault}",
+            "Simplify it (anyOf in place of oneOf), or leave response_format out.",
+        )
 
 
 def _name_of(served: ServedModels, adapter: str) -> str:

@@ -16,8 +16,9 @@ from grpo_core.datasets.templates import encode
 from grpo_core.errors import JobFailure
 from grpo_core.reasons import FinishReason
 from grpo_core.serving.completion import Text, logprobs_of
+from grpo_core.serving.guide import Guide, GuideError, Guides
 from grpo_core.serving.model import Token
-from grpo_core.serving.wire import BASE, ChatRequest, Piece, error
+from grpo_core.serving.wire import BASE, FORMAT, ChatRequest, Piece, error
 
 Conversation = Sequence[dict[str, str]]
 
@@ -44,6 +45,8 @@ class Asked(Generic[C]):
     prompt: list[int] = field(default_factory=list[int])
     tokens: int = 0
     """Largest number of tokens of an answer."""
+    guide: Guide | None = None
+    """At the beginning of an answer that must match a schema."""
     choices: list[C] = field(default_factory=list[C])
     """Those that have not ended."""
     pieces: int = 0
@@ -111,10 +114,12 @@ class Desk:
     """Largest number of requests that wait."""
     cache_tokens: int | None = None
     """Tokens of all answers of one request together; None: as many as it may ask for."""
+    guides: Guides | None = None
+    """None: no answer can be made to match a schema."""
 
     def read(self, asked: Asked[Any], waiting: int) -> dict[str, Any] | None:
-        """Fill in the prompt and the length of a request beside `waiting` ones. Returns what is wrong with it, or
-        None."""
+        """Fill in the prompt, the length and the guide of a request beside `waiting` ones. Returns what is wrong with
+        it, or None."""
         request = asked.request
         if request.adapter not in (*self.adapters, BASE):
             return error("not_serving", f"This session has no {request.adapter}.", "model")
@@ -126,7 +131,7 @@ class Desk:
             (asked.prompt,) = encode(self.tokenizer, [self.prompt(request)])
         except JobFailure as failure:
             return error("chat_template_failed", failure.report.message, "messages")
-        return self._too_long(asked) or self._too_many(asked)
+        return self._too_long(asked) or self._too_many(asked) or self._unguided(asked)
 
     def _too_long(self, asked: Asked[Any]) -> dict[str, Any] | None:
         request, room = asked.request, self.context - len(asked.prompt)
@@ -149,3 +154,15 @@ class Desk:
             f"{need}. Ask for fewer choices (n) or a lower max_tokens."
         )
         return error("context_length_exceeded", message, "n")
+
+    def _unguided(self, asked: Asked[Any]) -> dict[str, Any] | None:
+        schema = asked.request.schema
+        if schema is None:
+            return None
+        if self.guides is None:
+            return error("unsupported_parameter", "This session cannot make answers match a schema.", FORMAT)
+        try:
+            asked.guide = self.guides.make(schema)
+        except GuideError as fault:
+            return error("bad_schema", f"{fault}.", FORMAT)
+        return None

@@ -14,13 +14,15 @@ from typing import Any
 
 from grpo_core.serving.asked import Asked, Choice, Desk
 from grpo_core.serving.completion import Text
+from grpo_core.serving.guide import Guide, GuideError
 from grpo_core.serving.model import Model, Sampling, Token, sample
-from grpo_core.serving.wire import ChatRequest, Piece
+from grpo_core.serving.wire import FORMAT, ChatRequest, Piece, error
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Row(Choice):
     cache: Any
+    guide: Guide | None
     next: int = 0
     """The token that it was given last."""
 
@@ -30,6 +32,7 @@ class Batch:
 
     def __init__(self, model: Model, desk: Desk) -> None:
         self.engine, self.context = model.name, desk.context
+        self.accepts = () if desk.guides is None else (FORMAT,)
         self._model, self._desk = model, desk
         self._waiting: deque[Asked[_Row]] = deque()
         self._active: list[Asked[_Row]] = []
@@ -92,7 +95,8 @@ class Batch:
                 self._release(asked)
                 return False
             text = Text(self._desk.tokenizer, asked.request.stop)
-            asked.choices.append(_Row(index=index, seed=asked.seed(index), text=text, cache=cache))
+            guide = asked.guide and asked.guide.copy()
+            asked.choices.append(_Row(index=index, seed=asked.seed(index), text=text, cache=cache, guide=guide))
         return True
 
     def _release(self, asked: Asked[_Row]) -> None:
@@ -124,14 +128,23 @@ class Batch:
     def _draw(self, logits: Any, rows: Sequence[tuple[Asked[_Row], _Row]]) -> list[Piece]:
         tokens = sample(
             logits,
-            [Sampling(asked.request.temperature, asked.request.top_p, row.seed) for asked, row in rows],
+            [Sampling(asked.request.temperature, asked.request.top_p, row.seed, row.guide) for asked, row in rows],
             [row.count for _, row in rows],
             [asked.request.logprobs for asked, _ in rows],
         )
         return [piece for pair, token in zip(rows, tokens, strict=True) for piece in self._take(*pair, token)]
 
     def _take(self, asked: Asked[_Row], row: _Row, token: Token) -> Iterator[Piece]:
+        if row not in asked.choices:
+            return  # another choice has ended the request with an error
         row.next = token.id
+        try:
+            if row.guide is not None:
+                row.guide.take(token.id)
+        except GuideError as fault:
+            self._release(asked)
+            yield asked.refused(error("bad_schema", f"{fault}.", FORMAT))
+            return
         yield from asked.take(row, token, self._desk)
         if row not in asked.choices:
             self._model.release(row.cache)

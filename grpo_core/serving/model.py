@@ -15,6 +15,7 @@ import torch
 
 from grpo_core.engines.native.model import wide
 from grpo_core.engines.native.sampling import Filters, draw
+from grpo_core.serving.guide import Guide, constrain
 
 
 class Model(Protocol):
@@ -63,6 +64,7 @@ class Sampling:
     temperature: float
     top_p: float
     seed: int
+    guide: Guide | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +84,13 @@ def sample(
 
     `counts` are the numbers of tokens so far; `tops` the numbers of alternatives, None for no log-probabilities.
     """
+    allowed = constrain(logits, [row.guide for row in rows])
     alike: defaultdict[tuple[float, float], list[int]] = defaultdict(list)
     for at, row in enumerate(rows):
         alike[row.temperature, row.top_p].append(at)
     chosen = [0] * len(rows)
     for (temperature, top_p), places in alike.items():
-        for at, token in zip(places, _draw(logits, rows, counts, places, temperature, top_p), strict=True):
+        for at, token in zip(places, _draw(allowed, rows, counts, places, temperature, top_p), strict=True):
             chosen[at] = token
     return [_token(logits[at], chosen[at], tops[at]) for at in range(len(rows))]
 

@@ -26,6 +26,7 @@ from grpo_core.run_dir.kind_run import KindRun
 from grpo_core.serving.asked import Desk
 from grpo_core.serving.batch import Batch
 from grpo_core.serving.channel import Channel
+from grpo_core.serving.guide import Guides
 from grpo_core.serving.model import Model
 from grpo_core.serving.wire import BASE, WAITING_PER_ROW, ChatRequest, Piece, error
 from grpo_core.spec import JobSpec
@@ -41,6 +42,11 @@ class Answering(Protocol):
 
     engine: str
     context: int
+
+    @property
+    def accepts(self) -> Sequence[str]:
+        """Parameters of requests that not every session serves."""
+        ...
 
     @property
     def is_idle(self) -> bool: ...
@@ -69,7 +75,8 @@ def run(job: KindRun) -> int:
     job.events.log(f"Serves {', '.join(names)} by {batch.engine}, loaded in {seconds:.1f} s", code="serving")
     job.events.phase(Phase.SERVING)
     steps = {adapter.name: adapter.step for adapter in adapters}
-    channel.send({"ready": {"models": names, "steps": steps, "engine": batch.engine, "context": batch.context}})
+    ready = {"engine": batch.engine, "context": batch.context, "accepts": batch.accepts}
+    channel.send({"ready": {"models": names, "steps": steps, **ready}})
     return _Loop(job, channel, batch).run()
 
 
@@ -118,7 +125,7 @@ def load(spec: JobSpec, files: ModelFiles, adapters: Sequence[LocalAdapter], fol
 
         model = TransformersModel(spec, load_base_model(files, precision, tokenizer), adapters, tokenizer, stops)
     desk = desk_for(spec, tokenizer, stops, model.context, model.rows, adapters)
-    return Batch(model, replace(desk, cache_tokens=model.cache_tokens))
+    return Batch(model, replace(desk, cache_tokens=model.cache_tokens, guides=Guides(tokenizer, stops)))
 
 
 def choose_serving_engine(spec: JobSpec, gpus: Sequence[Gpu], files: ModelFiles) -> str:

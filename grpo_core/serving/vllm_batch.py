@@ -20,7 +20,7 @@ class VllmBatch:
     """All requests of one session. Used from one thread."""
 
     def __init__(self, engine: VllmEngine, desk: Desk) -> None:
-        self.engine, self.context = engine.name, desk.context
+        self.engine, self.context, self.accepts = engine.name, desk.context, ()
         self._engine, self._desk = engine, desk
         self._open: dict[str, Asked[Choice]] = {}
         """The requests that have not ended, by their ids."""

@@ -17,6 +17,8 @@ from grpo_core.adapters import NAME
 
 BASE: Final = "base"
 """The name of the model without an adapter."""
+FORMAT: Final = "response_format"
+"""The parameter that a `schema` comes from; sessions that announce it serve it."""
 SOCKET_VARIABLE: Final = "GRPO_SERVING_FD"
 """Number of the inherited socket over which the process talks to its worker."""
 MAX_LINE_BYTES: Final = 1024**2
@@ -59,10 +61,12 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     """Number of alternatives for each token; None: no log-probabilities."""
+    schema: Mapping[str, Any] | None = None
+    """The JSON Schema that answers must match."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-        return asdict(self)
+        """The JSON form, without what is None: sessions of the previous release do not know every field."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def read(cls, body: Mapping[str, Any]) -> ChatRequest:

@@ -53,6 +53,8 @@ class ServedModels:
     steps: Mapping[str, int | None] = field(default_factory=dict[str, "int | None"])
     engine: str = ""
     context: int = 0
+    accepts: tuple[str, ...] = ()
+    """Parameters of requests that sessions of the previous release did not know."""
     ready_at: float = 0.0
     """Unix time at which it could answer first."""
     ends_at: float = 0.0
@@ -65,7 +67,7 @@ class ServedModels:
         """Read an announcement of this or a later release."""
         known = {one.name for one in fields(cls)}
         given: dict[str, Any] = {name: value for name, value in body.items() if name in known}
-        lists: dict[str, Any] = {name: tuple(given.get(name, ())) for name in ("models", "active")}
+        lists: dict[str, Any] = {name: tuple(given.get(name, ())) for name in ("models", "accepts", "active")}
         return cls(**given | lists)
 
 

@@ -209,6 +209,7 @@ class ServingSession:
             steps={str(name)[:32]: step for name, step in ready["steps"].items() if step is None or type(step) is int},
             engine=str(ready["engine"])[:32],
             context=int(ready["context"]),
+            accepts=tuple(str(name)[:32] for name in ready["accepts"][:16]),
             ready_at=now,
             ends_at=now + section.ttl_seconds,
         )

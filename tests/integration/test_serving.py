@@ -20,10 +20,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import openai
+import pydantic
 import pytest
 
 from grpo_core.spec import parse_spec
@@ -325,6 +326,30 @@ def test_log_probabilities_are_those_of_the_tokens(served: Stack) -> None:
     assert all(one.logprob <= 0 and len(one.top_logprobs) == 2 for one in content)
 
 
+class Verdict(pydantic.BaseModel):
+    steps: Annotated[list[Literal["a", "b"]], pydantic.Field(max_length=2)]
+    is_right: bool
+    unit: Literal["个", "kg"] | None
+
+
+def form_of(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "form", "schema": schema}}
+
+
+def test_answers_match_the_schema_that_was_sent(served: Stack) -> None:
+    chat = served.client().chat.completions
+    asked: Any = {"model": served.source, "messages": QUESTION, "max_tokens": 80, "seed": 3}
+    choices = chat.parse(response_format=Verdict, n=3, **asked).choices
+    assert [type(choice.message.parsed) for choice in choices] == [Verdict] * 3
+    with chat.stream(response_format=Verdict, **asked) as stream:
+        deltas = [event.delta for event in stream if event.type == "content.delta"]
+        (streamed,) = stream.get_final_completion().choices
+    assert len(deltas) > 3
+    assert streamed.message.parsed == choices[0].message.parsed
+    assert (say(served, response_format={"type": "json_object"}, max_tokens=8) or "").startswith("{")
+    assert say(served, response_format={"type": "text"}) == say(served)
+
+
 def test_an_answer_ends_before_a_stop_text(served: Stack) -> None:
     whole = say(served)
     stop = whole[len(whole) // 2 :][:2]
@@ -372,7 +397,10 @@ def test_twenty_clients_at_once_get_what_each_gets_alone(served: Stack) -> None:
         ({"stop": ["a"] * 5}, "stop"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": form_of({"type": "word"})}, "response_format"),
+        ({"response_format": form_of({"type": "array", "minItems": 10**9})}, "response_format"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"extra_body": {"unheard_of": 1}}, "unheard_of"),
         ({"max_tokens": 100_000}, "max_tokens"),
     ],

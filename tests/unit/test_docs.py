@@ -101,8 +101,11 @@ def test_torch_comes_only_with_what_needs_it() -> None:
         "grpo_core.eight_bits",
         "grpo_core.engines.",
         "grpo_core.export.",
-        *(f"grpo_core.serving.{name}" for name in ("asked", "batch", "completion", "model", "native_model", "pool")),
-        *(f"grpo_core.serving.{name}" for name in ("run", "stack", "transformers_model", "vllm_batch", "vllm_engine")),
+        *(f"grpo_core.serving.{name}" for name in ("asked", "batch", "completion", "guide", "model", "native_model")),
+        *(
+            f"grpo_core.serving.{name}"
+            for name in ("pool", "run", "stack", "transformers_model", "vllm_batch", "vllm_engine")
+        ),
         "grpo_core.selftest.",
         "grpo_core.checkpoints.writer",
         "grpo_core.checkpoints.tensor_tree",

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from grpo_core.serving.wire import CPU_ROWS, MAX_LINE_BYTES, WAITING_PER_ROW, messages
+from grpo_core.serving.wire import CPU_ROWS, MAX_LINE_BYTES, WAITING_PER_ROW, ChatRequest, messages
 
 
 def read(line: bytes) -> list[object]:
@@ -34,3 +34,12 @@ def test_a_message_that_is_too_long_is_an_error() -> None:
 
 def test_200_streams_at_once_have_room_on_a_cpu() -> None:
     assert CPU_ROWS * (1 + WAITING_PER_ROW) >= 200
+
+
+def test_a_session_of_the_previous_release_reads_a_request_without_a_schema() -> None:
+    request = ChatRequest(id="r", adapter="base", messages=(), max_tokens=5)
+    known = {"id", "adapter", "messages", "n", "seed", "temperature", "top_p", "max_tokens", "stop", "logprobs"}
+    assert request.as_dict().keys() <= known
+    assert ChatRequest.read(request.as_dict()) == request
+    guided = ChatRequest(id="r", adapter="base", messages=(), schema={"b": 1, "a": 2})
+    assert ChatRequest.read(guided.as_dict()) == guided

@@ -92,16 +92,18 @@ class RolloutStore:
         return self._reading(files, self._steps)
 
     def _reading(self, files: Files, read: Callable[[Sequence[RolloutFile]], Any]) -> Any:
-        try:
-            return read(files())
-        except (pl.exceptions.PolarsError, OSError, Denied):
-            pass  # files of single steps are deleted once a part has them: list the files again
-        try:
-            return read(files())
-        except (pl.exceptions.PolarsError, OSError, Denied) as error:
-            # The message is left out because it may quote an answer of the store, or a row.
-            log.warning("rollouts_unreadable", error=type(error).__name__)
-            raise Unavailable("Object storage", type(error).__name__) from error
+        listed: set[str] = set()
+        while True:
+            found = files()
+            try:
+                return read(found)
+            except (pl.exceptions.PolarsError, OSError, Denied) as error:
+                keys = {file.key for file in found}
+                if listed and listed <= keys:
+                    # The message is left out because it may quote an answer of the store, or a row.
+                    log.warning("rollouts_unreadable", error=type(error).__name__)
+                    raise Unavailable("Object storage", type(error).__name__) from error
+                listed = keys  # a file may have been replaced and deleted meanwhile: list the files again
 
     def _page(
         self, files: Sequence[RolloutFile], query: RolloutQuery, limit: int, after: Position | None
@@ -109,7 +111,7 @@ class RolloutStore:
         objects: list[_Object] = []
         found = pl.DataFrame()
         for batch in _batches(files, query, after):
-            objects += (_Object(file, index) for file, index in zip(batch, self._read_indexes(batch), strict=True))
+            objects += self._read_objects(batch)
             found = _select(objects, query, after).head(limit + 1).collect()
             if query.column == "step" and found.height > limit:
                 break
@@ -118,12 +120,12 @@ class RolloutStore:
         return rollouts, _position(chosen, query) if found.height > limit else None
 
     def _steps(self, files: Sequence[RolloutFile]) -> list[RolloutStep]:
-        indexes = [index for batch in _split(files, FILES_AT_ONCE) for index in self._read_indexes(batch)]
-        if not indexes:
+        objects = [item for batch in _split(files, FILES_AT_ONCE) for item in self._read_objects(batch)]
+        if not objects:
             return []
         reward = pl.col("reward_total")
         table = (
-            pl.concat(indexes)
+            pl.concat([item.rows for item in objects])
             .group_by("step")
             .agg(
                 pl.col("epoch").first(),
@@ -134,11 +136,12 @@ class RolloutStore:
                 reward_max=reward.max(),
             )
             .sort("step")
+            .collect()
         )
         return [RolloutStep(**row) for row in table.iter_rows(named=True)]
 
-    def _read_indexes(self, files: Sequence[RolloutFile]) -> list[pl.DataFrame]:
-        """Return the index of each object, in order."""
+    def _read_objects(self, files: Sequence[RolloutFile]) -> list[_Object]:
+        """Return each object with its index, in order."""
         indexes = {file.key: self._indexes.get(file.key) for file in files}
         missing = [key for key, index in indexes.items() if index is None]
         if missing:
@@ -151,7 +154,7 @@ class RolloutStore:
                 rows = by_url.get((self._url(key),))
                 indexes[key] = index = _as_index(table.drop("object").clear() if rows is None else rows)
                 self._indexes.put(key, index)
-        return [index for index in indexes.values() if index is not None]
+        return [_Object(file, index) for file in files if (index := indexes[file.key]) is not None]
 
     def _judge(self, file: RolloutFile) -> None:
         """Raise `Unreadable` for a file that would take too much memory."""
@@ -204,6 +207,11 @@ class RolloutStore:
 class _Object:
     file: RolloutFile
     index: pl.DataFrame
+
+    @property
+    def rows(self) -> pl.LazyFrame:
+        """The index of the steps that no earlier object has."""
+        return self.index.lazy().filter(pl.col("step") > self.file.after)
 
 
 class _IndexCache:
@@ -264,7 +272,7 @@ def _as_index(rows: pl.DataFrame) -> pl.DataFrame:
 def _select(objects: Sequence[_Object], query: RolloutQuery, after: Position | None) -> pl.LazyFrame:
     """Select the matching index rows, in order."""
     table = pl.concat(
-        [item.index.lazy().with_columns(object=pl.lit(number, dtype=pl.UInt32)) for number, item in enumerate(objects)]
+        [item.rows.with_columns(object=pl.lit(number, dtype=pl.UInt32)) for number, item in enumerate(objects)]
     )
     conditions = _conditions(query) + ([_behind(query, after)] if after else [])
     if conditions:

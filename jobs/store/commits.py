@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -81,6 +81,8 @@ class RolloutFile:
     epoch: int
     """The run that generated them."""
     key: str
+    after: int = 0
+    """Its steps up to this one are read from earlier files."""
 
 
 def put_commit(store: ObjectStore, commit: Commit) -> None:
@@ -212,8 +214,9 @@ def listed_rollouts(objects: Iterable[ManifestEntry]) -> list[RolloutFile]:
 def live_rollouts(store: ObjectStore, job_id: str, epoch: int) -> list[RolloutFile]:
     """Return the rollout files of an unfinished job, each step once, in order of steps.
 
-    `epoch` is the run that holds or last held the job. Until a run has written its base, the objects of the newest
-    commit are valid.
+    No step is missed while its worker merges files, because those that were replaced stay for longer than the listing
+    takes (`jobs.store.discards`). `epoch` is the run that holds or last held the job. Until a run has written its base,
+    the objects of the newest commit are valid.
     """
     base = read_base(store, job_id, epoch)
     if base is None:
@@ -226,12 +229,16 @@ def live_rollouts(store: ObjectStore, job_id: str, epoch: int) -> list[RolloutFi
 
 
 def _in_order(keys: Iterable[str]) -> list[RolloutFile]:
-    """Order rollout files by step. A part replaces the files of single steps from which it was made."""
+    """Return the files that together hold every step of all files, in order of steps, each step in one of them.
+
+    Objects that a part has replaced may still be there, and one of them may end after the part.
+    """
     found = [file for key in keys if (file := _rollout_file(key)) is not None]
     chosen: list[RolloutFile] = []
     for file in sorted(found, key=lambda file: (file.first, -file.last)):
-        if not chosen or file.first > chosen[-1].last:
-            chosen.append(file)
+        end = chosen[-1].last if chosen else 0
+        if file.last > end:
+            chosen.append(replace(file, after=end))
     return chosen
 
 

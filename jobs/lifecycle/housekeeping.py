@@ -1,4 +1,4 @@
-"""Background work without urgency: saving and counting usage, and retention of ended jobs.
+"""Background work without urgency: saving and counting usage, deleting replaced objects, and retention of ended jobs.
 
 Owns when it is done: in a separate thread of every API and worker process, one of which acts at a time. Invariant: slow
 storage here never delays the takeover of a job.
@@ -14,6 +14,7 @@ import structlog
 from jobs.errors import Unavailable
 from jobs.lifecycle.retention import Retention
 from jobs.lifecycle.turns import Turns
+from jobs.store.discards import Discards
 from jobs.store.job_store import JobStore
 from jobs.store.write_once import WriteOnceStore
 from jobs.usage.gpu_time import GpuTime
@@ -32,6 +33,7 @@ class Housekeeper:
         self._work: tuple[Callable[[], object], ...] = (
             GpuTime(job_store, write_once.store).save,
             Census(job_store, write_once).step,
+            Discards(job_store, write_once.store).step,
             Retention(job_store, write_once).step,
         )
         self._stop = threading.Event()

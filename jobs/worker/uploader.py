@@ -2,7 +2,8 @@
 
 Owns which files are uploaded, when, and what is deleted, in a separate thread, so that slow storage delays neither
 heartbeats nor commands. Invariants: it writes only below its own epoch's prefix, a commit is written after all objects
-that it names and deleted before them, and the newest commit always has its checkpoint.
+that it names and deleted before them, the newest commit always has its checkpoint, and rollouts that were uploaded once
+are in the bucket at any time, because the objects that a merge replaces are deleted minutes later (`Discards`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from jobs.errors import Fenced, Unavailable
 from jobs.store import commits, event_log, object_keys
 from jobs.store.bucket import ObjectStore
 from jobs.store.commits import Commit, CommitRef, ResumeBase, RolloutFile
+from jobs.store.discards import Discards
 from jobs.store.job_store import JobStore
 from jobs.store.write_once import ManifestEntry
 from jobs.worker import rollout_compaction, run_dirs, untrusted_files
@@ -98,6 +100,9 @@ class Uploader:
         """Size and modification time of each uploaded file, from just before the upload."""
         self._discarded: list[str] = []
         """Names of uploaded objects that must still be deleted, in this order."""
+        self._discards = Discards(job_store, store)
+        self._replaced: list[str] = []
+        """Keys of objects that a merge has replaced since they were last handed to `Discards`."""
         self._began = self._rollouts_due = time.monotonic()
         self._rollout_step = 0
         """The last step whose rollouts were uploaded."""
@@ -193,15 +198,15 @@ class Uploader:
         self._apply_commands()
         if goal == "whole":
             self._send_rest()
-            return
-        if goal == "resumable":
+        elif goal == "resumable":
             if (self._folder / "stderr.log").exists():
                 self._send(self._folder / "stderr.log")
-            return
-        if time.monotonic() >= self._rollouts_due:
-            self._send_rollouts(after=self._rollout_step)
-        self._drop_pruned()
-        self._send_events(at_least=EVENTS_AT_ONCE)
+        else:
+            if time.monotonic() >= self._rollouts_due:
+                self._send_rollouts()
+            self._drop_pruned()
+            self._send_events(at_least=EVENTS_AT_ONCE)
+        self._discard_replaced()
 
     def _hold(self, name: str) -> Path:
         """Link a checkpoint's files, because the run may prune it before it is uploaded."""
@@ -276,52 +281,64 @@ class Uploader:
             self._discard(sorted(names, key=lambda name: not name.endswith("/manifest.json")))
         self._delete_discarded()
 
-    def _send_rollouts(self, after: int) -> None:
-        """Upload the rollouts of later steps in one object, until a commit merges them into a larger one."""
-        files = [
-            (step, path) for step, path in rollout_compaction.step_files(self._folder / "rollouts") if step > after
-        ]
-        if not files:
+    def _send_rollouts(self) -> None:
+        """Upload the rollouts of new steps."""
+        last = max((step for step, _ in rollout_compaction.step_files(self._folder / "rollouts")), default=0)
+        if last <= self._rollout_step:
             return
-        entry = self._send(files[0][1]) if len(files) == 1 else self._send_batch(after)
-        if entry is not None:
-            (self._batches[entry.path],) = commits.listed_rollouts([entry])
-        self._rollout_step = files[-1][0]
+        self._send_batch(self._rollout_step, last)
+        self._rollout_step = last
         now = time.monotonic()
         self._rollouts_due = now + min(ROLLOUT_SECONDS, ROLLOUT_SHARE * (now - self._began))
 
-    def _send_batch(self, after: int) -> ManifestEntry | None:
+    def _send_batch(self, after: int, up_to: int) -> None:
+        """Upload the rollouts of these steps in one object, until a commit merges them into a larger one."""
         into = self._private / "rollouts"
         into.mkdir(parents=True, exist_ok=True)
-        merged = rollout_compaction.merge(self._folder / "rollouts", after=after, into=into)
+        merged = rollout_compaction.merge(self._folder / "rollouts", up_to, after=after, into=into)
         if merged is None:
-            return None
+            return
         entry = self._send(merged[0])
         merged[0].unlink()
-        return entry
+        if entry is not None:
+            (self._batches[entry.path],) = commits.listed_rollouts([entry])
 
     def _merge_rollouts(self, up_to: int | None) -> None:
         """Upload the rollouts of the steps up to `up_to` as one part, in place of all that were uploaded before."""
         merged = rollout_compaction.merge(self._folder / "rollouts", up_to)
-        if merged is not None:
-            part, replaced = merged
-            if up_to is not None and any(batch.first <= up_to < batch.last for batch in self._batches.values()):
-                self._send_rollouts(after=up_to)  # readers lose the rest of that batch
-            self._send(part)
-            # All at once: steps that a failed deletion left here would be merged into a second part.
-            old = [name for name, batch in self._batches.items() if up_to is None or batch.first <= up_to]
-            for name in old:
-                del self._batches[name]
-            self._discard([name for name in old if name != self._name(part)])
-            rollout_compaction.remove(self._folder / "rollouts", replaced)
-        self._delete_discarded()
+        if merged is None:
+            return
+        part, files = merged
+        old = [name for name, batch in self._batches.items() if up_to is None or batch.first <= up_to]
+        for name in old:
+            if up_to is not None and (last := self._batches[name].last) > up_to:
+                # First the rest of that batch, and no more: readers of the last release would miss steps after it.
+                self._send_batch(up_to, last)
+        if self._send(part, instead_of=old) is None:
+            return  # it was refused, so the batches stay
+        for name in old:
+            del self._batches[name]
+        replaced = [name for name in old if name != self._name(part)]
+        self._forget(replaced)
+        self._replaced += [self._prefix + name for name in replaced]
+        rollout_compaction.remove(self._folder / "rollouts", files)
+
+    def _discard_replaced(self) -> None:
+        if self._replaced:
+            self._guard()
+            self._discards.add(self._replaced)
+            self._replaced = []
 
     def _discard(self, names: list[str]) -> None:
         """Remove these from the valid objects and delete them later."""
+        self._forget(names)
+        self._discarded += names
+
+    def _forget(self, names: list[str]) -> None:
+        """Remove these from the valid objects."""
         for name in names:
             del self._sent[name]
             self._stamps.pop(name, None)
-        self._discarded += names
 
     def _delete_discarded(self) -> None:
         while self._discarded:
@@ -332,6 +349,7 @@ class Uploader:
     def _send_rest(self) -> None:
         """Upload all files of an ended run, and list all valid objects."""
         self._merge_rollouts(None)
+        self._delete_discarded()
         self._keep_known_metrics()
         for pattern in FINAL_FILES:
             for path in sorted(self._folder.glob(pattern)):
@@ -391,8 +409,11 @@ class Uploader:
             self._committed()
             self._looked = len(self._commits)
 
-    def _send(self, path: Path) -> ManifestEntry | None:
-        """Upload a file unless the bucket has it unchanged; None if it no longer exists."""
+    def _send(self, path: Path, *, instead_of: Collection[str] = ()) -> ManifestEntry | None:
+        """Upload a file unless the bucket has it unchanged; None if it no longer exists or was refused.
+
+        The objects that it replaces, `instead_of`, do not count against the limits.
+        """
         name = self._name(path)
         self._guard()
         root = self._private if path.is_relative_to(self._private) else self._folder
@@ -402,7 +423,7 @@ class Uploader:
                 stamp = (state.st_size, state.st_mtime_ns)
                 if self._stamps.get(name) == stamp:
                     return self._sent[name]
-                self._require_room(name, state)
+                self._require_room(name, state, instead_of)
                 sha256, size = self._store.upload(source, self._prefix + name)
         except FileNotFoundError:
             return None
@@ -413,9 +434,9 @@ class Uploader:
         self._stamps[name] = stamp
         return self._sent[name]
 
-    def _require_room(self, name: str, state: os.stat_result) -> None:
+    def _require_room(self, name: str, state: os.stat_result, instead_of: Collection[str]) -> None:
         """Refuse a sparse file, which is small on this disk and large in the bucket, and files above the limits."""
-        others = [entry.size for path, entry in self._sent.items() if path != name]
+        others = [entry.size for path, entry in self._sent.items() if path != name and path not in instead_of]
         fault = ""
         if state.st_size > HOLES_BYTES and state.st_blocks * 512 < state.st_size // HOLES_FACTOR:
             fault = f"has {state.st_size} bytes, almost none of them written"

@@ -18,6 +18,7 @@ from jobs.settings import QueueSettings, StorageSettings
 from jobs.store import commits, object_keys
 from jobs.store.bucket import ObjectStore
 from jobs.store.commits import ResumeBase
+from jobs.store.discards import Discards
 from jobs.store.job_store import JobStore
 from jobs.store.write_once import WriteOnceStore
 from jobs.worker import run_dirs
@@ -49,12 +50,21 @@ class Run:
         return folder
 
     def keys(self, below: str = "") -> list[str]:
+        """What the bucket has once replaced objects are deleted."""
+        self.uploader._discards.step()
         prefix = object_keys.run(self.id, 1)
         return [item.key.removeprefix(prefix) for item in self.store.list(prefix + below)]
 
 
 @pytest.fixture
-def run(storage_settings: StorageSettings, queue_settings: QueueSettings, prefix: str, tmp_path: Path) -> Run:
+def run(
+    storage_settings: StorageSettings,
+    queue_settings: QueueSettings,
+    prefix: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Run:
+    monkeypatch.setattr("jobs.store.discards.KEPT_SECONDS", 0.0)
     store = ObjectStore(storage_settings)
     store.ensure_ready()
     return Run(store, JobStore(queue_settings), f"job-{prefix}", tmp_path / "run")
@@ -99,14 +109,15 @@ def test_rollouts_of_several_steps_are_one_object_in_a_run_that_is_not_young(
     def watched(path: Path, key: str) -> tuple[str, int]:
         done = real(path, key)
         files = commits.live_rollouts(run.store, run.id, 1)
-        seen.append([step for file in files for step in range(file.first, file.last + 1)])
+        seen.append([step for file in files for step in range(max(file.first, file.after + 1), file.last + 1)])
         return done
 
     commits.put_base(run.store, ResumeBase(job=run.id, epoch=1, resumed=None))
     monkeypatch.setattr(run.store, "upload", watched)
     run.uploader._round(None)
-    assert all(steps in ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7]) for steps in seen), seen
-    assert run.keys("rollouts/") == ["rollouts/part-000001-000005.parquet", "rollouts/part-000006-000007.parquet"]
+    assert len(seen) == 4
+    assert all(steps == [1, 2, 3, 4, 5, 6] for steps in seen), seen
+    assert run.keys("rollouts/") == ["rollouts/part-000001-000005.parquet", "rollouts/part-000006-000006.parquet"]
     commit = commits.newest_commit(run.store, run.id, 1)
     assert commit is not None
     assert "rollouts/part-000001-000005.parquet" in [entry.path for entry in commit.objects]
@@ -237,13 +248,67 @@ def test_a_deletion_that_fails_leaves_no_step_in_two_parts(run: Run, monkeypatch
         real(key)
 
     monkeypatch.setattr(run.store, "delete", flaky)
-    with pytest.raises(Unavailable):
-        run.uploader._round(None)
     run.uploader._round(None)
+    with pytest.raises(Unavailable):
+        run.uploader._discards.step()
     commit = commits.newest_commit(run.store, run.id, 1)
     assert commit is not None
     rollouts = [entry.path for entry in commit.objects if entry.path.startswith("rollouts/")]
     assert rollouts == ["rollouts/part-000001-000005.parquet"] == run.keys("rollouts/")
+
+
+def test_what_a_merge_replaced_is_deleted_minutes_later_by_any_process(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Valkey is away at the commit, and the worker dies after the next round."""
+    for step in (1, 2, 3):
+        run.train(step, step)
+        run.uploader._rollouts_due = 0
+        run.uploader._round(None)
+    run.checkpoint(3)
+
+    def away(*_: object, **__: object) -> list[object]:
+        raise Unavailable("Valkey", "away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.store.event_log.store_events", away)
+        with pytest.raises(Unavailable):
+            run.uploader._round(None)
+    assert [ref.step for ref in commits.list_commits(run.store, run.id, 1)] == [3]
+    monkeypatch.setattr("jobs.store.discards.KEPT_SECONDS", 2.0)
+    run.uploader._round(None)
+    housekeeper = Discards(run.uploader._job_store, run.store)
+    prefix = f"{object_keys.run(run.id, 1)}rollouts/"
+    replaced = [f"{prefix}part-{step:06d}-{step:06d}.parquet" for step in (1, 2, 3)]
+    part = f"{prefix}part-000001-000003.parquet"
+    housekeeper.step()
+    assert [item.key for item in run.store.list(prefix)] == [replaced[0], part, *replaced[1:]]
+    time.sleep(2.1)
+    housekeeper.step()
+    assert [item.key for item in run.store.list(prefix)] == [part]
+
+
+def test_a_merge_counts_no_rollout_twice_against_the_limit_of_a_run(run: Run) -> None:
+    run.train(1, 3)
+    run.uploader._round(None)
+    run.train(4, 4)
+    (batch,) = run.uploader._sent.values()
+    run.uploader._max_bytes = batch.size * 3 // 2
+    run.uploader._round("whole")
+    assert run.uploader.not_sent == ""
+    assert run.keys("rollouts/") == ["rollouts/part-000001-000004.parquet"]
+
+
+def test_rollouts_that_are_too_large_to_merge_stay_as_they_are(run: Run) -> None:
+    run.train(1, 3)
+    run.uploader._round(None)
+    run.train(4, 4)
+    (batch,) = run.uploader._sent.values()
+    run.uploader._max_bytes = batch.size
+    run.uploader._round("whole")
+    assert "GRPO_MAX_RUN_MB" in run.uploader.not_sent
+    assert run.uploader.objects == [batch]
+    assert run.keys("rollouts/") == ["rollouts/part-000001-000003.parquet"]
 
 
 def test_what_is_being_deleted_is_listed_no_more(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

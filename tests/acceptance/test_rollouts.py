@@ -44,10 +44,11 @@ def test_rollouts_of_a_job_whose_first_worker_dies(service: JobService, start_wo
     wait_for(service, job.id, JobStatus.QUEUED, seconds=60)
     start_worker()
     done = wait_for(service, job.id)
-    assert (done.status, done.epoch) == (JobStatus.SUCCEEDED, 2), done.error
+    assert done.status is JobStatus.SUCCEEDED, done.error
+    assert done.epoch >= 2  # on a busy machine, the second worker may lose its lease too
     rollouts = read(service, job)
     assert [(r.step, r.sample) for r in rollouts] == [(step, sample) for step in range(1, 41) for sample in (0, 1)]
-    assert {rollout.epoch for rollout in rollouts} == {1, 2}
+    assert rollouts[0].epoch == 1 < rollouts[-1].epoch
     assert [rollout.epoch for rollout in rollouts] == sorted(rollout.epoch for rollout in rollouts)
     by_reward = read(service, job, order="-reward", reward_gt=0.5)
     assert sorted((-r.reward_total, r.step, r.sample) for r in rollouts if (r.reward_total or 0) > 0.5) == [

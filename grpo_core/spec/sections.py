@@ -149,7 +149,7 @@ class TrainingSection(Section):
     save_steps: int = Field(default=250, ge=1, le=MAX_STEPS)
     """Number of steps between two checkpoints that are kept."""
     checkpoint_every: int = Field(default=25, ge=1, le=MAX_STEPS)
-    """Number of steps between two checkpoints from which an interrupted job resumes."""
+    """Number of steps between two checkpoints from which an interrupted job resumes. The last step has one too."""
     checkpoint_minutes: Annotated[float, Since(2)] = Field(default=30.0, gt=0, le=1440)
     """Longest time in minutes between two such checkpoints, for slow steps. The first step that ends after it is saved,
     also between those of `checkpoint_every`. To save by time alone, set `checkpoint_every` to `steps`."""

@@ -153,8 +153,8 @@ def _run(spec: JobSpec, records: _Records, stop: StopRequest, resume: Path | Non
         engine.part()
         _end_trial(records, engine, len(prepared.rows.train), time.perf_counter() - began)
         return EXIT_DONE
-    if held_out is not None:
-        engine.save_checkpoint()  # what follows can take long, and needs no step again if the process is lost in it
+    # If the process is lost in what follows, no step is needed again. Other jobs may train on from here.
+    engine.save_checkpoint()
     engine.save_adapter()
 
     events.phase(Phase.EVALUATING)

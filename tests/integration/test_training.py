@@ -287,6 +287,13 @@ def test_the_last_checkpoint_is_the_adapter(done: Run) -> None:
     assert last.read_bytes() == (done.folder.adapter / "adapter_model.safetensors").read_bytes()
 
 
+def test_the_last_step_has_a_checkpoint_also_where_none_is_due(finish: Callable[..., Run], tmp_path: Path) -> None:
+    training = SPEC["training"] | {"steps": 2, "checkpoint_every": 100, "save_steps": 100}
+    run = finish(tmp_path / "run", SPEC | {"training": training})
+    assert [event["data"]["step"] for event in run.of_type("checkpoint")] == [2]
+    assert_whole(run.folder.checkpoint(2))
+
+
 def test_the_report_says_what_was_really_used(done: Run, engine: dict[str, str]) -> None:
     report = json.loads(done.folder.report.read_text("utf-8"))
     name, parts = ("native", 1) if engine["engine"] == "auto" else ("trl", 2)

@@ -112,7 +112,9 @@ def test_every_list_has_the_same_form(client: httpx.Client, running: Running, pa
     assert (page["object"], page["has_more"], page["next_cursor"]) == ("list", False, None)
 
 
-def test_a_new_webhook_does_not_move_the_pages(client: httpx.Client) -> None:
+def test_a_new_webhook_does_not_move_the_pages(client: httpx.Client, running: Running) -> None:
+    key, _ = running.api.service.keys.create("has-no-other-webhook")
+    client.headers["Authorization"] = f"Bearer {key}"
     made = [client.post("/webhooks", json={"url": f"https://example.com/{n}"}).json()["id"] for n in range(3)]
     first = client.get("/webhooks?limit=2").json()
     client.delete(f"/webhooks/{made[1]}")

@@ -12,6 +12,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -114,6 +115,11 @@ class Local:
 
     def valkey(self) -> redis.Redis:
         return redis.Redis.from_url(stack.client_env(self.data)["REDIS_URL"], decode_responses=True)
+
+    def answers(self) -> bool:
+        with suppress(redis.ConnectionError):
+            return bool(self.valkey().ping())
+        return False
 
     def store(self) -> None:
         self.valkey().set("kept", "yes")
@@ -337,6 +343,8 @@ def test_dead_process_is_started_again(running: Local, name: str) -> None:
     assert after.phase == "running"
     if name == "seaweedfs":
         eventually(lambda: running.s3().missing() is None)
+    if name == "valkey":
+        eventually(running.answers)
 
 
 def test_two_stacks_side_by_side(running: Local, local: Local) -> None:

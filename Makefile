@@ -87,7 +87,7 @@ LONG_FILES = tests/acceptance $(shell grep -rl 'mark\.long' --include='test_*.py
 
 # Two more processes, since these tests wait for leases and for other processes most of their time.
 .PHONY: long
-long: setup  ## Run all other tests of whole processes, and every other fault (15 minutes)
+long: setup  ## Run all other tests of whole processes, and every other fault (17 minutes)
 	$(PYTEST) -n $$(($(JOBS) + 2)) -p no:randomly -m "$(LANE) and ($(LONG))" $(LONG_FILES)
 
 .PHONY: alone

@@ -97,6 +97,8 @@ OPERATIONS = [
 ]
 
 
+# Threads of the service draw random numbers while strategies are asked, as for the waits of webhooks.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning")
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 def test_the_service_answers_as_its_document_says(
     path: str, method: str, schema: Any, target: tuple[RunningApi, dict[str, str], dict[str, list[str]]]

@@ -65,6 +65,7 @@ def run(checkout: Path, *failing: str) -> tuple[int, str, list[str]]:
     """The exit status, what was printed, and what `make` and pytest were asked, where these fail in this order."""
     (checkout / "failing").write_text("".join(f"{name}\n" for name in failing))
     environment = {**os.environ, "PATH": f"{checkout / 'bin'}:{os.environ['PATH']}"}
+    environment.pop("PYTEST_XDIST_WORKER", None)  # of the process that runs this test
     ended = subprocess.run(
         [checkout / ".ci/run"], env=environment, capture_output=True, text=True, check=False, start_new_session=True
     )

@@ -281,7 +281,7 @@ class GuardedConfig(uvicorn.Config):
         super().__init__(
             app,
             http=Connection,
-            # Even where vLLM has installed uvloop: it is no faster here, as measured, and crashes of it are open.
+            # Even where vLLM has installed uvloop: it was no faster here, and reports of crashes in it are open.
             loop="asyncio",
             ws="none",
             backlog=BACKLOG,

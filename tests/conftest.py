@@ -71,7 +71,7 @@ TRAIN_TOO = (
 
 
 def pytest_configure() -> None:
-    """A process that `.ci/run` ends, at a stage's limit, leaves in a file of its own where each of its threads was."""
+    """Write the stack of each thread to a file when `.ci/run` ends this process at a stage's limit."""
     if folder := os.environ.get("GRPO_TEST_STACKS"):
         file = Path(folder) / f"{os.environ.get('PYTEST_XDIST_WORKER', 'pytest')}-{os.getpid()}"
         faulthandler.register(signal.SIGTERM, os.open(file, os.O_WRONLY | os.O_CREAT), chain=True)
